@@ -1,0 +1,362 @@
+"""The configuration of one arm: frozen models, presets, and the way from text to both.
+
+Every default stands here once. This module imports nothing heavier than pydantic, so that the command line can
+print its help, refuse a bad value, or show a resolved config without loading torch (docs/decisions/0002).
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+ClipAlgorithm = Literal["none", "norm", "value", "agc"]
+
+#: What `clip.val = auto` means. AGC's 0.01 is the value of Brock et al. 2021 for large batches.
+AUTO_CLIP_VALUES: Final[Mapping[str, float]] = {"none": 0.0, "norm": 1.0, "value": 0.5, "agc": 0.01}
+
+#: Architectures by name; `fnostab.models.registry` maps each to its class.
+ARCHITECTURES: Final = ("hybrid", "stable_hybrid", "hybrid_original", "fno", "cnn")
+
+
+class ConfigError(ValueError):
+    """A value that the user gave breaks a rule; the message is one line: parameter, value, rule."""
+
+
+def _rule(message: str) -> PydanticCustomError:
+    """A validation error whose text is exactly `message` (braces are not templates)."""
+    return PydanticCustomError("rule", "{message}", {"message": message})
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(_Config):
+    """What a dataset is made of; its SHA-256 names the cache entry. Seeded apart from the training seed."""
+
+    path: str = Field("", description="measured scan (.npz or .npz.bz2); empty: simulate")
+    quantity: Literal["auto", "counts", "amplitude"] = Field(
+        "auto", description="what a PtychoPINN-style file's patterns are; never guessed"
+    )
+    N: int = Field(64, ge=16, le=512, description="pattern and patch size in pixels")
+    gridsize: int = Field(1, description="patches predicted at once along an axis; only 1 is built")
+    probe: str = Field(
+        "auto", description="curved_disk, disk, or an NPZ file with key `probe`; auto: curved_disk, or the scan's own"
+    )
+    probe_radius_px: float | None = Field(None, gt=0, description="disk radius; default 15 px at N=64, in proportion")
+    probe_curvature_rad: float = Field(8.0, description="quadratic phase of curved_disk at its rim")
+    objects: Literal["lines", "grf", "image"] = Field("lines", description="kind of synthetic object")
+    phase: Literal["tanh", "none"] = Field("tanh", description="phase of synthetic objects")
+    object_size: int = Field(392, ge=32, description="side of a synthetic object in pixels")
+    nimgs_train: int = Field(2, ge=1, description="training objects")
+    nimgs_val: int = Field(1, ge=1, description="validation objects")
+    nimgs_test: int = Field(2, ge=1, description="test objects")
+    stride_train_px: int = Field(4, ge=1, description="scan step on training objects")
+    stride_val_px: int = Field(10, ge=1, description="scan step on validation objects")
+    stride_test_px: int = Field(10, ge=1, description="scan step on test objects")
+    max_train_patches: int | None = Field(None, ge=1, description="keep this many training patches, drawn at random")
+    max_val_patches: int | None = Field(None, ge=1, description="the same for validation")
+    nphotons: float = Field(1e9, gt=0, description="counts in the mean simulated pattern")
+    seed: int = Field(20260128, ge=0, description="seed of objects, subsets and photon noise")
+
+    @field_validator("gridsize")
+    @classmethod
+    def _gridsize(cls, value: int) -> int:
+        if value != 1:
+            raise _rule("must be 1: networks over several patches at once are not built yet")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DataConfig":
+        if self.N % 2:
+            raise _rule(f"`data.N` (={self.N}) must be even")
+        if self.object_size < self.N:
+            raise _rule(f"`data.object_size` (={self.object_size}) must be >= `data.N` (={self.N})")
+        return self
+
+
+class ModelConfig(_Config):
+    """The network; constructors call `width` `hidden_channels` and `fno_blocks` `n_blocks`."""
+
+    arch: str = Field("hybrid", description=f"one of {', '.join(ARCHITECTURES)}")
+    width: int = Field(32, ge=1, le=1024, description="channels after the lifter")
+    fno_blocks: int = Field(4, ge=1, le=64, description="encoder blocks")
+    modes: int = Field(12, ge=1, description="Fourier modes kept per axis and sign, bottleneck: half")
+    min_resolution: int = Field(8, ge=2, description="halving stops at this grid size in pixels")
+    max_channels: int = Field(256, ge=1, description="doubling stops at this width")
+    gamma_init: float = Field(0.0, description="initial norm weight of stable blocks")
+    layerscale_init: float | None = Field(None, description="initial LayerScale of stable blocks; null: no LayerScale")
+
+    @field_validator("arch")
+    @classmethod
+    def _known_arch(cls, value: str) -> str:
+        if value not in ARCHITECTURES:
+            raise _rule(f"must be one of {', '.join(ARCHITECTURES)}{_did_you_mean(value, ARCHITECTURES)}")
+        return value
+
+
+class ClipConfig(_Config):
+    """The clipping rule; `val` <= 0 means none."""
+
+    algo: ClipAlgorithm = Field("norm", description="clipping rule")
+    val: float = Field("auto", validate_default=True, description="its limit; auto: norm 1.0, value 0.5, agc 0.01")  # type: ignore[assignment]
+    granularity: Literal["unit", "tensor"] = Field("unit", description="what agc compares: output units or tensors")
+
+    @field_validator("val", mode="before")
+    @classmethod
+    def _auto(cls, value: Any, info: ValidationInfo) -> Any:
+        return AUTO_CLIP_VALUES[info.data.get("algo", "none")] if value == "auto" else value
+
+
+class OptimConfig(_Config):
+    """Optimiser and learning-rate schedule."""
+
+    name: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimiser")
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 otherwise")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: linear warm-up, then cosine to 0")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up (schedule cosine)")
+
+
+class TrainConfig(_Config):
+    """How one run trains."""
+
+    epochs: int = Field(50, ge=1, description="passes over the training patches")
+    batch_size: int = Field(16, ge=1, description="patches a step, over all devices")
+    loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")
+    learn_probe: bool = Field(False, description="learn the probe with the network")
+    probe_lr: float = Field(1e-2, gt=0, description="learning rate of the probe over its largest amplitude")
+    overlap_weight: float = Field(
+        0.0, ge=0, le=1, description="share of the loss taken on the object stitched from each batch of neighbours"
+    )
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="device kind")
+    devices: int = Field(1, ge=1, description="devices used")
+    strategy: Literal["auto", "ddp"] = Field("auto", description="Lightning strategy")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores. Changes the last bits")
+    checkpoint_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints inside an epoch")
+    picture_every_epochs: int = Field(10, ge=1, description="epochs between pictures of the test object")
+
+
+class ArmConfig(_Config):
+    """One run: an arm (architecture x clipping rule), its data, its training, its seed."""
+
+    preset: str = Field("stage_a", description="where the other defaults come from")
+    study: str = Field("auto", min_length=1, max_length=100, description="tag; auto: stage_a or stage_a_<preset>")
+    arm: str = Field("auto", min_length=1, max_length=100, description="tag; auto: control, stable, agc or arch-clip")
+    seed: int = Field(20260128, ge=0, lt=2**32, description="of initial weights and data order")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    clip: ClipConfig = ClipConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, value: str) -> str:
+        if value not in PRESETS:
+            raise _rule(f"must be one of {', '.join(PRESETS)}{_did_you_mean(value, PRESETS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ArmConfig":
+        limit = self.data.N // 2 + 1
+        if self.model.modes > limit:
+            raise _rule(f"`model.modes` (={self.model.modes}) must be <= {limit} at N={self.data.N}")
+        if self.preset == "scan" and not self.data.path:
+            raise _rule("`data` (=) must name a measured scan (.npz or .npz.bz2) with preset scan")
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key -> value of every leaf, in the order of the fields."""
+        return dict(_leaves(self.model_dump(mode="json")))
+
+    def sha256(self) -> str:
+        """Hash of everything that decides the numbers: the tags and the pace of checkpoints and pictures do not."""
+        config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
+        for key in ("checkpoint_every_s", "picture_every_epochs"):
+            del config["train"][key]
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+#: What each preset changes; dotted keys.
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    # The table of the original study: one seed, objects without phase.
+    "seed_study": {"data.phase": "none"},
+    # The same with phase: the study that the project answers.
+    "stage_a": {},
+    # Minutes on 2 CPU cores, and it really learns.
+    "quick": {
+        "data.nimgs_test": 1,
+        "data.max_train_patches": 1024,
+        "data.max_val_patches": 128,
+        "model.width": 16,
+        "train.epochs": 8,
+        "train.picture_every_epochs": 4,
+    },
+    # A measured scan: the probe is learnt.
+    "scan": {
+        "model.width": 16,
+        "optim.schedule": "cosine",
+        "train.learn_probe": True,
+        "train.overlap_weight": 0.5,
+    },
+    # Seconds, for tests.
+    "smoke": {
+        "data.object_size": 128,
+        "data.nimgs_train": 1,
+        "data.nimgs_test": 1,
+        "data.max_train_patches": 64,
+        "data.max_val_patches": 16,
+        "model.width": 4,
+        "train.epochs": 2,
+    },
+}
+
+#: The flat parameters of `MLproject` and the dotted keys they stand for.
+FLAT_KEYS: Final[Mapping[str, str]] = {
+    "arch": "model.arch",
+    "clip_algo": "clip.algo",
+    "clip_val": "clip.val",
+    "preset": "preset",
+    "fno_blocks": "model.fno_blocks",
+    "width": "model.width",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "lr": "optim.lr",
+    "seed": "seed",
+    "N": "data.N",
+    "nphotons": "data.nphotons",
+    "nimgs_train": "data.nimgs_train",
+    "nimgs_test": "data.nimgs_test",
+    "loss": "train.loss",
+    "data": "data.path",
+    "study": "study",
+    "arm": "arm",
+    "accelerator": "train.accelerator",
+}
+
+_STANDARD_ARMS: Final = {
+    ("hybrid", "norm", 1.0): "control",
+    ("stable_hybrid", "none", 0.0): "stable",
+    ("hybrid", "agc", 0.01): "agc",
+}
+
+
+def resolve_config(overrides: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> ArmConfig:
+    """The arm config of `overrides` laid over `base`, and both over the preset they name (default `stage_a`).
+
+    Both have flat keys (`arch`) or dotted ones (`model.arch`); values may be text, as from a command line. `auto` or an
+    empty text for a flat key leaves the decision to `base` or the preset. Raises `ConfigError` with one line: parameter,
+    value, rule.
+    """
+    values = {**_dotted(base or {}), **_dotted(overrides)}
+    merged = {**PRESETS.get(values.get("preset", "stage_a"), {}), **values}
+    try:
+        config = ArmConfig.model_validate(_nested(merged))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+    return _named(config)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The values of a YAML file, nested or dotted or flat, as dotted or flat keys; raises `ConfigError`."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"`config` (={path}) must be a readable file: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"`config` (={path}) must be YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"`config` (={path}) must hold keys and values")
+    return dict(_leaves(tree))
+
+
+def _dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` under dotted keys, less what is left to the preset."""
+    dotted: dict[str, Any] = {}
+    for key, value in values.items():
+        target = FLAT_KEYS.get(key, key)
+        if target not in CONFIG_KEYS:
+            raise ConfigError(f"`{key}` (={value}) is no parameter{_did_you_mean(key, [*FLAT_KEYS, *CONFIG_KEYS])}")
+        if key in FLAT_KEYS and value in ("auto", ""):
+            continue
+        value = None if value == "null" else value
+        if target in dotted and dotted[target] != value:
+            raise ConfigError(f"`{key}` (={value}) is given twice, also as {dotted[target]}")
+        dotted[target] = value
+    return dotted
+
+
+def _named(config: ArmConfig) -> ArmConfig:
+    """Fill in `study` and `arm` where they are `auto`."""
+    study, arm = config.study, config.arm
+    if study == "auto":
+        study = "stage_a" if config.preset == "stage_a" else f"stage_a_{config.preset}"
+    if arm == "auto":
+        identity = (config.model.arch, config.clip.algo, config.clip.val)
+        arm = _STANDARD_ARMS.get(identity, f"{config.model.arch}-{config.clip.algo}")
+    return config.model_copy(update={"study": study, "arm": arm})
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first error of `error` as: parameter, value, rule."""
+    first = error.errors(include_url=False)[0]
+    location = ".".join(str(part) for part in first["loc"])
+    message = first["msg"]
+    if first["type"] == "rule" and message.startswith("`"):
+        return message
+    rule = message.removeprefix("Input should be ").removeprefix("Input should ")
+    rule = rule if first["type"] == "rule" else f"must be {rule}"
+    for words, sign in (
+        ("greater than or equal to", ">="),
+        ("less than or equal to", "<="),
+        ("greater than", ">"),
+        ("less than", "<"),
+    ):
+        rule = rule.replace(words, sign)
+    return f"`{location}` (={first['input']}) {rule}"
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in dotted.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, description) of every leaf field."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _fields(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field.description or ""
+
+
+#: Every dotted key with its one-line description.
+CONFIG_KEYS: Final[Mapping[str, str]] = dict(_fields(ArmConfig))
