@@ -1,0 +1,152 @@
+"""Far-field optics: propagation, probes, photon counts.
+
+One convention everywhere: the exit wave is probe times object patch, the far field its orthonormal FFT, and patterns
+are stored with zero frequency at the array centre, index N // 2.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import erf
+
+from fnostab.npz import read_probe
+
+
+def far_field_amplitude(patches: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+    """Propagate exit waves `probe * patches` to the far field and return the amplitude.
+
+    `patches` is complex (..., N, N); `probe` complex (N, N) or anything that broadcasts against it. Returns real
+    (..., N, N), `|FFT2(probe * patch)|` with orthonormal scaling and zero frequency at the centre, so that the energy
+    of exit wave and pattern agree (Parseval). Differentiable in both arguments.
+    """
+    field: torch.Tensor = torch.fft.fftshift(torch.fft.fft2(probe * patches, norm="ortho"), dim=(-2, -1))
+    return field.abs()
+
+
+def fourier_shift(field: torch.Tensor, shift_px: torch.Tensor) -> torch.Tensor:
+    """Shift periodic fields by any fraction of a pixel; the content moves by `+shift_px`.
+
+    `field` is complex (..., N, M), `shift_px` real (..., 2) in (row, column), leading axes broadcasting. Returns
+    complex (..., N, M). Multiplies the spectrum by exp(-2 pi i k.s) (Fourier shift theorem): unitary, undone exactly by
+    the opposite shift, equal to `torch.roll` for whole pixels and exact interpolation of band-limited fields.
+    Differentiable in both arguments.
+    """
+    shift = shift_px.to(device=field.device, dtype=field.real.dtype)
+    rows, cols = (_phase_ramp(shift[..., axis], field.shape[axis - 2]) for axis in (0, 1))
+    shifted: torch.Tensor = torch.fft.ifft2(torch.fft.fft2(field) * rows[..., :, None] * cols[..., None, :])
+    return shifted
+
+
+def _phase_ramp(shift_px: torch.Tensor, length: int) -> torch.Tensor:
+    """exp(-2 pi i k s) of shifts (...) at the `length` FFT frequencies k, in FFT order: (..., length)."""
+    k = torch.fft.fftfreq(length, dtype=shift_px.dtype, device=shift_px.device)
+    angle = -2 * torch.pi * shift_px[..., None] * k
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def disk(N: int, radius_px: float | None = None) -> NDArray[np.complex64]:
+    """Make a flat disk with a smooth edge, the probe that leaves the twin image possible.
+
+    Returns complex64 (N, N), real and at most 1, half of it at `radius_px` (default 15 px at N = 64, in proportion)
+    from the middle of the array, with an error-function edge of N / 64 px. Raises ValueError unless
+    0 < radius_px <= N / 4: beyond that the pattern no longer samples the exit wave's autocorrelation (Miao, Sayre and
+    Chapman 1998, oversampling at least 2 along each axis).
+    """
+    radius, edge = _radius(N, radius_px), N / 64
+    amplitude = 0.5 * (1 - erf((_distance_px(N) - radius) / (np.sqrt(2) * edge)))
+    return np.asarray(amplitude, dtype=np.complex64)
+
+
+def curved_disk(N: int, radius_px: float | None = None, curvature_rad: float = 8.0) -> NDArray[np.complex64]:
+    """Make the default probe: the smooth `disk` with a quadratic phase, as a defocused lens gives.
+
+    Returns complex64 (N, N); the phase is `curvature_rad * (r / radius_px)**2`, zero in the middle and `curvature_rad`
+    at the rim. The curvature tells an object from its twin, which a real centrosymmetric probe cannot. Raises
+    ValueError as `disk` does.
+    """
+    radius = _radius(N, radius_px)
+    phase = curvature_rad * (_distance_px(N) / radius) ** 2
+    return np.asarray(disk(N, radius) * np.exp(1j * phase), dtype=np.complex64)
+
+
+def from_npz(path: str | Path) -> NDArray[np.complex64]:
+    """Read a probe from the key `probe` of an `.npz` or `.npz.bz2` file, without unpickling.
+
+    Returns complex64 (N, N); leading axes of length one (tike's layout) are dropped. Raises ValueError, in one line, if
+    the file is missing, unreadable, truncated, pickled or without the key, or if the probe is not one square, finite
+    array that is not zero everywhere.
+    """
+    return read_probe(path)
+
+
+def photon_scale(amplitudes: ArrayLike | torch.Tensor, nphotons: float) -> float:
+    """Find the scale s at which the mean pattern holds `nphotons` counts.
+
+    `amplitudes` is real (..., N, N), the leading axes counting patterns. Returns s > 0 with
+    mean over patterns of sum (s A)^2 = nphotons. Raises ValueError if `nphotons` is not positive, or the amplitudes
+    are not finite or all zero.
+    """
+    if not nphotons > 0:
+        raise ValueError(f"`nphotons` (={nphotons}) must be > 0")
+    amplitudes = np.asarray(amplitudes)
+    patterns = amplitudes.size // (amplitudes.shape[-2] * amplitudes.shape[-1])
+    energy = float(np.square(amplitudes, dtype=np.float64).sum()) / patterns
+    if not np.isfinite(energy) or energy <= 0:
+        raise ValueError(f"`amplitudes` (=mean energy {energy:g}) must be finite and not zero everywhere")
+    return float(np.sqrt(nphotons / energy))
+
+
+def poisson_counts(amplitudes: ArrayLike | torch.Tensor, scale: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draw photon counts, Poisson distributed with mean `(scale * amplitudes)**2`.
+
+    `amplitudes` is real, any shape. Returns float32 of that shape; rates and draws are 64-bit, and counts above 2^24
+    in one pixel are rounded to float32 (a relative error of at most 6e-8, far under the photon noise there).
+    """
+    rates = np.square(np.asarray(amplitudes, dtype=np.float64) * scale)
+    return rng.poisson(rates).astype(np.float32)
+
+
+def crop_probe(probe: NDArray[Any], N: int) -> NDArray[np.complex64]:
+    """Resample a probe to the coarser grid that goes with the central N x N of its patterns.
+
+    `probe` is complex (M, M) with M >= N; returns complex64 (N, N): the central N x N of its orthonormal spectrum, with
+    no further factor, transformed back. The field of view stays, pixels grow by M / N, so positions in pixels shrink
+    by N / M. In real space the value at pixel n is M / N times the band-limited probe at pixel n M / N of the old
+    grid; with that, the N x N model of an object sampled at those points gives the cropped patterns themselves
+    (exactly, if the exit wave's band fits the crop).
+    """
+    rows, cols = _central(probe.shape, N)
+    spectrum = np.fft.fftshift(np.fft.fft2(np.asarray(probe, dtype=np.complex128), norm="ortho"))
+    cropped = np.fft.ifftshift(spectrum[rows, cols])
+    return np.asarray(np.fft.ifft2(cropped, norm="ortho"), dtype=np.complex64)
+
+
+def crop_patterns(counts: NDArray[Any], N: int) -> NDArray[Any]:
+    """Cut the central N x N out of centred patterns (..., M, M), as a view, keeping zero frequency at N // 2."""
+    rows, cols = _central(counts.shape[-2:], N)
+    return counts[..., rows, cols]
+
+
+def _central(shape: tuple[int, ...], N: int) -> tuple[slice, slice]:
+    """Slices of the central N x N, index M // 2 going to N // 2."""
+    if not 1 <= N <= min(shape):
+        raise ValueError(f"`N` (={N}) must be between 1 and {min(shape)}, the size of the patterns")
+    rows, cols = (slice(M // 2 - N // 2, M // 2 - N // 2 + N) for M in shape)
+    return rows, cols
+
+
+def _distance_px(N: int) -> NDArray[np.float64]:
+    """Distance of every pixel from the middle of the array, which is also the middle of the stitched tile."""
+    axis = np.arange(N) - (N - 1) / 2
+    distance: NDArray[np.float64] = np.hypot(axis[:, None], axis[None, :])
+    return distance
+
+
+def _radius(N: int, radius_px: float | None) -> float:
+    radius = 15 / 64 * N if radius_px is None else float(radius_px)
+    if not 0 < radius <= N / 4:
+        raise ValueError(f"`radius_px` (={radius:g}) must be > 0 and <= {N / 4:g}, a quarter of N={N}")
+    return radius

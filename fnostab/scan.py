@@ -1,0 +1,282 @@
+"""Scans: patches cut from an object, and ONE object put together from patches.
+
+A position is the (row, column) of a patch's top-left corner in object pixels. It splits into the nearest whole pixel,
+the corner of a window on the canvas, and a remainder by which exit wave and probe are shifted within the window.
+`stitch` and `read_windows` are differentiable and fit into a training loss; `reassemble` solves a whole scan.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import eigsh
+
+from fnostab.optics import far_field_amplitude, fourier_shift
+
+#: Light under this share of its maximum counts as dark: there the object is free, and is drawn to zero.
+_DARK = 1e-7
+#: Patch pairs whose overlap is under this share of their energy are taken as apart: it may be rounding.
+_LOOSE = 1e-6
+
+
+@dataclass(frozen=True)
+class Reassembly:
+    """One object from a scan's patches; `origin_px` is the canvas's (row, column) in the positions' frame."""
+
+    object: NDArray[np.complex64]  #: (H, W), least squares over all patches
+    light: NDArray[np.float32]  #: (H, W), sum of the shifted probes' intensities
+    origin_px: tuple[int, int]
+    phases_rad: NDArray[np.float64]  #: (n,), the phase that each patch had over the object
+
+
+def grid_positions(size: int, N: int, stride_px: int) -> NDArray[np.int64]:
+    """List the top-left corners of a square grid of N x N patches on a `size` x `size` object.
+
+    Returns int64 (n, 2), (row, column), row by row from (0, 0), every patch inside the object. Raises ValueError if no
+    patch fits or the stride is not positive.
+    """
+    if not 1 <= N <= size:
+        raise ValueError(f"`N` (={N}) must be between 1 and the object's size, {size}")
+    if stride_px < 1:
+        raise ValueError(f"`stride_px` (={stride_px}) must be >= 1")
+    axis = np.arange(0, size - N + 1, stride_px, dtype=np.int64)
+    return np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def extract_patches(obj: NDArray[Any], positions_px: ArrayLike, N: int) -> NDArray[Any]:
+    """Cut N x N patches out of an object at whole-pixel positions.
+
+    `obj` is (H, W), `positions_px` (n, 2). Returns a copy, (n, N, N), of the object's dtype. Raises ValueError if a
+    position is not whole or its patch leaves the object.
+    """
+    corners = _whole(positions_px)
+    last = np.array(obj.shape) - N
+    outside = ((corners < 0) | (corners > last)).any(axis=1)
+    if outside.any():
+        raise ValueError(f"`positions_px` (={corners[outside][0].tolist()}) must be between 0 and {last.tolist()}")
+    patches: NDArray[Any] = np.lib.stride_tricks.sliding_window_view(obj, (N, N))[corners[:, 0], corners[:, 1]]
+    return patches
+
+
+def stitch_grid(
+    patches: NDArray[Any], positions_px: ArrayLike, tile_px: int, N: int
+) -> tuple[NDArray[Any], tuple[int, int]]:
+    """Lay the central `tile_px` x `tile_px` of every patch side by side.
+
+    `patches` is (n, N, N) with common phase, `positions_px` (n, 2) whole pixels of a full grid whose stride is
+    `tile_px`. Returns the canvas of just the tiles' area, (H, W), and its (row, column) in the positions' frame. Raises
+    ValueError if the tiles do not cover every pixel exactly once.
+    """
+    corners = _whole(positions_px)
+    if patches.shape != (len(corners), N, N):
+        raise ValueError(f"`patches` (={patches.shape}) must be {(len(corners), N, N)}, one N x N patch a position")
+    margin = (N - tile_px) // 2
+    first = corners.min(axis=0)
+    shape = corners.max(axis=0) - first + tile_px
+    pixels = (corners - first)[:, :, None] + np.arange(tile_px)
+    rows, cols = pixels[:, 0, :, None], pixels[:, 1, None, :]
+    covered = np.bincount((rows * shape[1] + cols).ravel(), minlength=int(shape.prod()))
+    if not 1 <= tile_px <= N or (covered != 1).any():
+        raise ValueError(f"`tile_px` (={tile_px}) must be the stride of a full grid, so that tiles just meet")
+    canvas = np.empty(shape, dtype=patches.dtype)
+    canvas[rows, cols] = patches[:, margin : margin + tile_px, margin : margin + tile_px]
+    return canvas, (int(first[0]) + margin, int(first[1]) + margin)
+
+
+def split_positions(positions_px: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Split positions (n, 2) into nearest whole pixels, int64, and remainders of at most half a pixel, float32."""
+    positions = np.asarray(positions_px, dtype=np.float64)
+    if positions.ndim != 2 or positions.shape[1] != 2 or not len(positions) or not np.isfinite(positions).all():
+        raise ValueError(f"`positions_px` (=shape {positions.shape}) must be finite, (n, 2), with n >= 1")
+    corners = np.rint(positions)
+    return corners.astype(np.int64), (positions - corners).astype(np.float32)
+
+
+def read_windows(canvas: torch.Tensor, corners: torch.Tensor, N: int) -> torch.Tensor:
+    """Read N x N windows (n, N, N) of a canvas (H, W) at int64 `corners` (n, 2); differentiable.
+
+    The windows must lie inside the canvas, which is not checked: that would make a GPU wait.
+    """
+    index = _window_index(corners, N, canvas.shape[-1])
+    return canvas.reshape(-1).index_select(0, index).reshape(-1, N, N)
+
+
+def stitch(
+    exit_waves: torch.Tensor, probes: torch.Tensor, corners: torch.Tensor, shape: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum exit waves into the numerator and the light of the least-squares object; differentiable.
+
+    `exit_waves` complex (n, N, N) and `probes` (n, N, N) or (N, N), both shifted by their positions' remainders;
+    `corners` int64 (n, 2) on a canvas of `shape`, not checked to lie inside. Returns the numerator sum conj(P_j) psi_j,
+    complex (H, W), and the light sum |P_j|^2, real (H, W): their quotient is the object that minimises
+    sum |psi_j - P_j O|^2 (Thibault et al. 2009, Ultramicroscopy 109, 338, eq. 9).
+    """
+    index = _window_index(corners, exit_waves.shape[-1], shape[1])
+    products = probes.conj() * exit_waves
+    intensities = probes.abs().square().expand_as(products)
+    # index_add_ on flat tensors, forwards and in `read_windows` backwards: on a CPU always in the same order.
+    numerator = products.new_zeros(shape[0] * shape[1]).index_add(0, index, products.reshape(-1))
+    light = intensities.new_zeros(shape[0] * shape[1]).index_add(0, index, intensities.reshape(-1))
+    return numerator.reshape(shape), light.reshape(shape)
+
+
+@torch.no_grad()
+def synchronise_phases(
+    exit_waves: torch.Tensor, probes: torch.Tensor, corners: torch.Tensor, n_iterations: int = 100
+) -> torch.Tensor:
+    """Estimate the global phase that each exit wave has over the one object common to all.
+
+    Arguments as for `stitch`. Returns real (n,): psi_j is best explained as exp(i phase_j) P_j O. The least-squares
+    phases maximise z* A z over unit z_j = exp(i phase_j), where A_jk = sum psi_j conj(P_j) P_k conj(psi_k) / light over
+    the overlap of j and k. Start: the leading eigenvector of A without diagonal, normalised by its degrees D (Singer
+    2011, Appl. Comput. Harmon. Anal. 30, 20). Then at most `n_iterations` of z <- sgn(A z + D z), which never lower
+    z* A z (Boumal 2016, SIAM J. Optim. 26, 2355) and end where phase_j = arg <P_j O, psi_j> for every patch. A common
+    phase is free: the mean of z is made positive in every group of patches that overlap, so agreeing patches keep
+    their phases. The phases are solved for on the CPU.
+    """
+    matrix = _overlap_matrix(exit_waves, probes.expand_as(exit_waves), corners)
+    z = np.ones(len(exit_waves), dtype=np.complex128)
+    n_groups, group = connected_components(abs(matrix), directed=False)
+    for members in (np.flatnonzero(group == g) for g in range(n_groups)):
+        if len(members) == 1:
+            continue
+        block = matrix[members][:, members]
+        degree = np.asarray(abs(block).sum(axis=1)).ravel()
+        z_group = _sign(_leading_eigenvector(block, degree))
+        for _ in range(n_iterations):
+            previous, z_group = z_group, _sign(block @ z_group + degree * z_group)
+            if np.abs(z_group - previous).max() < 1e-7:
+                break
+        z[members] = z_group * _sign(z_group.mean(keepdims=True)).conj()
+    return torch.from_numpy(np.angle(z)).to(exit_waves.device, exit_waves.real.dtype)
+
+
+@torch.no_grad()
+def reassemble(
+    patches: ArrayLike | torch.Tensor, positions_px: ArrayLike, probe: ArrayLike | torch.Tensor, n_sync: int = 100
+) -> Reassembly:
+    """Find the least-squares object of patches at scattered, sub-pixel positions.
+
+    `patches` complex (n, N, N), `positions_px` (n, 2), `probe` complex (N, N); `n_sync` limits the iterations that
+    settle the patches' global phases, 0 keeps the patches' own. Patch j sees the object at its exact position; its exit
+    wave and the probe are shifted by the remainder to whole pixels (exact where band limits allow), then
+    O = sum conj(P_j) psi_j exp(-i phase_j) / (sum |P_j|^2 + 1e-7 of its maximum). Runs on the device of `patches`.
+    Raises ValueError if the shapes do not fit.
+    """
+    waves = torch.as_tensor(patches).to(torch.complex64)
+    light_field = torch.as_tensor(probe).to(waves)
+    corners, remainders = split_positions(positions_px)
+    N = waves.shape[-1]
+    if waves.shape != (len(corners), N, N) or light_field.shape != (N, N):
+        shapes = f"{tuple(waves.shape)}, {corners.shape}, {tuple(light_field.shape)}"
+        raise ValueError(f"`patches`, `positions_px`, `probe` (={shapes}) must be (n, N, N), (n, 2), (N, N)")
+    origin = corners.min(axis=0)
+    height, width = (corners.max(axis=0) - origin + N).tolist()
+    windows = torch.from_numpy(corners - origin).to(waves.device)
+    probes = _shifted(light_field, remainders)
+    waves = _shifted(light_field * waves, remainders)
+    phases = waves.real.new_zeros(len(waves))
+    if n_sync > 0:
+        phases = synchronise_phases(waves, probes, windows, n_sync)
+        waves = waves * torch.polar(torch.ones_like(phases), -phases)[:, None, None]
+    numerator, light = stitch(waves, probes, windows, (height, width))
+    canvas = numerator / (light + _DARK * light.max())
+    return Reassembly(
+        object=canvas.cpu().numpy(),
+        light=light.cpu().numpy(),
+        origin_px=(int(origin[0]), int(origin[1])),
+        phases_rad=phases.double().cpu().numpy(),
+    )
+
+
+@torch.no_grad()
+def stitched_r_factor(
+    reassembly: Reassembly,
+    positions_px: ArrayLike,
+    probe: ArrayLike | torch.Tensor,
+    amplitudes: NDArray[Any],
+    batch_size: int = 256,
+) -> float:
+    """Compare the patterns of the ONE reassembled object with the measured amplitudes.
+
+    `amplitudes` real (n, N, N), centred, may be memory-mapped; `positions_px` (n, 2) within the reassembly's canvas;
+    `probe` complex (N, N), in the amplitudes' scale. Returns R = sum |A_model - A| / sum A. Raises ValueError if a
+    position leaves the canvas.
+    """
+    canvas = torch.from_numpy(reassembly.object)
+    light_field = torch.as_tensor(probe).to(canvas)
+    N = light_field.shape[-1]
+    corners, remainders = split_positions(positions_px)
+    corners = corners - np.array(reassembly.origin_px)
+    if (corners < 0).any() or (corners + N > np.array(canvas.shape)).any():
+        raise ValueError(f"`positions_px` (=from {corners.min(axis=0)}) must lie on the reassembled canvas")
+    difference = total = 0.0
+    for start in range(0, len(corners), batch_size):
+        batch = slice(start, start + batch_size)
+        measured = torch.from_numpy(np.array(amplitudes[batch], dtype=np.float32))
+        windows = read_windows(canvas, torch.from_numpy(corners[batch]), N)
+        model = far_field_amplitude(windows, _shifted(light_field, remainders[batch]))
+        difference += float((model - measured).abs().sum(dtype=torch.float64))
+        total += float(measured.sum(dtype=torch.float64))
+    return difference / total
+
+
+def _whole(positions_px: ArrayLike) -> NDArray[np.int64]:
+    corners, remainders = split_positions(positions_px)
+    if remainders.any():
+        raise ValueError(f"`positions_px` (={remainders[remainders != 0][0]:+g} off) must be whole pixels")
+    return corners
+
+
+def _shifted(field: torch.Tensor, remainders: NDArray[np.float32]) -> torch.Tensor:
+    """`field` (N, N) or (n, N, N) shifted by n remainders; untouched, and not copied, where all are zero."""
+    if not remainders.any():
+        return field
+    return fourier_shift(field, torch.from_numpy(remainders).to(field.device))
+
+
+def _window_index(corners: torch.Tensor, N: int, width: int) -> torch.Tensor:
+    """Flat canvas indices, int64 (n * N * N), of the windows at `corners`."""
+    step = torch.arange(N, device=corners.device)
+    rows, cols = corners[:, 0, None] + step, corners[:, 1, None] + step
+    return (rows[:, :, None] * width + cols[:, None, :]).reshape(-1)
+
+
+def _overlap_matrix(exit_waves: torch.Tensor, probes: torch.Tensor, corners: torch.Tensor) -> Any:
+    """The matrix A of `synchronise_phases` without diagonal, SciPy CSR, complex (n, n): Q Q*, a row of Q a patch."""
+    N, corners = exit_waves.shape[-1], corners - corners.amin(dim=0)
+    height, width = (corners.amax(dim=0) + N).tolist()
+    _, light = stitch(exit_waves, probes, corners, (height, width))
+    light = read_windows(light.clamp_min(_DARK * light.max()), corners, N)
+    lit = probes.abs().amax(dim=0) > 1e-2 * probes.abs().max()
+    values = (probes.conj() * exit_waves / light.sqrt())[:, lit].cpu().numpy()
+    index = _window_index(corners, N, width).reshape(-1, N, N)[:, lit].cpu().numpy()
+    ends = np.arange(len(values) + 1) * values.shape[1]
+    rows = sparse.csr_array((values.ravel(), index.ravel(), ends), shape=(len(values), height * width))
+    matrix = (rows @ rows.conj().T).tocoo()
+    j, k = matrix.row, matrix.col
+    size = np.sqrt(matrix.diagonal().real)
+    tied = (np.abs(matrix.data) > _LOOSE * size[j] * size[k]) & (j != k)
+    return sparse.csr_array((matrix.data[tied], (j[tied], k[tied])), shape=matrix.shape, dtype=np.complex128)
+
+
+def _leading_eigenvector(matrix: Any, degree: NDArray[np.float64]) -> NDArray[np.complex128]:
+    """Leading eigenvector of a Hermitian CSR matrix after scaling by its degrees, from a fixed start."""
+    scale = sparse.diags_array(1 / np.sqrt(degree))
+    normalised = scale @ matrix @ scale
+    if matrix.shape[0] <= 64:
+        vectors = np.linalg.eigh(normalised.toarray())[1]
+    else:
+        start = np.ones(matrix.shape[0], dtype=np.complex128)
+        vectors = eigsh(normalised, k=1, which="LA", v0=start, tol=1e-8, maxiter=100_000)[1]
+    return np.asarray(vectors[:, -1])
+
+
+def _sign(z: NDArray[np.complex128]) -> NDArray[np.complex128]:
+    """z / |z|, and 1 where z is 0."""
+    size = np.abs(z)
+    return np.where(size > 0, z / np.where(size > 0, size, 1), 1)
