@@ -1,0 +1,188 @@
+"""Gradient clipping: by norm, by value, and adaptively (AGC), with what it did reported as device tensors.
+
+Every rule runs without waiting for the device, without a Python loop over elements, and in place, so gradients keep
+their memory format. Complex gradients are treated through their real views: multiplying a complex infinity or negative
+zero by one would change it.
+
+**Non-finite gradients are never clipped.** A limit has no meaning against an infinite or undefined norm: scaling by
+`limit / inf` would turn every finite element into zero, and clamping would turn an infinity into an ordinary number.
+So if the total norm (for AGC: a unit's norm) is `inf` or NaN, those gradients stay as they are: `norm_preclip` and
+`norm_postclip` are both non-finite, and the first bad layer can still be found. Skipping the update is the caller's
+part. (PyTorch's `clip_grad_norm_` writes zeros and NaN in this case, its `clip_grad_value_` finite numbers.)
+"""
+
+import math
+from typing import Final, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from fnostab.config import ClipAlgorithm
+from fnostab.gradients import (
+    ParameterSource,
+    as_real,
+    gradient_of,
+    norm_of_norms,
+    parameters_with_gradient,
+    tensor_norms,
+    total_norm,
+)
+
+Granularity = Literal["unit", "tensor"]
+
+#: The floor under `||W||`, so that weights which start at zero can leave it (Brock et al. 2021).
+AGC_EPS: Final = 1e-3
+
+
+class ClipStats(NamedTuple):
+    """What one clipping did: three 0-d tensors on the gradients' device, none of them read yet."""
+
+    norm_preclip: Tensor  #: 2-norm of all gradients before
+    norm_postclip: Tensor  #: and after
+    clipped_fraction: Tensor  #: norm: 0 or 1; value: of elements; agc: of units; none: 0
+
+
+@torch.no_grad()
+def clip_gradients_(
+    parameters_or_module: ParameterSource,
+    algorithm: ClipAlgorithm,
+    value: float,
+    granularity: Granularity = "unit",
+) -> ClipStats:
+    """Clip all gradients in place by one of the rules `none`, `norm`, `value` or `agc`.
+
+    - `norm`: scale all by `min(1, value / (total norm + 1e-6))`, bit for bit what `torch.nn.utils.clip_grad_norm_`
+      does; its 1e-6 is kept, so that results compare with those of other programs.
+    - `value`: clamp every element, of complex gradients real and imaginary part each, to `[-value, value]`.
+    - `agc`: `adaptive_gradient_clip_` with `clip_factor=value`; only this one heeds `granularity`.
+
+    A `value` <= 0 means `none`, which only measures. Parameters without a gradient are skipped; where none has one,
+    the statistics are zeros. Raises `ValueError`, before anything is changed, for an unknown `algorithm` or
+    `granularity` and for a NaN `value`.
+    """
+    _check_choice("algorithm", algorithm, get_args(ClipAlgorithm))
+    _check_choice("granularity", granularity, get_args(Granularity))
+    if math.isnan(value):
+        raise ValueError(f"`value` (={value}) must be a number")
+    if algorithm == "agc" and value > 0:
+        return _clip_adaptively_(parameters_or_module, value, AGC_EPS, granularity)
+
+    parameters = parameters_with_gradient(parameters_or_module)
+    norm = total_norm(parameters)
+    gradients = [gradient_of(parameter) for parameter in parameters]
+    if algorithm == "norm" and value > 0:
+        return _clip_norm_(gradients, value, norm)
+    if algorithm == "value" and value > 0:
+        return _clip_value_(gradients, value, norm)
+    return ClipStats(norm, norm, torch.zeros_like(norm))
+
+
+@torch.no_grad()
+def adaptive_gradient_clip_(
+    module_or_parameters: ParameterSource,
+    clip_factor: float = 0.01,
+    eps: float = AGC_EPS,
+    granularity: Granularity = "unit",
+) -> Tensor:
+    """Clip each unit's gradient G in place to the norm of its weights W: Brock et al. 2021, Algorithm 2.
+
+    Where `||G|| > clip_factor * max(||W||, eps)`, G is scaled down to that limit; other gradients stay bit for bit what
+    they were. A unit is an output unit: an index on axis 1 of transposed convolutions' weights (with groups, taken over
+    all of them), on axis 0 of any other parameter with two axes or more, spectral weights `(out, in, rows, cols, 2)`
+    among them. Vectors and scalars are one unit, as is every parameter with `granularity="tensor"`. Of bare tensors the
+    layer is unknown, so their axis is 0.
+
+    Returns the fraction of units that were clipped, a 0-d tensor. Raises `ValueError` for an unknown `granularity` or
+    a `clip_factor` or `eps` that is not positive. Source: https://arxiv.org/abs/2102.06171, section 4.1.
+    """
+    _check_choice("granularity", granularity, get_args(Granularity))
+    for name, value in (("clip_factor", clip_factor), ("eps", eps)):
+        if not value > 0:
+            raise ValueError(f"`{name}` (={value}) must be > 0")
+    return _clip_adaptively_(module_or_parameters, clip_factor, eps, granularity).clipped_fraction
+
+
+def _clip_norm_(gradients: list[Tensor], max_norm: float, norm: Tensor) -> ClipStats:
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0).masked_fill(~norm.isfinite(), 1.0)
+    for device in {gradient.device for gradient in gradients}:
+        torch._foreach_mul_([gradient for gradient in gradients if gradient.device == device], scale.to(device))
+    return ClipStats(norm, norm * scale, (scale < 1).to(norm.dtype))
+
+
+def _clip_value_(gradients: list[Tensor], max_value: float, norm: Tensor) -> ClipStats:
+    if not gradients:
+        return ClipStats(norm, norm, torch.zeros_like(norm))
+    limit = torch.full_like(norm, max_value).masked_fill(~norm.isfinite(), math.inf)
+    n_clipped = torch.zeros_like(norm, dtype=torch.int64)
+    for gradient in gradients:
+        # hardshrink is zero exactly where |g| <= max_value, and faster than comparing.
+        n_clipped += torch.count_nonzero(nn.functional.hardshrink(gradient, max_value)).to(norm.device)
+    # Not clamp, which is several times slower for bounds that live on the device.
+    torch._foreach_minimum_(gradients, [limit.to(gradient.device) for gradient in gradients])
+    torch._foreach_maximum_(gradients, [-limit.to(gradient.device) for gradient in gradients])
+    fraction = (n_clipped / max(1, sum(g.numel() for g in gradients))).to(norm.dtype)
+    return ClipStats(norm, norm_of_norms(tensor_norms(gradients)), fraction.masked_fill(~norm.isfinite(), 0.0))
+
+
+def _clip_adaptively_(source: ParameterSource, clip_factor: float, eps: float, granularity: Granularity) -> ClipStats:
+    axes_by_id = _transposed_axes(source) if isinstance(source, nn.Module) else {}
+    parameters = parameters_with_gradient(source)
+    if not parameters:
+        return ClipStats(torch.zeros(()), torch.zeros(()), torch.zeros(()))
+    whole = [granularity == "tensor" or parameter.ndim < 2 for parameter in parameters]
+    axes = [None if one else axes_by_id.get(id(p), 0) for p, one in zip(parameters, whole, strict=True)]
+    gradients = [gradient_of(parameter) for parameter in parameters]
+
+    gradient_parts = _unit_norms(gradients, axes)
+    device = gradients[0].device
+    gradient_norms = torch.cat([part.to(device) for part in gradient_parts])
+    weight_parts = _unit_norms([as_real(parameter) for parameter in parameters], axes)
+    weight_norms = torch.cat([part.to(device) for part in weight_parts])
+
+    limits = clip_factor * weight_norms.clamp(min=eps)
+    clipped = (gradient_norms > limits) & gradient_norms.isfinite()
+    # Not torch.where(..., 1.0), which would copy its scalar to the device and wait for that.
+    scales = (limits / gradient_norms).masked_fill(~clipped, 1.0)
+    parts = torch.split(scales, [part.numel() for part in gradient_parts])
+    # x * 1.0 is x bit for bit for every real x: a mask would cost a second pass over the gradients.
+    torch._foreach_mul_(
+        gradients,
+        [_along(part.to(g.device), axis, g.ndim) for part, g, axis in zip(parts, gradients, axes, strict=True)],
+    )
+    return ClipStats(
+        torch.linalg.vector_norm(gradient_norms),
+        torch.linalg.vector_norm(gradient_norms * scales),
+        clipped.to(scales.dtype).sum() / max(1, clipped.numel()),
+    )
+
+
+def _transposed_axes(module: nn.Module) -> dict[int, int]:
+    """The output axis by id of those weights whose output axis is not 0."""
+    transposed = (layer for layer in module.modules() if isinstance(layer, _ConvTransposeNd))
+    return {id(parameter): 1 for layer in transposed for parameter in layer.parameters() if parameter.ndim > 1}
+
+
+def _unit_norms(tensors: list[Tensor], axes: list[int | None]) -> list[Tensor]:
+    """Per tensor a vector of the norms along `axis`, or of the one norm of the whole where the axis is None."""
+    whole = iter(tensor_norms([tensor for tensor, axis in zip(tensors, axes, strict=True) if axis is None]))
+    return [
+        next(whole).reshape(1) if axis is None else _norms_along(tensor, axis)
+        for tensor, axis in zip(tensors, axes, strict=True)
+    ]
+
+
+def _norms_along(tensor: Tensor, axis: int) -> Tensor:
+    others = [other for other in range(tensor.ndim) if other != axis]
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=others, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return norms
+
+
+def _along(vector: Tensor, axis: int | None, ndim: int) -> Tensor:
+    """`vector` shaped to broadcast along `axis` of a tensor with `ndim` axes."""
+    return vector.view([-1 if other == (axis or 0) else 1 for other in range(ndim)])
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"`{name}` (={value}) must be one of {', '.join(known)}")
