@@ -1,0 +1,128 @@
+"""What clipping costs: each rule as a share of one training step, beside PyTorch's own and a plain loop.
+
+    python benchmarks/clipping.py --device cpu --width 16
+    python benchmarks/clipping.py --device cuda --width 32 --repeats 50
+
+A step is forward, backward and Adam of the hybrid network on random patterns, without clipping. Steps and clippings are
+interleaved, so that a drift of the machine meets them alike; times are medians with quartiles over the repeats.
+Our rules also give the norms before and after and the clipped fraction; the peers do not.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fnostab.clipping import clip_gradients_
+from fnostab.config import ModelConfig
+from fnostab.models.registry import build_generator
+
+
+def agc_loop_(parameters: Iterable[nn.Parameter], clip_factor: float = 0.01, eps: float = 1e-3) -> None:
+    """AGC as it is usually written (timm, NFNets): parameter by parameter, masked copies, units on axis 0."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        axes = tuple(range(1, parameter.ndim)) or None
+        weight_norm = torch.linalg.vector_norm(parameter.detach(), dim=axes, keepdim=True)
+        gradient_norm = torch.linalg.vector_norm(parameter.grad, dim=axes, keepdim=True)
+        limit = weight_norm.clamp_(min=eps).mul_(clip_factor)
+        clipped = parameter.grad * (limit / gradient_norm.clamp(min=1e-6))
+        parameter.grad.copy_(torch.where(gradient_norm > limit, clipped, parameter.grad))
+
+
+def timed_ms(function: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds that `function` takes, the device's queue drained before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(arguments: argparse.Namespace) -> tuple[str, dict[str, list[float]]]:
+    """What was measured, in words, and milliseconds of every repeat by name; `step` is the training step."""
+    device = torch.device(arguments.device)
+    torch.manual_seed(0)
+    config = ModelConfig(arch=arguments.arch, width=arguments.width, fno_blocks=arguments.fno_blocks)
+    network = build_generator(config, arguments.N).to(device)
+    patterns = torch.rand(arguments.batch_size, 1, arguments.N, arguments.N, device=device)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        network(patterns).abs().mean().backward()
+        optimiser.step()
+
+    step()
+    saved: list[Tensor] = [copy.deepcopy(p.grad) for p in network.parameters() if p.grad is not None]
+
+    def restore() -> None:
+        with_gradient = [p.grad for p in network.parameters() if p.grad is not None]
+        torch._foreach_copy_(with_gradient, saved)
+
+    parameters = list(network.parameters())
+    rules: dict[str, Callable[[], object]] = {
+        "none (norm only)": lambda: clip_gradients_(network, "none", 0.0),
+        "norm": lambda: clip_gradients_(network, "norm", 1.0),
+        "norm, torch": lambda: nn.utils.clip_grad_norm_(parameters, 1.0),
+        "value": lambda: clip_gradients_(network, "value", 0.5),
+        "value, torch": lambda: nn.utils.clip_grad_value_(parameters, 0.5),
+        "agc unit": lambda: clip_gradients_(network, "agc", 0.01),
+        "agc tensor": lambda: clip_gradients_(network, "agc", 0.01, "tensor"),
+        "agc, plain loop": lambda: torch.no_grad()(agc_loop_)(parameters),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ("step", *rules)}
+    for repeat in range(arguments.repeats + 2):  # the first two warm up
+        measured = {"step": timed_ms(step, device)}
+        for name, rule in rules.items():
+            restore()
+            measured[name] = timed_ms(rule, device)
+        if repeat >= 2:
+            for name, value in measured.items():
+                times[name].append(value)
+    n_parameters = sum(p.numel() for p in parameters)
+    what = (
+        f"{arguments.arch}, width {arguments.width}, {arguments.fno_blocks} blocks, N {arguments.N}, batch "
+        f"{arguments.batch_size}: {n_parameters:,} parameters in {len(parameters)} tensors; torch {torch.__version__}, "
+        f"{device}, {torch.get_num_threads()} threads, {arguments.repeats} repeats"
+    )
+    return what, times
+
+
+def table(times: dict[str, list[float]]) -> str:
+    """A Markdown table: median, quartiles, share of the step, and the ratio to the plain AGC loop."""
+    step, loop = statistics.median(times["step"]), statistics.median(times["agc, plain loop"])
+    rows = ["| rule | median ms | quartiles ms | share of a step | against the plain loop |", "|---|---|---|---|---|"]
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        rows.append(f"| {name} | {median:.2f} | {low:.2f}-{high:.2f} | {median / step:.2%} | {median / loop:.2f} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--arch", default="hybrid")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--fno-blocks", type=int, default=4)
+    parser.add_argument("--N", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=20, help="at least 2")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: all cores")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    what, times = measure(arguments)
+    print(what, table(times), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

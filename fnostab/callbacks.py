@@ -1,0 +1,311 @@
+"""What is observed, said and kept while a run trains."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import lightning
+import torch
+from tqdm import tqdm
+
+from fnostab.history import History
+
+#: Steps between copies of the recorded values from the device; a copy waits for the device once.
+_CHUNK_STEPS = 250
+#: The names under which the series of a step are tracked, in the order of `STEP_SERIES`.
+STEP_KEYS = ("train/loss", "grad/norm_preclip", "grad/norm_postclip", "grad/clipped_fraction")
+
+
+class MetricSink(Protocol):
+    """Where series go while a run trains."""
+
+    def log_series(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
+        """Take (key, value, optimizer step, time in ms) rows; may keep them until `flush`."""
+
+    def flush(self) -> bool:
+        """Write what was kept; False if that was not possible now."""
+
+
+class SeriesRecorder(lightning.Callback):
+    """Records the loss, norms and clipped fraction of every step, and the epoch's values, without a per-step wait.
+
+    Values stay on the device for up to `_CHUNK_STEPS` steps. The history travels in the checkpoint, so that a resumed
+    run has the series of an unbroken one.
+    """
+
+    def __init__(self, history: History, sink: MetricSink) -> None:
+        self.history = history
+        self._sink = sink
+        self._pending: list[torch.Tensor] = []
+        self._times_ms: list[int] = []
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the step's record."""
+        self._pending.append(module.step_record)
+        self._times_ms.append(time.time_ns() // 1_000_000)
+        if len(self._pending) >= _CHUNK_STEPS:
+            self.drain(trainer)
+
+    def drain(self, trainer: lightning.Trainer) -> None:
+        """Copy the pending records from the device into the history and the sink; stop on a non-finite one."""
+        if not self._pending:
+            return
+        rows = torch.stack(self._pending).cpu().tolist()
+        first = self.history.steps
+        self.history.add_steps(rows)
+        self._sink.log_series(
+            (key, value, first + offset, time_ms)
+            for offset, (row, time_ms) in enumerate(zip(rows, self._times_ms, strict=True))
+            for key, value in zip(STEP_KEYS, row, strict=True)
+        )
+        self._pending, self._times_ms = [], []
+        for offset, row in enumerate(rows):
+            if not (math.isfinite(row[0]) and math.isfinite(row[1])):
+                self.history.events.setdefault("non_finite", {"step": first + offset})
+                trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Record the epoch; validation has run by now."""
+        self.drain(trainer)
+        losses = self.history.loss_step[-trainer.num_training_batches :]
+        values = {
+            "train_loss": sum(losses) / len(losses),
+            "val_loss": float(trainer.callback_metrics["val_loss"]),
+            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "object_std_ratio": float(trainer.callback_metrics["object_std_ratio"]),
+        }
+        self.history.add_epoch(**values)
+        names = {"val_loss": "val/loss", "lr": "lr", "object_std_ratio": "health/object_std_ratio"}
+        now_ms = time.time_ns() // 1_000_000
+        last_step = self.history.steps - 1
+        self._sink.log_series((key, values[name], last_step, now_ms) for name, key in names.items())
+        self._sink.flush()
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        """Write what was recorded before the run goes down."""
+        self.drain(trainer)
+        self._sink.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, and records that still lie on the device."""
+        pending = torch.stack(self._pending).cpu().tolist() if self._pending else []
+        return {"history": self.history.to_mapping(), "pending": pending, "times_ms": list(self._times_ms)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the saved history."""
+        self.history.load(state["history"])
+        self._pending = [torch.tensor(row) for row in state["pending"]]
+        self._times_ms = state["times_ms"]
+
+
+class Checkpoints(lightning.Callback):
+    """Keeps `last.ckpt` (every epoch, and every `every_s` seconds inside one) and `best.ckpt` (lowest val_loss).
+
+    Written to a temporary name and renamed, so a checkpoint is whole or not there. torch's RNG state and the place in the
+    epoch travel along. (Lightning saves the loader's place too, but does not restore it if the number of steps was asked
+    for while the optimizers were made, as a schedule does: seen with Lightning 2.6.)
+    """
+
+    def __init__(self, folder: Path, every_s: float) -> None:
+        self.last = folder / "last.ckpt"
+        self.best = folder / "best.ckpt"
+        self.best_val_loss = math.inf
+        self._every_s = every_s
+        self._saved_at = time.monotonic()
+        self._place: dict[str, int] | None = None
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Note the place in the epoch."""
+        checkpoint["place_in_epoch"] = trainer.train_dataloader.state_dict()
+
+    def on_load_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Take over the place in the epoch."""
+        self._place = checkpoint["place_in_epoch"]
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Put the loader where it stood."""
+        if self._place is not None:
+            trainer.train_dataloader.load_state_dict(self._place)
+            self._place = None
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time; not after an epoch's last batch, whose validation is still to come."""
+        due = time.monotonic() - self._saved_at > self._every_s
+        if due and batch_idx + 1 < trainer.num_training_batches:
+            self._save(trainer, self.last)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Save the epoch, and as the best one if it is."""
+        val_loss = float(trainer.callback_metrics["val_loss"])
+        # The first epoch is the best so far even if its loss is not a number: there is always a best checkpoint.
+        if val_loss < self.best_val_loss or not self.best.exists():
+            self.best_val_loss = val_loss
+            self._save(trainer, self.best)
+        self._save(trainer, self.last)
+
+    def _save(self, trainer: lightning.Trainer, path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        partial.replace(path)
+        self._saved_at = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best loss so far, and torch's RNG state."""
+        return {"best_val_loss": self.best_val_loss, "torch_rng": torch.get_rng_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them over."""
+        self.best_val_loss = state["best_val_loss"]
+        torch.set_rng_state(state["torch_rng"])
+
+
+class Progress(lightning.Callback):
+    """Says how training goes: a bar with loss, gradient norm and ETA on a terminal, a line an epoch otherwise."""
+
+    def __init__(self, report: Callable[[str], None], *, terminal: bool | None = None) -> None:
+        self._report = report
+        self._terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._bar: tqdm[None] | None = None
+        self._started_at = 0.0
+        self._first_step = 0
+        self._last_shown_at = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Open the bar at the first step to come."""
+        self._started_at = time.monotonic()
+        self._first_step = trainer.global_step
+        if self._terminal:
+            total = int(trainer.estimated_stepping_batches)
+            self._bar = tqdm(total=total, initial=trainer.global_step, unit="step", dynamic_ncols=True)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar on, and estimate the whole time after the first steps."""
+        if trainer.global_step - self._first_step == _ESTIMATE_STEPS:
+            self._estimate(trainer, module)
+        if self._bar is None:
+            return
+        self._bar.update(1)
+        now = time.monotonic()
+        if now - self._last_shown_at > _SHOW_EVERY_S:  # reading the record waits for the device
+            self._last_shown_at = now
+            loss, norm, *_ = module.step_record.tolist()
+            self._bar.set_postfix(epoch=trainer.current_epoch + 1, loss=f"{loss:.4f}", grad=f"{norm:.3g}")
+
+    def _estimate(self, trainer: lightning.Trainer, module: Any) -> None:
+        seconds_a_step = (time.monotonic() - self._started_at) / _ESTIMATE_STEPS
+        left_s = seconds_a_step * (int(trainer.estimated_stepping_batches) - trainer.global_step)
+        advice = ""
+        if left_s > _LONG_S and module.device.type == "cpu":
+            advice = " on this CPU; `-P preset=quick` takes minutes"
+        self._say(f"about {in_words(left_s)} left{advice}")
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Say the epoch's losses."""
+        val_loss = float(trainer.callback_metrics["val_loss"])
+        done = trainer.global_step - self._first_step
+        elapsed_s = time.monotonic() - self._started_at
+        left_s = elapsed_s / max(1, done) * (int(trainer.estimated_stepping_batches) - trainer.global_step)
+        eta = f", {in_words(left_s)} left" if left_s > 0 else ""
+        self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: val_loss {val_loss:.4f}{eta}")
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        self._report(line)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        """Close the bar."""
+        self.on_train_end(trainer, module)
+
+
+_ESTIMATE_STEPS = 10
+_SHOW_EVERY_S = 0.5
+_LONG_S = 1800.0
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people: `12 s`, `3 min`, `9 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h"
+
+
+class Pictures(lightning.Callback):
+    """Calls `draw(epoch, step)` every few epochs."""
+
+    def __init__(self, draw: Callable[[int, int], None], every_epochs: int) -> None:
+        self._draw = draw
+        self._every = every_epochs
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Draw, except after the last epoch, whose picture is drawn from the best checkpoint."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self._every == 0 and epoch != trainer.max_epochs:
+            self._draw(epoch, trainer.global_step - 1)
+
+
+class Interrupted(BaseException):
+    """SIGTERM or Ctrl-C came. No `KeyboardInterrupt`: Lightning would turn that one into an exit of its own."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Interruption(lightning.Callback):
+    """Raises `Interrupted` on SIGTERM and Ctrl-C: between two steps while training, so that no step is half taken.
+
+    As a context manager it takes over both signals. Outside of training, or at the second signal, it raises at once.
+    """
+
+    def __init__(self) -> None:
+        self._signum = 0
+        self._training = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._previous[signum] = signal.signal(signum, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        again, self._signum = self._signum != 0, signum
+        if again or not self._training:
+            raise Interrupted(signum)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """From here on a signal waits for the end of the step."""
+        self._training = True
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Raise if a signal came."""
+        if self._signum:
+            raise Interrupted(self._signum)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Raise at once again."""
+        self._training = False

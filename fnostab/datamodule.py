@@ -1,0 +1,186 @@
+"""The patches of a dataset as batches that already live on the training device."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import lightning
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fnostab.config import ArmConfig
+from fnostab.dataset import Dataset, Split
+
+
+#: Patches a validation step; it changes nothing but the speed.
+_VALIDATION_BATCH = 64
+
+
+class Batch(NamedTuple):
+    """Patches of one step: `sqrt_counts` (B, N, N) float32, `positions_px` (B, 2) float32, `object_index` (B,)."""
+
+    sqrt_counts: torch.Tensor
+    positions_px: torch.Tensor
+    object_index: torch.Tensor
+    #: Patches of this step over all ranks; losses are divided by it.
+    global_size: int
+
+
+@dataclass
+class EpochOrder:
+    """The order of the training patches: a pure function of (seed, epoch).
+
+    With `neighbours`, a batch holds patches that lie side by side on one object, so that they overlap.
+    """
+
+    split: Split
+    batch_size: int
+    seed: int
+    neighbours: bool
+    epoch: int = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this at the start of each."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches an epoch, the same in every epoch."""
+        groups = np.bincount(self.split.object_index) if self.neighbours else [len(self.split.counts)]
+        return sum(math.ceil(int(members) / self.batch_size) for members in groups)
+
+    def batches(self) -> list[NDArray[np.int64]]:
+        """Indices of each batch of the epoch; every patch appears once."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if not self.neighbours:
+            order = rng.permutation(len(self.split.counts))
+            return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        clusters = []
+        for index in np.unique(self.split.object_index):
+            members = np.flatnonzero(self.split.object_index == index)
+            parts = math.ceil(len(members) / self.batch_size)
+            clusters += _clusters(members, self.split.positions_px, parts, rng)
+        return [clusters[index] for index in rng.permutation(len(clusters))]
+
+
+def _clusters(
+    members: NDArray[np.int64], positions_px: NDArray[np.float64], parts: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Split `members` into `parts` compact groups of equal size (within one), along random directions."""
+    if parts == 1:
+        return [members]
+    angle = rng.uniform(0, 2 * math.pi)
+    along = positions_px[members] @ np.array([math.cos(angle), math.sin(angle)])
+    # The longest extent is cut, so that groups stay compact: the random direction or the one across it.
+    across = positions_px[members] @ np.array([-math.sin(angle), math.cos(angle)])
+    order = np.argsort(along if np.ptp(along) >= np.ptp(across) else across, kind="stable")
+    first_parts = parts // 2
+    cut = round(len(members) * first_parts / parts)
+    first, second = members[order[:cut]], members[order[cut:]]
+    return _clusters(first, positions_px, first_parts, rng) + _clusters(second, positions_px, parts - first_parts, rng)
+
+
+class PatchLoader:
+    """Iterates over batches of resident tensors; its state is its place in the epoch, so that a run resumes mid-epoch.
+
+    Each rank gets every `world_size`-th patch of each batch.
+    """
+
+    def __init__(self, patches: Batch, order: EpochOrder, rank: int = 0, world_size: int = 1) -> None:
+        self.sampler = order  # the name through which Lightning sets the epoch
+        self._patches = patches
+        self._rank = rank
+        self._world_size = world_size
+        self._place = 0
+        self._start = 0
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the epoch's batches, from the restored place on in the first epoch after a resume."""
+        start, self._start = self._start, 0
+        device = self._patches.sqrt_counts.device
+        for place, members in enumerate(self.sampler.batches()):
+            if place < start:
+                continue
+            self._place = place + 1
+            index = torch.from_numpy(members[self._rank :: self._world_size]).to(device)
+            yield Batch(*(tensor[index] for tensor in self._patches[:3]), global_size=len(members))
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches of the epoch that were handed out."""
+        return {"place": self._place % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Make the next pass start where the saved one stood."""
+        self._start = state["place"]
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """A list of batches as a loader; Lightning would take a bare list for several loaders."""
+
+    batches: list[Batch]
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches in order."""
+        return iter(self.batches)
+
+
+class PtychoDataModule(lightning.LightningDataModule):
+    """Training and validation patches, loaded onto the device once; there are no loader workers."""
+
+    def __init__(self, dataset: Dataset, config: ArmConfig) -> None:
+        super().__init__()
+        self._dataset = dataset
+        self._config = config
+        self._resident: dict[str, Batch] = {}
+
+    def _patches(self, name: str) -> Batch:
+        if name not in self._resident:
+            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+            self._resident[name] = resident(getattr(self._dataset, name), device)
+        return self._resident[name]
+
+    def train_dataloader(self) -> PatchLoader:
+        """Training batches in the order of (seed, epoch)."""
+        config, trainer = self._config, self.trainer
+        order = EpochOrder(
+            self._dataset.train, config.train.batch_size, config.seed, neighbours=config.train.overlap_weight > 0
+        )
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return PatchLoader(self._patches("train"), order, rank, world_size)
+
+    def val_dataloader(self) -> "InOrder":
+        """This rank's share of the validation batches."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        patches = self._patches("val")
+        share = Batch(*(tensor[rank::world_size] for tensor in patches[:3]), global_size=0)
+        return InOrder(split_batches(share, _VALIDATION_BATCH))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Return `batch` as it is: it lies there already."""
+        return batch
+
+
+def resident(split: Split, device: torch.device | str = "cpu") -> Batch:
+    """A whole split as tensors on `device`."""
+    return Batch(
+        torch.from_numpy(np.sqrt(split.counts)).to(device),
+        torch.from_numpy(split.positions_px.astype(np.float32)).to(device),
+        torch.from_numpy(np.array(split.object_index)).to(device),
+        global_size=len(split.counts),
+    )
+
+
+def split_batches(patches: Batch, size: int) -> list[Batch]:
+    """Cut `patches` into batches of `size`, in order."""
+    columns: list[Any] = [tensor.split(size) for tensor in patches[:3]]
+    return [Batch(*parts, global_size=len(parts[0])) for parts in zip(*columns, strict=True)]

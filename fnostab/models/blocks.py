@@ -1,0 +1,145 @@
+"""The parts that the networks are built from: residual spectral blocks, lifter, decoder stage, widths by level."""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fnostab.models.spectral import OneSidedSpectralConv2d, SpectralConv2d, require_at_least
+
+
+class PtychoBlock(nn.Module):
+    """Residual block y = x + GELU(Spectral(x) + Conv3x3(x)): global and local paths in parallel.
+
+    Shapes: `(B, channels, H, W)` -> the same. `resolution` is the grid (an int, or H and W) that the spectral weights
+    are made for. The block is an FNO layer (Li et al. 2021, eq. 2) with a 3x3 in place of the 1x1 convolution, inside
+    a residual connection.
+    """
+
+    spectral_cls: ClassVar[type[SpectralConv2d]] = SpectralConv2d
+
+    def __init__(self, channels: int, modes: int = 12, resolution: int | tuple[int, int] = 64) -> None:
+        super().__init__()
+        self.spectral = self.spectral_cls(channels, channels, modes, resolution)
+        self.local = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.activation = nn.GELU()
+
+    def update(self, x: Tensor) -> Tensor:
+        """What the block adds to `x`."""
+        update: Tensor = self.activation(self.spectral(x) + self.local(x))
+        return update
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block to `x`, `(B, channels, H, W)`."""
+        return x + self.update(x)
+
+
+class OriginalPtychoBlock(PtychoBlock):
+    """`PtychoBlock` with the one-sided spectral layer of the original study."""
+
+    spectral_cls = OneSidedSpectralConv2d
+
+
+class StablePtychoBlock(PtychoBlock):
+    """Norm-last residual block y = x + InstanceNorm(GELU(Spectral(x) + Conv3x3(x))), at first the identity.
+
+    Shapes as in `PtychoBlock`. `norm` is affine with weight `gamma_init` and bias 0, so that each channel's update has
+    spatial mean 0 until the bias is learnt, and with `gamma_init=0` there is no update at step 0. `layerscale_init`
+    adds a factor per channel to the update (LayerScale, Touvron et al. 2021, eq. 3), usually with `gamma_init=1`.
+    Raises ValueError where both start at 0: neither would ever get a gradient.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        modes: int = 12,
+        resolution: int | tuple[int, int] = 64,
+        gamma_init: float = 0.0,
+        layerscale_init: float | None = None,
+    ) -> None:
+        super().__init__(channels, modes, resolution)
+        if gamma_init == 0 and layerscale_init == 0:
+            raise ValueError("`layerscale_init` (=0) must not be 0 where `gamma_init` is 0: neither would ever learn")
+        self.norm = nn.InstanceNorm2d(channels, affine=True, eps=1e-5)
+        nn.init.constant_(self.norm.weight, gamma_init)
+        nn.init.zeros_(self.norm.bias)
+        self.layerscale: nn.Parameter | None = None
+        if layerscale_init is not None:
+            self.layerscale = nn.Parameter(torch.full((channels, 1, 1), float(layerscale_init)))
+
+    def update(self, x: Tensor) -> Tensor:
+        """What the block adds to `x`."""
+        update: Tensor = self.norm(super().update(x))
+        return update if self.layerscale is None else self.layerscale * update
+
+
+class UpStage(nn.Module):
+    """Decoder stage: transposed convolution to twice the grid, concatenated skip, two 3x3 convolutions with GELU.
+
+    Shapes: `(B, in_channels, h, w)` and a skip `(B, skip_channels, H, W)` -> `(B, skip_channels, H, W)`, where H is 2h,
+    or 2h - 1 (cropped), and W likewise.
+    """
+
+    def __init__(self, in_channels: int, skip_channels: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(in_channels, skip_channels, kernel_size=2, stride=2)
+        self.convs = conv_pair(2 * skip_channels, skip_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Bring `x` to the grid of `skip` and merge the two."""
+        height, width = skip.shape[-2:]
+        merged: Tensor = self.convs(torch.cat([self.up(x)[..., :height, :width], skip], dim=1))
+        return merged
+
+
+class Level(NamedTuple):
+    """The part of an encoder that runs on one grid."""
+
+    channels: int
+    resolution: int
+    blocks: int
+
+
+def encoder_levels(N: int, hidden_channels: int, n_blocks: int, min_resolution: int, max_channels: int) -> list[Level]:
+    """Share `n_blocks` blocks among grids: one a level, and what is left stays on the last.
+
+    From one level to the next the resolution is halved (rounded up) as long as it stays at least `min_resolution`,
+    and the width doubled up to `max_channels`, which never narrows it. Raises ValueError for values less than 1, and
+    for grids under 2 px.
+    """
+    require_at_least(1, hidden_channels=hidden_channels, n_blocks=n_blocks, max_channels=max_channels)
+    require_at_least(2, N=N, min_resolution=min_resolution)
+    levels = [Level(hidden_channels, N, 1)]
+    for _ in range(n_blocks - 1):
+        channels, resolution, blocks = levels[-1]
+        halved = (resolution + 1) // 2
+        if halved < min_resolution:
+            levels[-1] = Level(channels, resolution, blocks + 1)
+        else:
+            levels.append(Level(max(channels, min(2 * channels, max_channels)), halved, 1))
+    return levels
+
+
+def lifter(in_channels: int, channels: int) -> nn.Sequential:
+    """Two 3x3 convolutions with a GELU between: `(B, in_channels, H, W)` -> `(B, channels, H, W)`."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size=3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+    )
+
+
+def conv_pair(in_channels: int, channels: int) -> nn.Sequential:
+    """Two 3x3 convolutions, each with its GELU: `(B, in_channels, H, W)` -> `(B, channels, H, W)`."""
+    return nn.Sequential(*lifter(in_channels, channels), nn.GELU())
+
+
+def halving_conv(in_channels: int, channels: int) -> nn.Conv2d:
+    """3x3 convolution of stride 2: `(B, in_channels, H, W)` -> `(B, channels, ceil(H/2), ceil(W/2))`."""
+    return nn.Conv2d(in_channels, channels, kernel_size=3, stride=2, padding=1)
+
+
+def to_patches(x: Tensor, C: int) -> Tensor:
+    """Channels to object patches (real, imaginary): `(B, 2 * C, H, W)` -> `(B, H, W, C, 2)`, contiguous."""
+    batch, channels, height, width = x.shape
+    return x.reshape(batch, channels // C, C, height, width).permute(0, 3, 4, 2, 1).contiguous()

@@ -1,0 +1,62 @@
+"""A plain convolutional encoder-decoder, the network without any Fourier layer."""
+
+from torch import Tensor, nn
+
+from fnostab.config import ModelConfig
+from fnostab.models.blocks import conv_pair, encoder_levels, halving_conv, lifter, to_patches
+from fnostab.models.spectral import require_at_least
+
+
+class CNNGenerator(nn.Module):
+    """Encoder-decoder of 3x3 convolutions without skips, as in PtychoNN (Cherukara et al. 2020).
+
+    Shapes: diffraction amplitudes `(B, in_channels * C, N, N)` -> object patches `(B, N, N, C, out_channels)`, whose
+    last axis is (real, imaginary). Other grid sizes than the `N` it is built for run too.
+
+    Lifter, `n_blocks` pairs of convolutions on the grids and with the widths of `HybridUNOGenerator`, the same way
+    back with transposed convolutions, 1x1 convolution. Raises ValueError for counts less than 1 and grids under 2 px.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        hidden_channels: int = 32,
+        n_blocks: int = 4,
+        C: int = 1,
+        N: int = 64,
+        min_resolution: int = 8,
+        max_channels: int = 256,
+    ) -> None:
+        super().__init__()
+        require_at_least(1, in_channels=in_channels, out_channels=out_channels, C=C)
+        levels = encoder_levels(N, hidden_channels, n_blocks, min_resolution, max_channels)
+        self.C = C
+        self.lifter = lifter(in_channels * C, hidden_channels)
+        encoder: list[nn.Module] = [conv_pair(hidden_channels, hidden_channels) for _ in range(levels[0].blocks)]
+        decoder: list[nn.Module] = []
+        for fine, coarse in zip(levels, levels[1:], strict=False):
+            encoder += [halving_conv(fine.channels, coarse.channels), nn.GELU()]
+            encoder += [conv_pair(coarse.channels, coarse.channels) for _ in range(coarse.blocks)]
+            up = nn.ConvTranspose2d(coarse.channels, fine.channels, kernel_size=2, stride=2)
+            decoder = [up, nn.GELU(), conv_pair(fine.channels, fine.channels), *decoder]
+        self.encoder = nn.Sequential(*encoder)
+        self.decoder = nn.Sequential(*decoder)
+        self.out = nn.Conv2d(hidden_channels, out_channels * C, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predict the object patches of diffraction patterns `x`, `(B, in_channels * C, N, N)`."""
+        height, width = x.shape[-2:]
+        x = self.decoder(self.encoder(self.lifter(x)))[..., :height, :width]
+        return to_patches(self.out(x), self.C)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, N: int) -> "CNNGenerator":
+        """The network that `config` describes, for patterns of N x N pixels; its modes are not used."""
+        return cls(
+            hidden_channels=config.width,
+            n_blocks=config.fno_blocks,
+            N=N,
+            min_resolution=config.min_resolution,
+            max_channels=config.max_channels,
+        )

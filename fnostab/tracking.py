@@ -1,0 +1,339 @@
+"""Everything that fnostab says to MLflow; no other module imports it."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import filelock
+import matplotlib.figure
+import mlflow
+import numpy as np
+import torch
+from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from numpy.typing import NDArray
+
+import fnostab
+from fnostab.config import ArmConfig, ConfigError
+from fnostab.dataset import Dataset
+
+logger = logging.getLogger(__name__)
+
+#: MLflow's limits for one `log_batch` call.
+_METRICS_A_CALL: Final = 1000
+_PARAMS_A_CALL: Final = 100
+#: MLflow refuses longer tags and parameters.
+_MAX_TAG: Final = 5000
+_REACH_TIMEOUT_S: Final = 5.0
+
+
+def check_store() -> str:
+    """Check, without writing anything, that the tracking store can be reached, and return its URI.
+
+    The store is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working directory. Raises `ConfigError` within seconds if
+    nothing answers there.
+    """
+    uri = mlflow.get_tracking_uri()
+    _refuse_unreachable(uri)
+    return uri
+
+
+def connect() -> str:
+    """Open the tracking store, initialising a fresh sqlite one, and return its URI.
+
+    Several processes may call this at once. Raises `ConfigError` within seconds if nothing answers.
+    """
+    uri = check_store()
+    # Inside a run an outage must not hold up training for MLflow's default of several minutes a call.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    with _sqlite_lock(uri):
+        try:
+            mlflow.MlflowClient().search_experiments(max_results=1)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store that answers: {reason}") from None
+    return uri
+
+
+def _refuse_unreachable(uri: str) -> None:
+    """Raise if `uri` names a host that does not answer; local stores pass."""
+    if uri.startswith("sqlite:"):
+        _sqlite_file(uri)
+        return
+    parts = urlsplit(uri)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must be a valid URI: {error}") from None
+    if host is None or parts.scheme in ("file", "databricks", "uc"):
+        return
+    http = parts.scheme in ("http", "https")
+    try:
+        if http:
+            urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_REACH_TIMEOUT_S).close()
+        elif port is not None:
+            socket.create_connection((host, port), timeout=_REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError as answer:  # any answer is an answer: other servers have no /health
+        answer.close()
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking server that answers: {reason}") from None
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite store, in a folder that exists; None for one in memory."""
+    name = uri.removeprefix("sqlite:///")
+    if name in ("", ":memory:"):
+        return None
+    if not Path(name).parent.is_dir():
+        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must lie in a folder that exists")
+    return Path(name)
+
+
+@contextmanager
+def _sqlite_lock(uri: str) -> Iterator[None]:
+    """Hold a file lock beside a sqlite store: MLflow's migration breaks when several processes run it at once."""
+    database = _sqlite_file(uri) if uri.startswith("sqlite:") else None
+    if database is None:
+        yield
+        return
+    with filelock.FileLock(database.with_name(database.name + ".lock"), timeout=120):
+        yield
+
+
+class Tracker:
+    """One MLflow run that is being written, for as long as the object is used as a context manager.
+
+    Metrics are queued and written in batches; a store that stops answering never stops the caller: what could not be
+    written stays queued for the next `flush`, and `unwritten` tells how much that is.
+    """
+
+    def __init__(self, run_id: str, *, resumed: bool) -> None:
+        self.run_id = run_id
+        self.experiment_id = mlflow.MlflowClient().get_run(run_id).info.experiment_id
+        self.resumed = resumed
+        self._client = mlflow.MlflowClient()
+        self._queue: list[Metric] = []
+        self._stored: dict[str, int] = {}
+
+    def log_series(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
+        """Queue (key, value, optimizer step, time in ms) rows; what the store holds from before a resume is dropped."""
+        for key, value, step, time_ms in rows:
+            if step > self._last_stored(key):
+                self._queue.append(Metric(key, value, time_ms, step))
+        if len(self._queue) >= _METRICS_A_CALL:
+            self.flush()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Queue one value a key at `step`."""
+        now_ms = time.time_ns() // 1_000_000
+        self.log_series((key, float(value), step, now_ms) for key, value in metrics.items())
+
+    @property
+    def unwritten(self) -> int:
+        """Metric values that are queued and not in the store."""
+        return len(self._queue)
+
+    def flush(self) -> bool:
+        """Write the queue; returns False, and keeps what is left, if the store does not answer."""
+        while self._queue:
+            batch = self._queue[:_METRICS_A_CALL]
+            try:
+                self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
+            except Exception as error:
+                logger.warning("the tracking store does not answer, %d values wait: %s", len(self._queue), error)
+                return False
+            del self._queue[: len(batch)]
+        return True
+
+    def save_unwritten(self, path: Path) -> None:
+        """Write the queue to `path` as JSON rows of key, value, time in ms, step."""
+        rows = [[metric.key, repr(metric.value), metric.timestamp, metric.step] for metric in self._queue]
+        path.write_text(json.dumps({"run_id": self.run_id, "metrics": rows}))
+
+    def _last_stored(self, key: str) -> int:
+        """Highest step of `key` in the store when the run was resumed; -1 for a new run or key."""
+        if not self.resumed:
+            return -1
+        if key not in self._stored:
+            history = self._client.get_metric_history(self.run_id, key)
+            self._stored[key] = max((metric.step for metric in history), default=-1)
+        return self._stored[key]
+
+    def log_config(self, config: ArmConfig) -> None:
+        """Log the resolved config under its dotted keys (skipping keys that are there) and as `config.yaml`."""
+        there = self._client.get_run(self.run_id).data.params
+        params = [Param(key, str(value)) for key, value in config.flat().items() if key not in there]
+        for start in range(0, len(params), _PARAMS_A_CALL):
+            self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_A_CALL])
+        self._client.log_dict(self.run_id, config.model_dump(mode="json"), "config.yaml")
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags; values are cut to what MLflow takes."""
+        self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)[:_MAX_TAG]) for key, value in tags.items()])
+
+    def delete_tags(self, *keys: str) -> None:
+        """Delete those of the tags that are there."""
+        there = self._client.get_run(self.run_id).data.tags
+        for key in there.keys() & set(keys):
+            self._client.delete_tag(self.run_id, key)
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        """Log the dataset as the run's input; its digest is the first 32 hex digits of the content hash."""
+        source = dataset.config.path or "simulated"
+        name = Path(dataset.config.path).name if dataset.config.path else f"{dataset.config.objects}-{dataset.config.phase}"
+        example = {"counts": np.asarray(dataset.train.counts[:1])}
+        mlflow.log_input(
+            mlflow.data.from_numpy(example, source=source, name=name, digest=dataset.sha256[:32]), context="training"
+        )
+
+    def log_text(self, text: str, name: str) -> None:
+        """Log `text` as the artifact `name`."""
+        self._client.log_text(self.run_id, text, name)
+
+    def log_figure(self, figure: matplotlib.figure.Figure, name: str) -> None:
+        """Log a figure as the artifact `name`."""
+        self._client.log_figure(self.run_id, figure, name)
+
+    def log_image(self, image: NDArray[np.uint8], key: str, step: int) -> None:
+        """Log an (H, W, 3) picture under `key`, which the UI shows by step."""
+        self._client.log_image(self.run_id, image, key=key, step=step)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Log a file into `folder` of the run's artifacts."""
+        self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_model(
+        self, model: torch.nn.Module, example_counts: NDArray[np.float32], extra_files: Sequence[Path] = ()
+    ) -> None:
+        """Log `model` as `model`: a pt2 export that takes any batch of float32 counts, without need of this package.
+
+        `model` lies on the CPU; `example_counts` is (B, N, N); `extra_files` lie beside it in `extra_files/`. The signature is (-1, N, N) -> (-1, N, N, 2), float32.
+        """
+        size = example_counts.shape[-1]
+        float32 = np.dtype(np.float32)
+        mlflow.pytorch.log_model(
+            model,
+            name="model",
+            serialization_format="pt2",
+            signature=ModelSignature(
+                inputs=Schema([TensorSpec(float32, (-1, size, size))]),
+                outputs=Schema([TensorSpec(float32, (-1, size, size, 2))]),
+            ),
+            input_example=example_counts,
+            extra_files=[str(path) for path in extra_files],
+            pip_requirements=[
+                f"mlflow=={mlflow.__version__}",
+                f"numpy=={np.__version__}",
+                f"torch=={torch.__version__.split('+')[0]}",
+            ],
+        )
+
+    def series_length(self, key: str) -> int:
+        """Number of points of the series `key` in the store."""
+        return len(self._client.get_metric_history(self.run_id, key))
+
+
+def run_tags(config: ArmConfig, dataset: Dataset, device: str) -> dict[str, str]:
+    """The tags by which runs are found and compared."""
+    return {
+        "study": config.study,
+        "arm": config.arm,
+        "arch": config.model.arch,
+        "clip_algo": config.clip.algo,
+        "seed": str(config.seed),
+        "dataset_sha256": dataset.sha256,
+        "probe_sha256": dataset.probe_sha256,
+        "config_sha256": config.sha256(),
+        "fnostab_version": fnostab.__version__,
+        "git_commit": _git_commit(),
+        "device": device,
+    }
+
+
+def _git_commit() -> str:
+    """Commit of the checkout that this package runs from; `unknown` for an installed package."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
+@contextmanager
+def open_run(config: ArmConfig, *, first_run_id: str | None = None) -> Iterator[Tracker]:
+    """Open the MLflow run to write to: that of `mlflow run` if we are inside one, a new one otherwise.
+
+    With `first_run_id`, the run of an identity that was started before and not finished, that run is continued, and a run
+    that `mlflow run` made for this process only gets the tag `resumed_into`. The run ends FINISHED when the block does,
+    KILLED after an interrupt or exit, and FAILED after an error.
+    """
+    projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    run_id = first_run_id or projects_run_id
+    if first_run_id and projects_run_id and first_run_id != projects_run_id:
+        mlflow.MlflowClient().set_tag(projects_run_id, "resumed_into", first_run_id)
+    name = None if run_id else f"{config.arm}-seed{config.seed}"
+    active = mlflow.start_run(run_id=run_id, run_name=name, log_system_metrics=True)
+    if run_id == projects_run_id and run_id:
+        mlflow.MlflowClient().set_tag(run_id, "mlflow.runName", f"{config.arm}-seed{config.seed}")
+    tracker = Tracker(active.info.run_id, resumed=first_run_id is not None)
+    status = RunStatus.KILLED
+    try:
+        yield tracker
+        status = RunStatus.FINISHED
+    except Exception:
+        status = RunStatus.FAILED
+        raise
+    finally:
+        tracker.flush()
+        mlflow.end_run(RunStatus.to_string(status))
+
+
+def fail_projects_run(reason: str) -> None:
+    """Tag the run that `mlflow run` made for this process with `reason`; does nothing outside `mlflow run`."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id:
+        mlflow.MlflowClient().set_tag(run_id, "verdict_reason", reason[:_MAX_TAG])
+
+
+def run_is_unfinished(run_id: str) -> bool:
+    """Whether `run_id` is in the store, not deleted, and did not end FINISHED."""
+    try:
+        run = mlflow.MlflowClient().get_run(run_id)
+    except MlflowException:
+        return False
+    return run.info.lifecycle_stage == "active" and run.info.status != "FINISHED"
+
+
+def load_exported_model(uri: str) -> Any:
+    """The model at an MLflow model URI, as a pyfunc: `predict(float32 counts (B, N, N)) -> (B, N, N, 2)`."""
+    return mlflow.pyfunc.load_model(uri)
+
+
+
+def how_to_open(run_id: str, experiment_id: str) -> str:
+    """How to see a run in the UI: a link to the server, or the command that starts the UI and the link to open then."""
+    uri = mlflow.get_tracking_uri()
+    page = f"/#/experiments/{experiment_id}/runs/{run_id}"
+    if uri.startswith("http"):
+        return f"open {uri.rstrip('/')}{page}"
+    return f"`mlflow ui --backend-store-uri {uri}`, then open http://127.0.0.1:5000{page}"

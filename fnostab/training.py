@@ -1,0 +1,231 @@
+"""The LightningModule of one arm: a network trained by pushing its prediction through the physics."""
+
+import math
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fnostab import metrics
+from fnostab.clipping import ClipStats, clip_gradients_
+from fnostab.config import ArmConfig
+from fnostab.datamodule import Batch, resident, split_batches
+from fnostab.dataset import Dataset, Split
+from fnostab.models.registry import build_generator
+from fnostab.optics import far_field_amplitude, fourier_shift
+from fnostab.scan import extract_patches, read_windows, stitch
+
+#: Counts added to both sides of the Poisson likelihood, as a share of the mean count a pixel: the logarithm stays finite.
+_POISSON_FLOOR = 1e-3
+
+
+class PtychoModule(lightning.LightningModule):
+    """A generator, the probe, and the loss between predicted and measured far-field amplitudes.
+
+    The loss is the R-factor's numerator over one dataset constant (`mae`), or the Poisson deviance of the counts over the
+    mean counts a pattern (`poisson`). With `overlap_weight`, that share of it is taken on the object that the batch's
+    overlapping patches make together, without which a learnt probe is not determined: any probe fits patches that need
+    not agree. `step_record` holds the values of `history.STEP_SERIES` of the last step as one device tensor.
+    """
+
+    def __init__(self, config: ArmConfig, dataset: Dataset) -> None:
+        super().__init__()
+        self.config = config
+        self.generator = build_generator(config.model, config.data.N)
+        probe = torch.view_as_real(torch.from_numpy(np.array(dataset.probe)))
+        self.probe_parameter = nn.Parameter(probe, requires_grad=config.train.learn_probe)
+        self.scale = dataset.scale
+        self.input_scale = dataset.input_scale
+        counts = dataset.train.counts
+        self.mean_amplitude_sum = float(np.sqrt(counts).sum(dtype=np.float64)) / len(counts) / dataset.scale
+        self.mean_counts = float(counts.sum(dtype=np.float64)) / len(counts)
+        self.register_buffer("lit", torch.from_numpy(metrics.lit_region(dataset.probe)), persistent=False)
+        self.truth_std = _truth_std(dataset)
+        self.step_record: torch.Tensor = torch.zeros(4)
+        self._loss = torch.zeros(())
+        self._validation: list[torch.Tensor] = []
+
+    @property
+    def probe(self) -> torch.Tensor:
+        """The probe as it stands, complex (N, N)."""
+        return torch.view_as_complex(self.probe_parameter)
+
+    def forward(self, sqrt_counts: torch.Tensor) -> torch.Tensor:
+        """Predict object patches, complex (B, N, N), from square roots of counts (B, N, N)."""
+        output = self.generator((sqrt_counts * self.input_scale).unsqueeze(1))
+        return torch.complex(output[..., 0, 0], output[..., 0, 1])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """The loss of one batch."""
+        overlap = self.config.train.overlap_weight
+        patches = self(batch.sqrt_counts)
+        loss = torch.zeros((), device=self.device)
+        if overlap < 1:
+            loss = loss + (1 - overlap) * self._data_loss(far_field_amplitude(patches, self.probe), batch)
+        if overlap > 0:
+            loss = loss + overlap * self._data_loss(stitched_amplitude(patches, self.probe, batch.positions_px), batch)
+        self._loss = loss.detach()
+        return loss
+
+    def _data_loss(self, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Distance of predicted amplitudes (B, N, N) from the batch's, over what a whole batch measures on average."""
+        # DDP averages gradients over ranks, so each rank's sum counts `world_size` times.
+        share = self.trainer.world_size / batch.global_size
+        if self.config.train.loss == "mae":
+            return (predicted - batch.sqrt_counts / self.scale).abs().sum() * (share / self.mean_amplitude_sum)
+        floor = _POISSON_FLOOR * self.mean_counts / predicted[0].numel()
+        rate = (self.scale * predicted).square() + floor
+        counts = batch.sqrt_counts.square() + floor
+        return (rate - counts + counts * (counts / rate).log()).sum() * (share / self.mean_counts)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the network's gradients by the arm's rule and record the step; a learnt probe is not clipped.
+
+        A step whose loss or gradient norm is not finite is skipped by the optimizer, on the device.
+        """
+        clip = self.config.clip
+        stats: ClipStats = clip_gradients_(self.generator, clip.algo, clip.val, clip.granularity)
+        self.step_record = torch.stack([self._loss, stats.norm_preclip, stats.norm_postclip, stats.clipped_fraction])
+        # Fused optimizers leave weights and state alone where this is 1, as they do for gradient scalers.
+        optimizer.found_inf = (~self.step_record[:2].isfinite().all()).float()  # type: ignore[attr-defined]
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the epoch's sums."""
+        self._validation = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the batch to the R-factor's numerator and denominator, and to the mean object deviation."""
+        patches = self(batch.sqrt_counts)
+        measured = batch.sqrt_counts / self.scale
+        numerator = (far_field_amplitude(patches, self.probe) - measured).abs().sum(dtype=torch.float64)
+        deviation = object_std(patches, self.lit).sum(dtype=torch.float64)
+        patches_seen = torch.tensor(float(len(patches)), dtype=torch.float64, device=self.device)
+        self._validation.append(torch.stack([numerator, measured.sum(dtype=torch.float64), deviation, patches_seen]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val_loss`, always the R-factor over all validation patches, and `object_std_ratio`."""
+        sums = self.trainer.strategy.reduce(torch.stack(self._validation).sum(0), reduce_op="sum")
+        numerator, denominator, deviation, patches = sums.tolist()
+        self.log("val_loss", numerator / denominator, rank_zero_only=True)
+        self.log("object_std_ratio", deviation / patches / self.truth_std, rank_zero_only=True)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over network and, if learnt, probe; with the schedule stepped at every optimizer step."""
+        optim, train = self.config.optim, self.config.train
+        groups: list[dict[str, Any]] = [{"params": list(self.generator.parameters()), "lr": optim.lr}]
+        if train.learn_probe:
+            largest = float(self.probe.detach().abs().max())
+            groups.append({"params": [self.probe_parameter], "lr": train.probe_lr * largest, "weight_decay": 0.0})
+        common: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay, "fused": True}
+        optimizer: torch.optim.Optimizer
+        if optim.name == "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=optim.momentum, **common)
+        else:
+            optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name](groups, **common)
+        if optim.schedule == "constant":
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _WarmupCosine(min(optim.warmup_steps, total), total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @torch.no_grad()
+    def reconstruct(self, split: Split, batch_size: int = 64) -> NDArray[np.complex64]:
+        """Predict every patch of `split`, complex64 (n, N, N), on the module's device."""
+        was_training = self.training
+        self.eval()
+        patches = [self(batch.sqrt_counts).cpu() for batch in split_batches(resident(split, self.device), batch_size)]
+        self.train(was_training)
+        return np.asarray(torch.cat(patches).numpy())
+
+
+class _WarmupCosine:
+    """Factor of the learning rate: a linear rise over `warmup` steps, then half a cosine to zero at `total`."""
+
+    def __init__(self, warmup: int, total: int) -> None:
+        self.warmup = warmup
+        self.total = total
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.total - self.warmup)))
+
+
+class CountsToObject(nn.Module):
+    """What is shipped: detector counts float32 (B, N, N) in, object patches float32 (B, N, N, 2) out.
+
+    The last axis holds real and imaginary part; the scaling of the counts is inside.
+    """
+
+    def __init__(self, generator: nn.Module, input_scale: float) -> None:
+        super().__init__()
+        self.generator = generator
+        self.input_scale = input_scale
+
+    def forward(self, counts: torch.Tensor) -> torch.Tensor:
+        """Predict object patches from counts; negative counts are taken as 0."""
+        output: torch.Tensor = self.generator((counts.clamp_min(0).sqrt() * self.input_scale).unsqueeze(1))
+        return output.squeeze(3)
+
+
+def stitched_amplitude(patches: torch.Tensor, probe: torch.Tensor, positions_px: torch.Tensor) -> torch.Tensor:
+    """Far-field amplitudes (B, N, N) of the one object that overlapping `patches` (B, N, N) make together.
+
+    The patches' free global phases are settled first, by a few iterations that pass no gradient; then the least-squares
+    object of `scan.stitch` is read back at each of the `positions_px` (B, 2).
+    """
+    size = patches.shape[-1]
+    corners = positions_px.round()
+    remainder = positions_px - corners
+    corners = (corners - corners.amin(0)).long()
+    height, width = (corners.amax(0) + size).tolist()
+    probes = fourier_shift(probe.expand_as(patches), remainder)
+    waves = fourier_shift(probe * patches, remainder)
+    phase = patches.new_ones(len(patches))
+    for iteration in range(_PHASE_ITERATIONS + 1):
+        last = iteration == _PHASE_ITERATIONS
+        with torch.set_grad_enabled(last and torch.is_grad_enabled()):
+            numerator, light = stitch(waves * phase[:, None, None], probes, corners, (height, width))
+            canvas = numerator / (light + _DARK * light.amax().detach())
+            windows = probes * read_windows(canvas, corners, size)
+            if not last:
+                inner = (waves.conj() * windows).sum((1, 2))
+                phase = inner / inner.abs().clamp_min(1e-12)
+    return far_field_amplitude(windows, windows.new_ones(()))
+
+
+#: Iterations that settle the phases of a batch; they start from the phases that the network gives, nearly agreeing.
+_PHASE_ITERATIONS = 3
+#: Light under this share of the maximum does not count.
+_DARK = 1e-3
+
+
+def object_std(patches: torch.Tensor, lit: torch.Tensor) -> torch.Tensor:
+    """Standard deviation (B,) of complex patches (B, N, N) over the pixels `lit` (N, N)."""
+    inside = torch.view_as_real(patches)[:, lit]
+    return inside.var(dim=1, correction=0).sum(-1).sqrt()
+
+
+def _truth_std(dataset: Dataset) -> float:
+    """Mean of `object_std` over the true validation patches; 1 where there is no truth."""
+    if dataset.val_objects is None:
+        return 1.0
+    split, lit = dataset.val, torch.from_numpy(metrics.lit_region(dataset.probe))
+    return float(object_std(torch.from_numpy(true_patches(split, dataset.val_objects, dataset.config.N)), lit).mean())
+
+
+def true_patches(split: Split, objects: NDArray[np.complex64], N: int) -> NDArray[np.complex64]:
+    """The patches (n, N, N) of the true `objects` (k, H, W) at the positions of `split`."""
+    patches = np.empty((len(split.positions_px), N, N), np.complex64)
+    for index, truth in enumerate(objects):
+        members = split.object_index == index
+        patches[members] = extract_patches(truth, split.positions_px[members], N)
+    return patches

@@ -1,0 +1,49 @@
+"""What all tests share: no test touches the user's cache, tracking store or display."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device: torch.cuda.is_available() is False here")
+
+
+def _use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let cache, tracking store and the artifacts' default place (the working directory) lie in `folder`."""
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FNOSTAB_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Store and cache for the whole session: datasets are found by content, so sharing them is safe and fast."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _use(tmp_path_factory.mktemp("session"), monkeypatch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_torch_threads() -> None:
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def fresh_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of the test's own that is cache, tracking store (`mlflow.db`) and working directory."""
+    _use(tmp_path, monkeypatch)
+    return tmp_path

@@ -1,0 +1,460 @@
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fnostab import dataset, npz, optics
+from fnostab.config import DataConfig
+from fnostab.dataset import Dataset, describe, import_scan, load_or_build
+from fnostab.scan import extract_patches, grid_positions
+
+SMALL = DataConfig(N=16, object_size=48, nimgs_train=2, nimgs_test=1, stride_train_px=4, nphotons=1e6)
+Arrays = dict[str, np.ndarray]
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+needs_star = pytest.mark.skipif(not DATA.is_dir(), reason=f"the measured Siemens star is not in {DATA}")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load_or_build(SMALL, cache_dir=tmp_path_factory.mktemp("small"))
+
+
+def entries(cache: Path) -> list[str]:
+    """What is in the cache but the locks."""
+    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock") if cache.exists() else []
+
+
+def changed(**values: Any) -> DataConfig:
+    return SMALL.model_copy(update=values)
+
+
+def write_scan(path: Path, M: int = 32, n: int = 25, **changes: Any) -> Path:
+    """A noise-free scan of a smooth random object, in this package's layout."""
+    rng = np.random.default_rng(0)
+    positions = rng.uniform(-20, 20, (n, 2)).round()
+    obj = np.exp(1j * rng.normal(size=(M + 41, M + 41))).astype(np.complex64)
+    probe = optics.curved_disk(M)
+    patches = torch.from_numpy(extract_patches(obj, positions + 20, M))
+    counts = (100 * optics.far_field_amplitude(patches, torch.from_numpy(probe)).numpy()) ** 2
+    npz.write_scan(path, **{"counts": counts, "positions_px": positions, "probe": probe, **changes})
+    return path
+
+
+# Simulated.
+
+
+def test_same_config_same_content_whatever_chunks_and_threads(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "_CHUNK_PIXELS", 7 * 16**2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        again = load_or_build(SMALL, cache_dir=tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    assert again.sha256 == small.sha256
+
+
+def test_another_seed_gives_another_dataset(small: Dataset, tmp_path: Path) -> None:
+    other = load_or_build(changed(seed=1), cache_dir=tmp_path)
+    assert other.sha256 != small.sha256
+    assert other.config_sha256 != small.config_sha256
+
+
+def test_more_test_objects_leave_the_other_data_unchanged(small: Dataset, tmp_path: Path) -> None:
+    more = load_or_build(changed(nimgs_test=2), cache_dir=tmp_path)
+    assert small.test_objects is not None
+    assert more.test_objects is not None
+    np.testing.assert_array_equal(more.test_objects[0], small.test_objects[0])
+    np.testing.assert_array_equal(more.train.counts, small.train.counts)
+    np.testing.assert_array_equal(more.val.counts, small.val.counts)
+    np.testing.assert_array_equal(more.test.counts[: len(small.test.counts)], small.test.counts)
+
+
+def test_splits_have_different_objects_on_their_grids(small: Dataset) -> None:
+    assert small.val_objects is not None
+    assert small.test_objects is not None
+    assert not np.allclose(small.val_objects[0], small.test_objects[0])
+    n = len(grid_positions(48, 16, 4))
+    assert len(small.train.counts) == 2 * n
+    np.testing.assert_array_equal(small.train.object_index, np.repeat([0, 1], n))
+    np.testing.assert_array_equal(small.train.positions_px[n:], grid_positions(48, 16, 4))
+    assert not np.array_equal(small.train.counts[:n], small.train.counts[n:])
+
+
+def test_patterns_follow_the_forward_model(small: Dataset) -> None:
+    assert small.test_objects is not None
+    patches = extract_patches(small.test_objects[0], small.test.positions_px, 16)
+    model = optics.far_field_amplitude(torch.from_numpy(patches), torch.from_numpy(small.probe)).numpy()
+    residual = np.sqrt(small.test.counts) - small.scale * model
+    assert residual.var() == pytest.approx(0.25, abs=0.05)  # that of the square root of Poisson counts
+    assert abs(residual.mean()) < 0.1
+
+
+def test_the_mean_training_pattern_holds_nphotons_and_the_input_has_mean_square_one(small: Dataset) -> None:
+    assert small.train.counts.sum(axis=(1, 2), dtype=np.float64).mean() == pytest.approx(1e6, rel=1e-3)
+    assert np.square(np.sqrt(small.train.counts) * small.input_scale).mean() == pytest.approx(1, rel=1e-5)
+
+
+def test_amplitudes_are_divided_by_the_mean_peak_of_training_patches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = iter([2.0, 4.0, 6.0, 9.0])  # two training objects, one for validation, one for the test
+    monkeypatch.setattr(dataset, "synthetic_object", lambda *_: np.full((48, 48), next(levels), dtype=np.complex64))
+    flat = load_or_build(SMALL, cache_dir=tmp_path)
+    assert flat.val_objects is not None
+    assert flat.test_objects is not None
+    np.testing.assert_allclose(flat.val_objects, 6 / 3)
+    np.testing.assert_allclose(flat.test_objects, 9 / 3)
+
+
+def test_a_limit_keeps_a_sorted_subset_without_repeats(small: Dataset, tmp_path: Path) -> None:
+    few = load_or_build(changed(max_train_patches=40, max_val_patches=5), cache_dir=tmp_path)
+    assert (len(few.train.counts), len(few.val.counts)) == (40, 5)
+    assert len(few.test.counts) == len(small.test.counts)
+    places = np.column_stack([few.train.object_index, few.train.positions_px])
+    np.testing.assert_array_equal(places, np.unique(places, axis=0))
+    assert set(few.train.object_index.tolist()) == {0, 1}
+
+
+def test_auto_and_curved_disk_are_one_dataset(small: Dataset) -> None:
+    cache = Path(small.train.counts.filename).parents[1]  # type: ignore[attr-defined]
+    assert load_or_build(changed(probe="curved_disk"), cache_dir=cache).config_sha256 == small.config_sha256
+    assert entries(cache) == [small.config_sha256]
+
+
+def test_a_probe_file_is_used_for_simulation(tmp_path: Path) -> None:
+    probe = optics.disk(16) * np.complex64(2j)
+    np.savez(tmp_path / "probe.npz", probe=probe)
+    built = load_or_build(changed(probe=str(tmp_path / "probe.npz")), cache_dir=tmp_path / "cache")
+    np.testing.assert_array_equal(built.probe, probe)
+
+
+@pytest.mark.parametrize("kind", ["lines", "grf", "image"])
+def test_every_kind_of_object_builds(tmp_path: Path, kind: str) -> None:
+    built = load_or_build(changed(objects=kind, phase="none"), cache_dir=tmp_path)
+    assert built.train.counts.max() > 0
+
+
+def test_progress_counts_patterns_to_the_end(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    built = load_or_build(SMALL, cache_dir=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    total = len(built.train.counts) + len(built.val.counts) + len(built.test.counts)
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
+
+
+# The cache.
+
+
+def test_patterns_are_mapped_and_read_only(small: Dataset) -> None:
+    assert isinstance(small.train.counts, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        small.train.counts[0, 0, 0] = 1
+
+
+def test_an_entry_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_or_build(SMALL, cache_dir=tmp_path)
+    monkeypatch.setattr(dataset, "_simulated", lambda config: pytest.fail("built again"))
+    second = load_or_build(SMALL, cache_dir=tmp_path)
+    assert (second.sha256, second.scale, second.input_scale) == (first.sha256, first.scale, first.input_scale)
+    assert entries(tmp_path) == [first.config_sha256]
+
+
+def test_the_cache_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FNOSTAB_CACHE", str(tmp_path / "here"))
+    assert dataset.cache_folder() == tmp_path / "here"
+    built = load_or_build(SMALL)
+    assert entries(tmp_path / "here") == [built.config_sha256]
+
+
+def flip_a_byte(entry: Path) -> None:
+    path = entry / "train_counts.npy"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def change_the_scale(entry: Path) -> None:
+    meta = json.loads((entry / "meta.json").read_text())
+    meta["scalars"]["scale"] *= 2
+    (entry / "meta.json").write_text(json.dumps(meta))
+
+
+DAMAGE = {
+    "flipped byte": flip_a_byte,
+    "changed scale": change_the_scale,
+    "truncated array": lambda entry: os.truncate(entry / "test_counts.npy", 5000),
+    "empty array": lambda entry: os.truncate(entry / "probe.npy", 0),
+    "missing array": lambda entry: (entry / "val_positions_px.npy").unlink(),
+    "missing meta": lambda entry: (entry / "meta.json").unlink(),
+    "broken meta": lambda entry: (entry / "meta.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_entry_is_built_anew_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    first = load_or_build(SMALL, cache_dir=tmp_path)
+    DAMAGE[damage](tmp_path / first.config_sha256)
+    with caplog.at_level(logging.WARNING):
+        second = load_or_build(SMALL, cache_dir=tmp_path)
+    assert second.sha256 == first.sha256
+    assert [record.message for record in caplog.records] == [
+        f"the cache entry {tmp_path / first.config_sha256} is damaged and was built anew"
+    ]
+    assert entries(tmp_path) == [first.config_sha256]
+
+
+def test_threads_that_build_at_once_get_one_entry(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        built = list(pool.map(lambda _: load_or_build(SMALL, cache_dir=tmp_path), range(4)))
+    assert len({each.sha256 for each in built}) == 1
+    assert entries(tmp_path) == [built[0].config_sha256]
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from fnostab.config import DataConfig
+from fnostab.dataset import load_or_build
+
+def progress(done, total):
+    if sys.argv[3] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+config = DataConfig.model_validate_json(sys.argv[1])
+print(load_or_build(config, cache_dir=Path(sys.argv[2]), progress=progress).sha256)
+"""
+
+
+def start(cache: Path, fate: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", SCRIPT, SMALL.model_dump_json(), str(cache), fate]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[1])
+
+
+def test_processes_that_build_at_once_or_are_killed_leave_one_whole_entry(small: Dataset, tmp_path: Path) -> None:
+    with start(tmp_path, "die") as killed:
+        assert killed.wait(60) == -signal.SIGKILL
+    assert entries(tmp_path) == [f".{small.config_sha256}.partial"]
+    with start(tmp_path, "live") as first, start(tmp_path, "live") as second:
+        outputs = [process.communicate(timeout=60)[0].strip() for process in (first, second)]
+    assert outputs == [small.sha256] * 2
+    assert entries(tmp_path) == [small.config_sha256]
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_or_build(SMALL, cache_dir=tmp_path, progress=stop)
+    assert entries(tmp_path) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"^`FNOSTAB_CACHE` \(=.*file\) must be a writable directory: "):
+        load_or_build(SMALL, cache_dir=tmp_path / "file")
+
+
+# Measured.
+
+
+def test_every_tenth_position_is_validation_and_the_test_is_the_whole_scan(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "scan.npz")
+    built = load_or_build(DataConfig(path=str(path), N=32), cache_dir=tmp_path / "cache")
+    scan = npz.read_scan(path)
+    assert built.measured
+    assert built.test_objects is None
+    assert built.val_objects is None
+    np.testing.assert_array_equal(built.test.counts, scan.counts)
+    np.testing.assert_array_equal(built.val.counts, scan.counts[[0, 10, 20]])
+    np.testing.assert_array_equal(built.train.counts, np.delete(scan.counts, [0, 10, 20], axis=0))
+    np.testing.assert_array_equal(built.test.positions_px, scan.positions_px - scan.positions_px.min(axis=0))
+    np.testing.assert_array_equal(built.val.positions_px, built.test.positions_px[[0, 10, 20]])
+
+
+def test_an_object_of_ones_has_the_mean_counts_of_the_scan(tmp_path: Path) -> None:
+    built = load_or_build(DataConfig(path=str(write_scan(tmp_path / "scan.npz")), N=32), cache_dir=tmp_path / "cache")
+    energy = np.square(np.abs(built.probe)).sum()
+    assert built.scale**2 * energy == pytest.approx(built.test.counts.sum(axis=(1, 2)).mean(), rel=1e-5)
+    assert np.square(np.sqrt(built.train.counts) * built.input_scale).mean() == pytest.approx(1, rel=1e-5)
+
+
+def test_larger_patterns_are_cropped_with_probe_and_positions(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "scan.npz")
+    whole, half = npz.read_scan(path), import_scan(path, 16)
+    np.testing.assert_array_equal(half.counts, whole.counts[:, 8:24, 8:24])
+    np.testing.assert_array_equal(half.positions_px, whole.positions_px / 2)
+    np.testing.assert_array_equal(half.probe, optics.crop_probe(whole.probe, 16))
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_a_named_probe_stands_in_for_that_of_the_scan(tmp_path: Path, size: int) -> None:
+    path, probe = write_scan(tmp_path / "scan.npz", probe=None), optics.disk(size)
+    np.savez(tmp_path / "probe.npz", probe=probe)
+    config = DataConfig(path=str(path), N=16, probe=str(tmp_path / "probe.npz"))
+    built = load_or_build(config, cache_dir=tmp_path / "cache")
+    np.testing.assert_array_equal(built.probe, probe if size == 16 else optics.crop_probe(probe, 16))
+    np.testing.assert_array_equal(built.probe, import_scan(path, 16, probe=tmp_path / "probe.npz").probe)
+
+
+@pytest.mark.parametrize("kind", ["disk", "curved_disk"])
+def test_a_synthetic_probe_stands_in_for_that_of_the_scan(tmp_path: Path, kind: str) -> None:
+    config = DataConfig(path=str(write_scan(tmp_path / "scan.npz")), N=32, probe=kind, probe_radius_px=6)
+    built = load_or_build(config, cache_dir=tmp_path / "cache")
+    np.testing.assert_array_equal(built.probe, optics.disk(32, 6) if kind == "disk" else optics.curved_disk(32, 6))
+
+
+def test_limits_hold_for_measured_scans_too(tmp_path: Path) -> None:
+    config = DataConfig(path=str(write_scan(tmp_path / "scan.npz")), N=32, max_train_patches=7, max_val_patches=2)
+    built = load_or_build(config, cache_dir=tmp_path / "cache")
+    assert [len(split.counts) for split in (built.train, built.val, built.test)] == [7, 2, 25]
+
+
+def test_a_changed_scan_or_probe_is_never_taken_for_the_old_one(tmp_path: Path) -> None:
+    scan, probe = write_scan(tmp_path / "scan.npz"), tmp_path / "probe.npz"
+    np.savez(probe, probe=optics.disk(32))
+    config = DataConfig(path=str(scan), N=32, probe=str(probe))
+    hashes = [load_or_build(config, cache_dir=tmp_path / "cache").sha256]
+    np.savez(probe, probe=optics.disk(32, 5))
+    hashes.append(load_or_build(config, cache_dir=tmp_path / "cache").sha256)
+    write_scan(scan, n=26)
+    hashes.append(load_or_build(config, cache_dir=tmp_path / "cache").sha256)
+    assert len(set(hashes)) == 3
+
+
+def test_a_moved_scan_is_found_in_the_cache(tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scan.npz")
+    before = load_or_build(DataConfig(path=str(scan), N=32), cache_dir=tmp_path / "cache")
+    after = load_or_build(DataConfig(path=str(scan.rename(tmp_path / "moved.npz")), N=32), cache_dir=tmp_path / "cache")
+    assert after.config_sha256 == before.config_sha256
+    assert after.config.path.endswith("moved.npz")
+
+
+@needs_star
+def test_the_measured_star_reads_the_right_way_round(tmp_path: Path) -> None:
+    config = DataConfig(
+        path=str(DATA / "siemens-star-small.npz.bz2"), N=128, probe=str(DATA / "siemens-star-probe-refined.npz")
+    )
+    built = load_or_build(config, cache_dir=tmp_path)
+    assert built.test.counts.shape == (516, 128, 128)
+    assert built.test.counts.sum(axis=(1, 2)).mean() == pytest.approx(461_213, abs=1)
+    ones = optics.far_field_amplitude(torch.ones(128, 128), torch.from_numpy(built.probe)).numpy()
+    amplitudes = np.sqrt(built.test.counts) / built.scale
+    assert np.abs(amplitudes - ones).sum() / amplitudes.sum() == pytest.approx(0.262, abs=0.005)
+
+
+# Refusals: one line, and nothing in the cache.
+
+
+def assert_refused(config: DataConfig, message: str, cache: Path) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_or_build(config, cache_dir=cache)
+    assert "\n" not in str(caught.value)
+    assert not cache.exists()
+
+
+def only_edge(arrays: Arrays) -> np.ndarray:
+    """Patterns that are dark but for their first row."""
+    return arrays["counts"] * (np.arange(32) == 0)[:, None]
+
+
+def only_validation(arrays: Arrays) -> np.ndarray:
+    return arrays["counts"] * (np.arange(25) % 10 == 0)[:, None, None]
+
+
+BAD_SCANS: dict[str, tuple[Callable[[Arrays], dict[str, Any]], int, str]] = {
+    "nan": (lambda a: {"counts": a["counts"] * np.nan}, 32, r"^`counts` \(=nan at .*\) must be finite, in .*npz$"),
+    "infinite": (lambda a: {"counts": a["counts"] + np.inf}, 32, r"^`counts` \(=inf at .*\) must be finite, in"),
+    "negative": (lambda a: {"counts": -a["counts"]}, 32, r"^`counts` \(=-.* at .*\) must be >= 0, in"),
+    "oblong": (lambda a: {"counts": a["counts"][..., :-2]}, 32, r"^`counts` \(=25 x 32 x 30 .*\) must be n square"),
+    "probe size": (lambda a: {"probe": a["probe"][:30, :30]}, 32, r"^`probe` \(=30 x 30\) must be 32 x 32, the size"),
+    "fewer positions": (lambda a: {"positions_px": a["positions_px"][:-1]}, 32, r"must match the 24 positions, in"),
+    "few positions": (lambda a: {"positions_px": a["positions_px"][:9]}, 32, r"\(=9 positions\) must be at least 10"),
+    "pickled": (lambda a: {"counts": np.array([None])}, 32, r"^`data.path` \(=.*\) must not hold pickled objects"),
+    "unknown layout": (lambda a: {"positions_px": None}, 32, r"^`data.path` \(=.*\) must hold .*holds counts, probe$"),
+    "no probe": (lambda a: {"probe": None}, 32, r"^`data.probe` \(=auto\) must name a probe: there is none in .*npz$"),
+    "small patterns": (lambda a: {}, 64, r"^`data.N` \(=64\) must be <= 32, the size of the patterns in .*npz$"),
+    "dark middle": (lambda a: {"counts": only_edge(a)}, 16, r"^`data.N` \(=16\) must be larger: .* holds no counts$"),
+    "dark training": (lambda a: {"counts": only_validation(a)}, 32, r"^`data.path` .* counts in its training patterns"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SCANS)
+def test_a_bad_scan_is_refused(tmp_path: Path, case: str) -> None:
+    edit, N, message = BAD_SCANS[case]
+    arrays = dict(np.load(write_scan(tmp_path / "scan.npz")))
+    arrays = {key: value for key, value in {**arrays, **edit(arrays)}.items() if value is not None}
+    np.savez(tmp_path / "scan.npz", **arrays)
+    assert_refused(DataConfig(path=str(tmp_path / "scan.npz"), N=N), message, tmp_path / "cache")
+
+
+def test_a_truncated_or_missing_scan_is_refused(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "scan.npz")
+    os.truncate(path, 5000)
+    cache = tmp_path / "cache"
+    assert_refused(DataConfig(path=str(path), N=32), r"^`data.path` \(=.*npz\) must be a whole NPZ file: ", cache)
+    path.unlink()
+    assert_refused(DataConfig(path=str(path), N=32), r"^`data.path` \(=.*npz\) must be a readable file: ", cache)
+
+
+def test_a_probe_of_another_size_is_refused(tmp_path: Path) -> None:
+    probe = str(tmp_path / "probe.npz")
+    np.savez(probe, probe=np.ones((20, 20)))
+    scan, cache = str(write_scan(tmp_path / "scan.npz")), tmp_path / "cache"
+    rule = r"^`probe` \(=20 x 20\) must be N x N = 16 x 16, "
+    assert_refused(DataConfig(path=scan, N=16, probe=probe), rule + "or 32 x 32 as the patterns$", cache)
+    assert_refused(changed(probe=probe), rule + r"in .*probe\.npz$", cache)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"probe": "curvd"}, r"^`data.probe` \(=curvd\) must be curved_disk, disk or a readable file: "),
+        ({"probe_radius_px": 9.0}, r"^`radius_px` \(=9\) must be > 0 and <= 4, a quarter of N=16$"),
+        ({"nphotons": 1e17}, r"^`data.nphotons` \(=1e\+17\) must be 0\.\d+ to 1e\+16$"),
+        ({"nphotons": 1e-3}, r"^`data.nphotons` \(=0.001\) must be 0\.\d+ to 1e\+16$"),
+    ],
+)
+def test_a_bad_simulation_is_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    assert_refused(changed(**values), message, tmp_path / "cache")
+
+
+# The summary.
+
+
+def test_describe_tells_counts_sizes_and_overlap(small: Dataset) -> None:
+    summary = describe(small)
+    per_pattern = small.train.counts.sum(axis=(1, 2), dtype=np.float64)
+    assert summary["sha256"] == small.sha256
+    assert summary["source"] == "simulated lines, phase tanh"
+    assert [summary[f"{split}_patterns"] for split in ("train", "val", "test")] == [162, 16, 16]
+    assert summary["counts_per_pattern_mean"] == pytest.approx(per_pattern.mean())
+    assert summary["counts_max"] == small.train.counts.max()
+    assert summary["probe_energy"] == pytest.approx(np.square(np.abs(small.probe)).sum())
+    assert summary["step_px"] == 4
+    assert 0.3 < summary["lit_fraction"] < 1
+    json.dumps(summary)
+
+
+def test_lit_fraction_of_one_position_is_that_of_the_probe(tmp_path: Path) -> None:
+    one = load_or_build(changed(object_size=16, nimgs_train=1), cache_dir=tmp_path)
+    intensity = np.square(np.abs(one.probe))
+    summary = describe(one)
+    assert summary["lit_fraction"] == pytest.approx((intensity > 0.01 * intensity.max()).mean())
+    assert math.isnan(summary["step_px"])

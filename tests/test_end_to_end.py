@@ -1,0 +1,205 @@
+"""The whole way as a user goes it: `mlflow run`, the store, the exported model, an interrupt and its continuation."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from fnostab.config import resolve_config
+from fnostab.dataset import load_or_build
+from fnostab.history import STEP_SERIES
+from fnostab.training import PtychoModule
+
+_ROOT = Path(__file__).resolve().parents[1]
+_SCAN = _ROOT.parent / "shared" / "data" / "siemens-star-small.npz.bz2"
+_STEPS = 2 * 4  # smoke: 2 epochs of 64 patches in batches of 16
+
+
+def _environment(folder: Path, **extra: str):
+    """The environment of a process whose store and cache lie in `folder`; `python` is this interpreter."""
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "FNOSTAB_CACHE": str(folder / "cache"),
+        **extra,
+    }
+
+
+def _mlflow_run(folder: Path, *parameters: str, timeout_s: float = 300):
+    pairs = [word for parameter in parameters for word in ("-P", parameter)]
+    command = [sys.executable, "-m", "mlflow", "run", str(_ROOT), "--env-manager", "local", *pairs]
+    return subprocess.run(
+        command, cwd=folder, env=_environment(folder), capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+def _only_run(folder: Path):
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (run,) = client.search_runs(["0"])
+    return client, run
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """(folder, client, run, printed) of one `mlflow run . -P preset=smoke` with the arm of the README."""
+    folder = tmp_path_factory.mktemp("smoke")
+    answer = _mlflow_run(folder, "arch=stable_hybrid", "clip_algo=agc", "preset=smoke", "model.modes=8", "model.gamma_init=1")
+    assert answer.returncode == 0, answer.stderr
+    return folder, *_only_run(folder), answer.stdout
+
+
+def _artifacts(client, run_id, folder=None):
+    paths = []
+    for entry in client.list_artifacts(run_id, folder):
+        paths += _artifacts(client, run_id, entry.path) if entry.is_dir else [entry.path]
+    return paths
+
+
+def test_the_last_line_says_what_was_learnt_where_and_how_to_look(smoke):
+    _, _, run, printed = smoke
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith("learnt: R-factor ")
+    assert f"run {run.info.run_id}" in last
+    assert "mlflow ui --backend-store-uri sqlite:///" in last
+    assert f"/#/experiments/0/runs/{run.info.run_id}" in last
+
+
+def test_the_run_has_the_tags_of_its_arm(smoke):
+    _, _, run, _ = smoke
+    tags = run.data.tags
+    expected = {
+        "study": "stage_a_smoke",
+        "arm": "stable_hybrid-agc",
+        "arch": "stable_hybrid",
+        "clip_algo": "agc",
+        "seed": "20260128",
+        "device": "cpu" if not torch.cuda.is_available() else tags["device"],
+    }
+    assert run.info.status == "FINISHED"
+    assert {key: tags[key] for key in expected} == expected
+    assert len(tags["dataset_sha256"]) == len(tags["probe_sha256"]) == 64
+    assert {"fnostab_version", "git_commit"} <= set(tags)
+
+
+def test_an_override_by_dotted_key_reaches_the_network_and_the_parameters(smoke):
+    _, _, run, _ = smoke
+    assert run.data.params["model.modes"] == "8"
+    assert run.data.params["model.width"] == "4"
+    assert run.data.params["arch"] == "stable_hybrid"  # what `mlflow run` logged itself
+
+
+def test_there_are_as_many_points_of_each_step_series_as_optimizer_steps(smoke):
+    _, client, run, _ = smoke
+    for key in ("train/loss", "grad/norm_preclip", "grad/norm_postclip", "grad/clipped_fraction"):
+        steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, key))
+        assert steps == list(range(_STEPS)), key
+    for key in ("val/loss", "lr"):
+        assert len(client.get_metric_history(run.info.run_id, key)) == 2, key
+
+
+def test_history_json_equals_the_store(smoke):
+    _, client, run, _ = smoke
+    history = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/history.json")
+    stored = sorted(client.get_metric_history(run.info.run_id, "grad/norm_preclip"), key=lambda metric: metric.step)
+    assert history["grad_norm_preclip"] == [metric.value for metric in stored]
+    assert all(len(history[name]) == _STEPS for name in STEP_SERIES)
+    assert history["val_loss_constant"] == run.data.metrics["val/loss_constant"]
+
+
+def test_artifacts_dataset_and_system_metrics_are_there(smoke):
+    _, client, run, _ = smoke
+    paths = set(_artifacts(client, run.info.run_id))
+    wanted = {"config.yaml", "history.json", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert wanted | {"recon/object_0.png", "recon/object_0.npz"} <= paths
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == run.data.tags["dataset_sha256"][:32]
+    config = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml")
+    assert "gamma_init: 1.0" in config
+
+
+def test_the_model_gives_without_fnostab_what_training_computed(smoke, monkeypatch):
+    folder, client, run, _ = smoke
+    monkeypatch.setenv("FNOSTAB_CACHE", str(folder / "cache"))
+    overrides = {"preset": "smoke", "arch": "stable_hybrid", "clip_algo": "agc", "model.modes": 8, "model.gamma_init": 1}
+    config = resolve_config(overrides)
+    dataset = load_or_build(config.data)
+    module = PtychoModule(config, dataset)
+    checkpoint = client.download_artifacts(run.info.run_id, "checkpoints/best.ckpt", str(folder))
+    module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    expected = module.reconstruct(dataset.test)
+    np.save(folder / "counts.npy", dataset.test.counts)
+    code = """
+import sys
+sys.modules["fnostab"] = None  # importing it fails, as where it is not installed
+import mlflow, numpy as np
+counts = np.load("counts.npy")
+model = mlflow.pyfunc.load_model(sys.argv[1])
+np.savez("answers.npz", **{f"b{size}": model.predict(counts[:size]) for size in (1, 2, 7, 49)})
+"""
+    command = [sys.executable, "-c", code, f"runs:/{run.info.run_id}/model"]
+    subprocess.run(command, cwd=folder, env=_environment(folder), check=True, timeout=300)
+    with np.load(folder / "answers.npz") as answers:
+        for size in (1, 2, 7, 49):
+            answer = answers[f"b{size}"]
+            assert answer.dtype == np.float32
+            assert answer.shape == (size, 64, 64, 2)
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(answer[..., 0] + 1j * answer[..., 1], expected[:size], rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_bad_input_under_mlflow_run_leaves_one_failed_run_with_the_line_and_no_artifact(tmp_path):
+    answer = _mlflow_run(tmp_path, "arch=hybrid", "preset=smoke", "model.modes=40; touch injected")
+    client, run = _only_run(tmp_path)
+    assert answer.returncode == 1
+    assert run.info.status == "FAILED"
+    assert run.data.tags["verdict_reason"].startswith("`model.modes` (=40; touch injected) must be a valid integer")
+    assert _artifacts(client, run.info.run_id) == []
+    assert not list(tmp_path.rglob("injected"))
+    assert not (_ROOT / "injected").exists()
+
+
+def test_sigterm_flushes_and_the_same_command_finishes_the_same_run(tmp_path):
+    command = [sys.executable, "-m", "fnostab", "train", "--preset", "smoke", "--epochs", "40"]
+    command += ["--train.checkpoint_every_s", "0.001", "--train.picture_every_epochs", "100"]
+    environment = _environment(tmp_path)
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch 2/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        process.stdout.read()
+    assert process.returncode == 128 + signal.SIGTERM
+    client, run = _only_run(tmp_path)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["verdict"] == "interrupted"
+    done = len(client.get_metric_history(run.info.run_id, "train/loss"))
+    assert 8 <= done < 160
+    assert json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/history.json"))["events"] == {"interrupted": True}
+
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    client, finished = _only_run(tmp_path)
+    assert finished.info.run_id == run.info.run_id
+    assert finished.info.status == "FINISHED"
+    assert "verdict" not in finished.data.tags
+    steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss"))
+    assert steps == list(range(160))
+    assert "events" not in json.loads(mlflow.artifacts.load_text(f"{finished.info.artifact_uri}/history.json"))
+    assert not list((tmp_path / "cache" / "runs").glob("*/"))
+
+
+@pytest.mark.skipif(not _SCAN.exists(), reason="the measured scan is not in ../shared/data")
+def test_a_measured_scan_trains_with_a_learnt_probe_below_what_no_information_gives(tmp_path):
+    answer = _mlflow_run(tmp_path, "arch=hybrid", f"data={_SCAN}", "preset=scan", "epochs=6", "width=8")
+    assert answer.returncode == 0, answer.stderr
+    _, run = _only_run(tmp_path)
+    metrics = run.data.metrics
+    assert metrics["test/r_factor"] < metrics["test/r_factor_mean_pattern"] == pytest.approx(0.195, abs=0.002)
+    assert metrics["test/r_factor"] < 0.9 * metrics["test/r_factor_constant"]

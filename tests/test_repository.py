@@ -1,0 +1,229 @@
+"""The repository keeps its own promises: layout, pins, entry points, direction of imports."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from fnostab.config import FLAT_KEYS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "fnostab"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+#: Import neither Lightning nor MLflow, not even through another module of the package.
+PURE = ("optics", "objects", "scan", "models", "clipping", "gradients", "metrics", "health", "ranking")
+MAY_IMPORT_LIGHTNING = {"dataset", "datamodule", "training", "callbacks"}
+MAY_IMPORT_MLFLOW = {"tracking"}
+LIGHTNING = {"lightning", "pytorch_lightning", "lightning_utilities", "torchmetrics"}
+
+#: Where the name that is imported differs from the distribution's.
+DISTRIBUTIONS = {"skimage": "scikit-image", "yaml": "pyyaml", "pydantic_core": "pydantic"}
+
+
+def imports(module: str) -> set[str]:
+    """Full names of all that `module` imports, also inside functions; `from a import b` gives `a` and `a.b`."""
+    path = MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+def roots(module: str) -> set[str]:
+    """Top-level packages that `module` imports."""
+    return {name.partition(".")[0] for name in imports(module)}
+
+
+def reachable(module: str) -> set[str]:
+    """`module` and every module of the package that it imports, directly or not."""
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in MODULES and name not in seen:
+            seen.add(name)
+            waiting.extend(imports(name))
+    return seen
+
+
+def part(module: str) -> str:
+    """`fnostab.models.fno` -> `models`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def pins(name: str) -> list[str]:
+    lines = (ROOT / name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith(("#", "-r "))]
+
+
+def project() -> dict:
+    if sys.version_info < (3, 11):
+        pytest.skip("reads pyproject.toml with tomllib, which Python 3.11 brought")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def root_entries() -> Iterator[str]:
+    yield from os.listdir(ROOT)
+    if (ROOT / ".git").exists():
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        yield from (path.partition("/")[0] for path in listed.split("\0"))
+
+
+def test_nothing_in_the_root_but_MLproject_has_that_name_in_lower_case() -> None:
+    """MLflow takes the first entry of that name that the file system lists (docs/decisions/0001)."""
+    assert {name for name in root_entries() if name.lower() == "mlproject"} == {"MLproject"}
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+def test_every_line_of_a_lock_file_is_an_exact_public_version(name: str) -> None:
+    loose = [line for line in pins(name) if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)]
+    assert loose == []
+
+
+def test_no_lock_file_pins_the_packages_of_one_cuda_version() -> None:
+    """They follow from torch's build; listed, they would be installed on machines that have no use for them."""
+    names = [line.partition("==")[0] for line in pins("requirements.lock") + pins("requirements-dev.lock")]
+    assert [name for name in names if name.startswith(("nvidia", "triton", "cuda"))] == []
+
+
+def test_nothing_is_pinned_twice() -> None:
+    names = [
+        canonicalize_name(line.partition("==")[0]) for line in pins("requirements.lock") + pins("requirements-dev.lock")
+    ]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_conda_yaml_equals_the_lock_file() -> None:
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
+    python, pip, section = conda["dependencies"]
+    assert (conda["name"], conda["channels"], pip) == ("fnostab", ["conda-forge"], "pip")
+    assert re.fullmatch(r"python=3\.11\.\d+", python)
+    assert section == {"pip": pins("requirements.lock")}
+
+
+def test_the_locks_hold_a_version_in_range_of_every_declared_dependency() -> None:
+    metadata = project()
+    extras = metadata["optional-dependencies"]
+    locked = {
+        canonicalize_name(name): version
+        for name, _, version in (line.partition("==") for line in pins("requirements.lock"))
+    }
+    assert _outside(metadata["dependencies"], locked) == []
+    locked |= {
+        canonicalize_name(name): version
+        for name, _, version in (line.partition("==") for line in pins("requirements-dev.lock"))
+    }
+    assert _outside(extras["test"] + extras["dev"], locked) == []
+
+
+def _outside(declared: list[str], locked: dict[str, str]) -> list[str]:
+    """The declared requirements that no locked version meets."""
+    needs = [Requirement(text) for text in declared]
+    versions = [locked.get(canonicalize_name(need.name)) for need in needs]
+    met = [v is not None and need.specifier.contains(v) for need, v in zip(needs, versions, strict=True)]
+    return [str(need) for need, fits in zip(needs, met, strict=True) if not fits]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_whatever_is_imported_is_a_declared_dependency(module: str) -> None:
+    metadata = project()
+    declared = {canonicalize_name(Requirement(text).name) for text in metadata["dependencies"]}
+    if part(module) == "launch":
+        declared.add("ray")
+    foreign = roots(module) - set(sys.stdlib_module_names) - {"fnostab"}
+    assert {name for name in foreign if canonicalize_name(DISTRIBUTIONS.get(name, name)) not in declared} == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_mlflow_is_imported_by_tracking_alone(module: str) -> None:
+    assert "mlflow" not in roots(module) or part(module) in MAY_IMPORT_MLFLOW
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_lightning_is_imported_where_training_needs_it_alone(module: str) -> None:
+    assert not roots(module) & LIGHTNING or part(module) in MAY_IMPORT_LIGHTNING
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if part(name) in PURE])
+def test_the_reusable_parts_reach_neither_lightning_nor_mlflow(module: str) -> None:
+    heavy = {name for name in reachable(module) if roots(name) & (LIGHTNING | {"mlflow"})}
+    assert heavy == set()
+
+
+def test_the_configuration_needs_nothing_heavier_than_pydantic() -> None:
+    foreign = {root for name in reachable("fnostab.config") for root in roots(name)} - set(sys.stdlib_module_names)
+    assert foreign <= {"fnostab", "pydantic", "pydantic_core", "yaml"}
+
+
+def test_MLproject_offers_the_flat_parameters_with_defaults_that_leave_the_choice_to_the_preset() -> None:
+    main = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]["main"]
+    expected = dict.fromkeys(FLAT_KEYS, "auto") | {"preset": "stage_a", "data": ""}
+    assert {name: spec["default"] for name, spec in main["parameters"].items()} == expected
+    assert {spec["type"] for spec in main["parameters"].values()} == {"string"}
+
+
+def test_MLproject_passes_each_parameter_once_and_unquoted() -> None:
+    """MLflow quotes the values itself; quotes around a placeholder would open an injection."""
+    main = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]["main"]
+    start = "python -m fnostab.mlproject.train"
+    assert main["command"] == " ".join([start, *(f"--{name} {{{name}}}" for name in main["parameters"])])
+
+
+def test_MLproject_names_the_conda_file() -> None:
+    assert yaml.safe_load((ROOT / "MLproject").read_text())["conda_env"] == "conda.yaml"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "fnostab", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    loaded = set(re.findall(r"^import time:.*\|\s+([\w.]+)$", done.stderr, flags=re.MULTILINE))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "fnostab.cli" in loaded
+    assert "usage" in done.stdout.lower()
+    assert loaded & {"torch", "mlflow", "lightning", "numpy", "scipy", "skimage", "matplotlib", "pandas"} == set()
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_the_readmes_commands_are_targets_of_the_makefile(target: str) -> None:
+    assert f"make {target}" in (ROOT / "README.md").read_text()
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert re.search(r"^(exec )?make test\b", (ROOT / ".ci" / "run").read_text(), flags=re.MULTILINE)
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_version_is_a_literal_that_the_build_can_read_without_importing() -> None:
+    assigned = [
+        node.value
+        for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__version__"]
+    ]
+    assert [type(value) for value in assigned] == [ast.Constant]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ast.literal_eval(assigned[0]))

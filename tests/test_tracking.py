@@ -1,0 +1,161 @@
+"""What reaches the MLflow store: batches, outages, resumed runs, refusals."""
+
+import json
+import socket
+import threading
+import time
+
+import mlflow
+import numpy as np
+import pytest
+
+from fnostab import tracking
+from fnostab.config import ConfigError, resolve_config
+
+_CONFIG = resolve_config({"preset": "smoke"})
+
+
+@pytest.fixture
+def store(fresh_store):
+    tracking.connect()
+    return mlflow.MlflowClient()
+
+
+def _rows(key, steps):
+    return [(key, float(step), step, 1000 + step) for step in steps]
+
+
+def test_every_value_of_a_long_series_is_stored_once(store):
+    with tracking.open_run(_CONFIG) as tracker:
+        tracker.log_series(_rows("grad/norm_preclip", range(2500)))
+    history = store.get_metric_history(tracker.run_id, "grad/norm_preclip")
+    assert sorted(metric.step for metric in history) == list(range(2500))
+    assert all(metric.value == metric.step for metric in history)
+
+
+def test_a_resumed_run_stores_no_step_twice(store):
+    with tracking.open_run(_CONFIG) as first:
+        first.log_series(_rows("train/loss", range(7)))
+    with tracking.open_run(_CONFIG, first_run_id=first.run_id) as again:
+        again.log_series(_rows("train/loss", range(4, 10)))
+        again.log_series(_rows("val/loss", [9]))
+    assert again.run_id == first.run_id
+    steps = [metric.step for metric in store.get_metric_history(first.run_id, "train/loss")]
+    assert sorted(steps) == list(range(10))
+    assert len(store.get_metric_history(first.run_id, "val/loss")) == 1
+
+
+def test_a_run_made_by_mlflow_projects_is_written_to_and_its_parameters_are_not_logged_again(store, monkeypatch):
+    projects_run = store.create_run("0")
+    store.log_param(projects_run.info.run_id, "optim.lr", "1.0e-3")  # spelt otherwise: MLflow refuses a second value
+    monkeypatch.setenv("MLFLOW_RUN_ID", projects_run.info.run_id)
+    with tracking.open_run(_CONFIG) as tracker:
+        tracker.log_config(_CONFIG)
+    run = store.get_run(projects_run.info.run_id)
+    assert tracker.run_id == projects_run.info.run_id
+    assert run.data.params["optim.lr"] == "1.0e-3"
+    assert run.data.params["model.width"] == "4"
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == f"control-seed{_CONFIG.seed}"
+
+
+def test_the_projects_run_of_a_resumed_identity_points_to_the_first(store, monkeypatch):
+    with tracking.open_run(_CONFIG) as first:
+        pass
+    projects_run = store.create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", projects_run.info.run_id)
+    with tracking.open_run(_CONFIG, first_run_id=first.run_id) as tracker:
+        tracker.set_tags({"study": "x"})
+    tags = store.get_run(projects_run.info.run_id).data.tags
+    assert tracker.run_id == first.run_id
+    assert tags["resumed_into"] == first.run_id
+    assert "study" not in tags
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_runs_status_tells_how_it_ended_and_what_was_queued_is_written(store, error, status):
+    def go():
+        with tracking.open_run(_CONFIG) as tracker:
+            ids.append(tracker.run_id)
+            tracker.log_series(_rows("train/loss", range(3)))
+            if error:
+                raise error
+
+    ids: list[str] = []
+    if error:
+        with pytest.raises(error):
+            go()
+    else:
+        go()
+    assert store.get_run(ids[0]).info.status == status
+    assert len(store.get_metric_history(ids[0], "train/loss")) == 3
+    assert tracking.run_is_unfinished(ids[0]) is (status != "FINISHED")
+
+
+def test_values_wait_while_the_store_is_away_and_arrive_in_order_when_it_is_back(store, monkeypatch, tmp_path):
+    with tracking.open_run(_CONFIG) as tracker:
+        with monkeypatch.context() as outage:
+            outage.setattr(tracker._client, "log_batch", _away)
+            tracker.log_series(_rows("train/loss", range(1500)))
+            assert not tracker.flush()
+            assert tracker.unwritten == 1500
+            tracker.save_unwritten(tmp_path / "left.json")
+        assert tracker.flush()
+        assert tracker.unwritten == 0
+    assert len(store.get_metric_history(tracker.run_id, "train/loss")) == 1500
+    saved = json.loads((tmp_path / "left.json").read_text())
+    assert saved["run_id"] == tracker.run_id
+    assert saved["metrics"][3] == ["train/loss", "3.0", 1003, 3]
+
+
+def _away(*_, **__):
+    raise ConnectionError("no answer")
+
+
+def test_non_finite_values_do_not_stop_the_others(store):
+    with tracking.open_run(_CONFIG) as tracker:
+        tracker.log_metrics({"a": float("nan"), "b": float("inf"), "c": 1.0}, step=0)
+    metrics = store.get_run(tracker.run_id).data.metrics
+    assert np.isnan(metrics["a"])
+    assert metrics["b"] > 1e300
+    assert metrics["c"] == 1.0
+
+
+def _unused_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def _silent_server():
+    """A server that takes connections and never says a word."""
+    server = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=lambda: [server.accept() for _ in range(5)], daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_a_tracking_uri_that_nothing_answers_is_refused_within_seconds(fresh_store, monkeypatch, scheme):
+    uri = f"{scheme}://127.0.0.1:{_unused_port()}/x"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=rf"`MLFLOW_TRACKING_URI` \(={uri}\) must name a tracking server that answers"):
+        tracking.check_store()
+    assert time.monotonic() - started < 60
+    assert list(fresh_store.iterdir()) == []
+
+
+def test_a_server_that_takes_the_call_and_stays_silent_is_refused_within_seconds(fresh_store, monkeypatch):
+    with _silent_server() as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(ConfigError, match="must name a tracking server that answers: timed out"):
+            tracking.check_store()
+        assert time.monotonic() - started < 60
+
+
+def test_a_sqlite_store_in_a_folder_that_does_not_exist_is_refused(fresh_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store}/nowhere/mlflow.db")
+    with pytest.raises(ConfigError, match="must lie in a folder that exists"):
+        tracking.connect()
+    assert list(fresh_store.iterdir()) == []
