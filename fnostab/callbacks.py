@@ -13,6 +13,7 @@ import lightning
 import torch
 from tqdm import tqdm
 
+from fnostab.datamodule import PatchLoader
 from fnostab.history import History
 
 #: Steps between copies of the recorded values from the device; a copy waits for the device once.
@@ -74,7 +75,7 @@ class SeriesRecorder(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Record the epoch; validation has run by now."""
         self.drain(trainer)
-        losses = self.history.loss_step[-trainer.num_training_batches :]
+        losses = self.history.loss_step[-int(trainer.num_training_batches) :]
         values = {
             "train_loss": sum(losses) / len(losses),
             "val_loss": float(trainer.callback_metrics["val_loss"]),
@@ -108,9 +109,9 @@ class SeriesRecorder(lightning.Callback):
 class Checkpoints(lightning.Callback):
     """Keeps `last.ckpt` (every epoch, and every `every_s` seconds inside one) and `best.ckpt` (lowest val_loss).
 
-    Written to a temporary name and renamed, so a checkpoint is whole or not there. torch's RNG state and the place in the
-    epoch travel along. (Lightning saves the loader's place too, but does not restore it if the number of steps was asked
-    for while the optimizers were made, as a schedule does: seen with Lightning 2.6.)
+    Written to a temporary name and renamed, so a checkpoint is whole or not there. torch's RNG state and the place in
+    the epoch travel along. (Lightning saves the loader's place too, but does not restore it if the number of steps was
+    asked for while the optimizers were made, as a schedule does: seen with Lightning 2.6.)
     """
 
     def __init__(self, folder: Path, every_s: float) -> None:
@@ -123,7 +124,7 @@ class Checkpoints(lightning.Callback):
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Note the place in the epoch."""
-        checkpoint["place_in_epoch"] = trainer.train_dataloader.state_dict()
+        checkpoint["place_in_epoch"] = _loader(trainer).state_dict()
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Take over the place in the epoch."""
@@ -132,7 +133,7 @@ class Checkpoints(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Put the loader where it stood."""
         if self._place is not None:
-            trainer.train_dataloader.load_state_dict(self._place)
+            _loader(trainer).load_state_dict(self._place)
             self._place = None
 
     def on_train_batch_end(
@@ -168,13 +169,19 @@ class Checkpoints(lightning.Callback):
         torch.set_rng_state(state["torch_rng"])
 
 
+def _loader(trainer: lightning.Trainer) -> PatchLoader:
+    loader = trainer.train_dataloader
+    assert isinstance(loader, PatchLoader)
+    return loader
+
+
 class Progress(lightning.Callback):
     """Says how training goes: a bar with loss, gradient norm and ETA on a terminal, a line an epoch otherwise."""
 
     def __init__(self, report: Callable[[str], None], *, terminal: bool | None = None) -> None:
         self._report = report
         self._terminal = sys.stderr.isatty() if terminal is None else terminal
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         self._started_at = 0.0
         self._first_step = 0
         self._last_shown_at = 0.0

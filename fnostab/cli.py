@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from fnostab import __version__
-from fnostab.config import CONFIG_KEYS, FLAT_KEYS, PRESETS, ArmConfig, ConfigError, DataConfig, read_config_file, resolve_config
+from fnostab.config import (
+    CONFIG_KEYS,
+    FLAT_KEYS,
+    PRESETS,
+    ArmConfig,
+    ConfigError,
+    DataConfig,
+    read_config_file,
+    resolve_config,
+)
 
 if TYPE_CHECKING:
     from fnostab.dataset import Dataset
@@ -138,8 +147,10 @@ def _summary(result: "ArmResult") -> str:
 
 def _data_build(arguments: argparse.Namespace) -> int:
     dataset = _dataset(_config(arguments).data)
-    _print(f"dataset {dataset.sha256}: {len(dataset.train.counts)} training, {len(dataset.val.counts)} validation, "
-           f"{len(dataset.test.counts)} test patterns")
+    _print(
+        f"dataset {dataset.sha256}: {len(dataset.train.counts)} training, {len(dataset.val.counts)} validation, "
+        f"{len(dataset.test.counts)} test patterns"
+    )
     return 0
 
 
@@ -161,7 +172,9 @@ def _data_import(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         from fnostab.npz import write_scan
 
-        write_scan(arguments.out, counts=dataset.test.counts, probe=dataset.probe, positions_px=dataset.test.positions_px)
+        write_scan(
+            arguments.out, counts=dataset.test.counts, probe=dataset.probe, positions_px=dataset.test.positions_px
+        )
         _print(f"scan: {arguments.out}")
     return 0
 
@@ -214,5 +227,5 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _say_error(error: Exception) -> None:
+def _say_error(error: BaseException) -> None:
     print(f"fnostab: error: {error}", file=sys.stderr, flush=True)

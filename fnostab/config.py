@@ -69,7 +69,7 @@ class DataConfig(_Config):
     @classmethod
     def _gridsize(cls, value: int) -> int:
         if value != 1:
-            raise _rule("must be 1: networks over several patches at once are not built yet")
+            raise _rule("must be 1: networks over several patches at once are not built")
         return value
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class ClipConfig(_Config):
     """The clipping rule; `val` <= 0 means none."""
 
     algo: ClipAlgorithm = Field("norm", description="clipping rule")
-    val: float = Field("auto", validate_default=True, description="its limit; auto: norm 1.0, value 0.5, agc 0.01")  # type: ignore[assignment]
+    val: float = Field("auto", validate_default=True, description="its limit; auto: norm 1.0, value 0.5, agc 0.01")
     granularity: Literal["unit", "tensor"] = Field("unit", description="what agc compares: output units or tensors")
 
     @field_validator("val", mode="before")
@@ -253,8 +253,8 @@ def resolve_config(overrides: Mapping[str, Any], base: Mapping[str, Any] | None 
     """The arm config of `overrides` laid over `base`, and both over the preset they name (default `stage_a`).
 
     Both have flat keys (`arch`) or dotted ones (`model.arch`); values may be text, as from a command line. `auto` or an
-    empty text for a flat key leaves the decision to `base` or the preset. Raises `ConfigError` with one line: parameter,
-    value, rule.
+    empty text for a flat key leaves the decision to `base` or the preset. Raises `ConfigError` with one line:
+    parameter, value, rule.
     """
     values = {**_dotted(base or {}), **_dotted(overrides)}
     merged = {**PRESETS.get(values.get("preset", "stage_a"), {}), **values}

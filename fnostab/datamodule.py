@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning
 import numpy as np
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset, Split
-
 
 #: Patches a validation step; it changes nothing but the speed.
 _VALIDATION_BATCH = 64
@@ -26,6 +25,10 @@ class Batch(NamedTuple):
     object_index: torch.Tensor
     #: Patches of this step over all ranks; losses are divided by it.
     global_size: int
+
+    def take(self, index: torch.Tensor | slice, global_size: int) -> "Batch":
+        """The patches at `index`."""
+        return Batch(self.sqrt_counts[index], self.positions_px[index], self.object_index[index], global_size)
 
 
 @dataclass
@@ -108,7 +111,7 @@ class PatchLoader:
                 continue
             self._place = place + 1
             index = torch.from_numpy(members[self._rank :: self._world_size]).to(device)
-            yield Batch(*(tensor[index] for tensor in self._patches[:3]), global_size=len(members))
+            yield self._patches.take(index, len(members))
 
     def state_dict(self) -> dict[str, int]:
         """Batches of the epoch that were handed out."""
@@ -162,7 +165,7 @@ class PtychoDataModule(lightning.LightningDataModule):
         """This rank's share of the validation batches."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         patches = self._patches("val")
-        share = Batch(*(tensor[rank::world_size] for tensor in patches[:3]), global_size=0)
+        share = patches.take(slice(rank, None, world_size), patches.global_size)
         return InOrder(split_batches(share, _VALIDATION_BATCH))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -182,5 +185,5 @@ def resident(split: Split, device: torch.device | str = "cpu") -> Batch:
 
 def split_batches(patches: Batch, size: int) -> list[Batch]:
     """Cut `patches` into batches of `size`, in order."""
-    columns: list[Any] = [tensor.split(size) for tensor in patches[:3]]
-    return [Batch(*parts, global_size=len(parts[0])) for parts in zip(*columns, strict=True)]
+    starts = range(0, len(patches.sqrt_counts), size)
+    return [patches.take(slice(start, start + size), patches.global_size) for start in starts]

@@ -62,9 +62,9 @@ def orientation(
 ) -> Orientation:
     """Correlate predicted patches (n, N, N) with true ones, and with their twins conj(O(-r)).
 
-    A far-field pattern of a real centrosymmetric probe cannot tell the two apart, patch by patch. Each value is the mean
-    over patches of |<p, t>| / (|p| |t|), weighted by the probe's intensity, of patches less their weighted mean; it is
-    free of the patches' global phases and scales, between 0 and 1, and 0 for a constant patch.
+    A far-field pattern of a real centrosymmetric probe cannot tell the two apart, patch by patch. Each value is the
+    mean over patches of |<p, t>| / (|p| |t|), weighted by the probe's intensity, of patches less their weighted mean;
+    it is free of the patches' global phases and scales, between 0 and 1, and 0 for a constant patch.
     """
     weight = (np.abs(probe) ** 2).astype(np.float64)
     weight /= weight.sum()

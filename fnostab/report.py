@@ -1,8 +1,8 @@
 """Figures, drawn from arrays; every map has a colour bar with its unit."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,7 +19,6 @@ _SHOWN_LIGHT = 0.02
 def _figure(rows: int, columns: int, title: str) -> tuple[Figure, NDArray[np.object_]]:
     """A figure outside of pyplot: no global state, no window."""
     figure = Figure(figsize=(3.6 * columns, 3.3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -32,7 +31,9 @@ def _show(
     limits: tuple[float, float] | None = None,
     cmap: str = "gray",
 ) -> None:
-    picture = axes.imshow(image, cmap=cmap, vmin=limits and limits[0], vmax=limits and limits[1], interpolation="nearest")
+    picture = axes.imshow(
+        image, cmap=cmap, vmin=limits and limits[0], vmax=limits and limits[1], interpolation="nearest"
+    )
     axes.set_title(title, fontsize=10)
     axes.tick_params(labelsize=7)
     axes.set_xlabel("px", fontsize=8)
@@ -47,7 +48,7 @@ def align_global_phase(
 ) -> NDArray[np.complexfloating]:
     """`predicted` (H, W) turned by the one phase that brings it closest to `reference` (H, W), weighted by `light`."""
     overlap = (light * reference * predicted.conj()).sum()
-    return predicted * (overlap / max(abs(overlap), np.finfo(np.float64).tiny))
+    return np.asarray(predicted * (overlap / max(abs(overlap), np.finfo(np.float64).tiny)))
 
 
 def reconstruction_figure(
@@ -125,8 +126,6 @@ def dataset_figure(dataset: Dataset) -> Figure:
 
 def to_rgb(figure: Figure) -> NDArray[np.uint8]:
     """The figure as pixels (H, W, 3)."""
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
-    with mpl.rc_context({"savefig.dpi": 100}):
-        canvas.draw()
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

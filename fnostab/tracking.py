@@ -19,6 +19,8 @@ import matplotlib.figure
 import mlflow
 import numpy as np
 import torch
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -64,7 +66,9 @@ def connect() -> str:
             mlflow.MlflowClient().search_experiments(max_results=1)
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store that answers: {reason}") from None
+            raise ConfigError(
+                f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store that answers: {reason}"
+            ) from None
     return uri
 
 
@@ -90,7 +94,9 @@ def _refuse_unreachable(uri: str) -> None:
         answer.close()
     except OSError as error:
         reason = getattr(error, "reason", None) or error
-        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking server that answers: {reason}") from None
+        raise ConfigError(
+            f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking server that answers: {reason}"
+        ) from None
 
 
 def _sqlite_file(uri: str) -> Path | None:
@@ -193,12 +199,11 @@ class Tracker:
 
     def log_dataset(self, dataset: Dataset) -> None:
         """Log the dataset as the run's input; its digest is the first 32 hex digits of the content hash."""
-        source = dataset.config.path or "simulated"
-        name = Path(dataset.config.path).name if dataset.config.path else f"{dataset.config.objects}-{dataset.config.phase}"
-        example = {"counts": np.asarray(dataset.train.counts[:1])}
-        mlflow.log_input(
-            mlflow.data.from_numpy(example, source=source, name=name, digest=dataset.sha256[:32]), context="training"
-        )
+        config = dataset.config
+        name = Path(config.path).name or f"{config.objects}-{config.phase}"
+        source = CodeDatasetSource({"path": config.path or "simulated", "config_sha256": dataset.config_sha256})
+        example = np.asarray(dataset.train.counts[:1])
+        mlflow.log_input(from_numpy(example, source=source, name=name, digest=dataset.sha256[:32]), context="training")
 
     def log_text(self, text: str, name: str) -> None:
         """Log `text` as the artifact `name`."""
@@ -221,7 +226,8 @@ class Tracker:
     ) -> None:
         """Log `model` as `model`: a pt2 export that takes any batch of float32 counts, without need of this package.
 
-        `model` lies on the CPU; `example_counts` is (B, N, N); `extra_files` lie beside it in `extra_files/`. The signature is (-1, N, N) -> (-1, N, N, 2), float32.
+        `model` lies on the CPU; `example_counts` is (B, N, N); `extra_files` lie beside it in `extra_files/`. The
+        signature is (-1, N, N) -> (-1, N, N, 2), float32.
         """
         size = example_counts.shape[-1]
         float32 = np.dtype(np.float32)
@@ -283,9 +289,9 @@ def _git_commit() -> str:
 def open_run(config: ArmConfig, *, first_run_id: str | None = None) -> Iterator[Tracker]:
     """Open the MLflow run to write to: that of `mlflow run` if we are inside one, a new one otherwise.
 
-    With `first_run_id`, the run of an identity that was started before and not finished, that run is continued, and a run
-    that `mlflow run` made for this process only gets the tag `resumed_into`. The run ends FINISHED when the block does,
-    KILLED after an interrupt or exit, and FAILED after an error.
+    With `first_run_id`, the run of an identity that was started before and not finished, that run is continued, and a
+    run that `mlflow run` made for this process only gets the tag `resumed_into`. The run ends FINISHED when the block
+    does, KILLED after an interrupt or exit, and FAILED after an error.
     """
     projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     run_id = first_run_id or projects_run_id
@@ -327,7 +333,6 @@ def run_is_unfinished(run_id: str) -> bool:
 def load_exported_model(uri: str) -> Any:
     """The model at an MLflow model URI, as a pyfunc: `predict(float32 counts (B, N, N)) -> (B, N, N, 2)`."""
     return mlflow.pyfunc.load_model(uri)
-
 
 
 def how_to_open(run_id: str, experiment_id: str) -> str:

@@ -1,6 +1,7 @@
 """The LightningModule of one arm: a network trained by pushing its prediction through the physics."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -18,18 +19,21 @@ from fnostab.models.registry import build_generator
 from fnostab.optics import far_field_amplitude, fourier_shift
 from fnostab.scan import extract_patches, read_windows, stitch
 
-#: Counts added to both sides of the Poisson likelihood, as a share of the mean count a pixel: the logarithm stays finite.
+#: Counts added to both sides of the Poisson likelihood, as a share of the mean count a pixel: the logarithm stays
+#: finite.
 _POISSON_FLOOR = 1e-3
 
 
 class PtychoModule(lightning.LightningModule):
     """A generator, the probe, and the loss between predicted and measured far-field amplitudes.
 
-    The loss is the R-factor's numerator over one dataset constant (`mae`), or the Poisson deviance of the counts over the
-    mean counts a pattern (`poisson`). With `overlap_weight`, that share of it is taken on the object that the batch's
-    overlapping patches make together, without which a learnt probe is not determined: any probe fits patches that need
-    not agree. `step_record` holds the values of `history.STEP_SERIES` of the last step as one device tensor.
+    The loss is the R-factor's numerator over one dataset constant (`mae`), or the Poisson deviance of the counts over
+    the mean counts a pattern (`poisson`). With `overlap_weight`, that share of it is taken on the object that the
+    batch's overlapping patches make together, without which a learnt probe is not determined: any probe fits patches
+    that need not agree. `step_record` holds the values of `history.STEP_SERIES` of the last step as one device tensor.
     """
+
+    lit: torch.Tensor
 
     def __init__(self, config: ArmConfig, dataset: Dataset) -> None:
         super().__init__()
@@ -229,3 +233,21 @@ def true_patches(split: Split, objects: NDArray[np.complex64], N: int) -> NDArra
         members = split.object_index == index
         patches[members] = extract_patches(truth, split.positions_px[members], N)
     return patches
+
+
+def make_trainer(config: ArmConfig, callbacks: list[lightning.Callback], folder: Path) -> lightning.Trainer:
+    """The Lightning trainer of an arm: everything it logs, keeps or shows is left to `callbacks`."""
+    return lightning.Trainer(
+        max_epochs=config.train.epochs,
+        accelerator=config.train.accelerator,
+        devices=config.train.devices,
+        strategy=config.train.strategy,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )

@@ -64,7 +64,7 @@ def _with(value):
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"data": _with(-1)}, "negative"),
+        ({"data": _with(-1)}, "must be >= 0"),
         ({"data": _with(np.nan)}, "finite"),
         ({"data": _with(np.inf)}, "finite"),
         ({"data": _COUNTS[..., :30]}, "square"),

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fnostab.config import AUTO_CLIP_VALUES, CONFIG_KEYS, FLAT_KEYS, PRESETS, ConfigError, read_config_file, resolve_config
+from fnostab.config import (
+    ARCHITECTURES,
+    AUTO_CLIP_VALUES,
+    CONFIG_KEYS,
+    FLAT_KEYS,
+    PRESETS,
+    ConfigError,
+    read_config_file,
+    resolve_config,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +54,9 @@ def test_values_override_the_base_and_the_base_the_preset():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"arch": "hybird"}, "`model.arch` (=hybird) must be one of hybrid, stable_hybrid, hybrid_original, fno, cnn; did you mean hybrid?"),
+        ({"arch": "hybird"}, f"`model.arch` (=hybird) must be one of {', '.join(ARCHITECTURES)}; did you mean hybrid?"),
         ({"clip_algo": "nrom"}, "`clip.algo` (=nrom) must be 'none', 'norm', 'value' or 'agc'"),
-        ({"preset": "qick"}, "`preset` (=qick) must be one of seed_study, stage_a, quick, scan, smoke; did you mean quick?"),
+        ({"preset": "qick"}, f"`preset` (=qick) must be one of {', '.join(PRESETS)}; did you mean quick?"),
         ({"modle.width": "3"}, "`modle.width` (=3) is no parameter; did you mean model.width?"),
         ({"model.modes": "0"}, "`model.modes` (=0) must be >= 1"),
         ({"model.modes": "40"}, "`model.modes` (=40) must be <= 33 at N=64"),
@@ -57,11 +66,11 @@ def test_values_override_the_base_and_the_base_the_preset():
         ({"lr": "nan"}, "`optim.lr` (=nan) must be a finite number"),
         ({"N": "63"}, "`data.N` (=63) must be even"),
         ({"data.object_size": "40"}, "`data.object_size` (=40) must be >= `data.N` (=64)"),
-        ({"data.gridsize": "2"}, "`data.gridsize` (=2) must be 1: networks over several patches at once are not built yet"),
+        ({"data.gridsize": "2"}, "`data.gridsize` (=2) must be 1: networks over several patches at once are not built"),
         ({"preset": "scan"}, "`data` (=) must name a measured scan (.npz or .npz.bz2) with preset scan"),
         ({"lr": "0.1", "optim.lr": "0.2"}, "`optim.lr` (=0.2) is given twice, also as 0.1"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_value_is_refused_in_one_line_with_parameter_value_and_rule(overrides, message):
     with pytest.raises(ConfigError) as caught:
         resolve_config(overrides)
@@ -71,9 +80,10 @@ def test_a_bad_value_is_refused_in_one_line_with_parameter_value_and_rule(overri
 @given(st.sampled_from(sorted(CONFIG_KEYS)), st.text(max_size=20))
 def test_any_text_for_any_key_gives_a_config_or_one_line(key, text):
     try:
-        resolve_config({key: text})
+        line = str(resolve_config({key: text}).sha256())
     except ConfigError as error:
-        assert "\n" not in str(error).replace(text, "")
+        line = str(error)
+    assert "\n" not in line.replace(text, "")
 
 
 def test_config_file_takes_nested_dotted_and_flat_keys(tmp_path):

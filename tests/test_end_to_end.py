@@ -50,7 +50,9 @@ def _only_run(folder: Path):
 def smoke(tmp_path_factory):
     """(folder, client, run, printed) of one `mlflow run . -P preset=smoke` with the arm of the README."""
     folder = tmp_path_factory.mktemp("smoke")
-    answer = _mlflow_run(folder, "arch=stable_hybrid", "clip_algo=agc", "preset=smoke", "model.modes=8", "model.gamma_init=1")
+    answer = _mlflow_run(
+        folder, "arch=stable_hybrid", "clip_algo=agc", "preset=smoke", "model.modes=8", "model.gamma_init=1"
+    )
     assert answer.returncode == 0, answer.stderr
     return folder, *_only_run(folder), answer.stdout
 
@@ -127,7 +129,13 @@ def test_artifacts_dataset_and_system_metrics_are_there(smoke):
 def test_the_model_gives_without_fnostab_what_training_computed(smoke, monkeypatch):
     folder, client, run, _ = smoke
     monkeypatch.setenv("FNOSTAB_CACHE", str(folder / "cache"))
-    overrides = {"preset": "smoke", "arch": "stable_hybrid", "clip_algo": "agc", "model.modes": 8, "model.gamma_init": 1}
+    overrides = {
+        "preset": "smoke",
+        "arch": "stable_hybrid",
+        "clip_algo": "agc",
+        "model.modes": 8,
+        "model.gamma_init": 1,
+    }
     config = resolve_config(overrides)
     dataset = load_or_build(config.data)
     module = PtychoModule(config, dataset)
@@ -151,7 +159,9 @@ np.savez("answers.npz", **{f"b{size}": model.predict(counts[:size]) for size in 
             assert answer.dtype == np.float32
             assert answer.shape == (size, 64, 64, 2)
             scale = np.abs(expected).max()
-            np.testing.assert_allclose(answer[..., 0] + 1j * answer[..., 1], expected[:size], rtol=1e-4, atol=1e-4 * scale)
+            np.testing.assert_allclose(
+                answer[..., 0] + 1j * answer[..., 1], expected[:size], rtol=1e-4, atol=1e-4 * scale
+            )
 
 
 def test_bad_input_under_mlflow_run_leaves_one_failed_run_with_the_line_and_no_artifact(tmp_path):
@@ -182,7 +192,9 @@ def test_sigterm_flushes_and_the_same_command_finishes_the_same_run(tmp_path):
     assert run.data.tags["verdict"] == "interrupted"
     done = len(client.get_metric_history(run.info.run_id, "train/loss"))
     assert 8 <= done < 160
-    assert json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/history.json"))["events"] == {"interrupted": True}
+    assert json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/history.json"))["events"] == {
+        "interrupted": True
+    }
 
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300, stdout=subprocess.DEVNULL)
     client, finished = _only_run(tmp_path)

@@ -43,7 +43,9 @@ with RunFolder(resolve_config({"preset": "smoke"}), "d" * 64, "sqlite:///mlflow.
     print("held", flush=True)
     input()
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(AlreadyRunning, match=rf"arm control, seed .* by another process \(pid {other.pid}\)"):

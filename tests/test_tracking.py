@@ -72,7 +72,9 @@ def test_the_projects_run_of_a_resumed_identity_points_to_the_first(store, monke
     assert "study" not in tags
 
 
-@pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
 def test_a_runs_status_tells_how_it_ended_and_what_was_queued_is_written(store, error, status):
     def go():
         with tracking.open_run(_CONFIG) as tracker:
@@ -139,7 +141,9 @@ def test_a_tracking_uri_that_nothing_answers_is_refused_within_seconds(fresh_sto
     uri = f"{scheme}://127.0.0.1:{_unused_port()}/x"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     started = time.monotonic()
-    with pytest.raises(ConfigError, match=rf"`MLFLOW_TRACKING_URI` \(={uri}\) must name a tracking server that answers"):
+    with pytest.raises(
+        ConfigError, match=rf"`MLFLOW_TRACKING_URI` \(={uri}\) must name a tracking server that answers"
+    ):
         tracking.check_store()
     assert time.monotonic() - started < 60
     assert list(fresh_store.iterdir()) == []

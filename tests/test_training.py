@@ -11,7 +11,7 @@ from fnostab.datamodule import PtychoDataModule, resident
 from fnostab.dataset import load_or_build
 from fnostab.history import STEP_SERIES, History
 from fnostab.optics import far_field_amplitude
-from fnostab.training import CountsToObject, PtychoModule, object_std, stitched_amplitude, true_patches
+from fnostab.training import CountsToObject, PtychoModule, make_trainer, object_std, stitched_amplitude, true_patches
 
 _TINY = {
     "preset": "smoke",
@@ -58,25 +58,16 @@ def _fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, 
     module = module or _module(config)
     history, sink = History(), _Sink()
     checkpoints = Checkpoints(folder, checkpoint_every_s)
-    trainer = lightning.Trainer(
-        max_epochs=config.train.epochs,
-        accelerator="cpu",
-        callbacks=[SeriesRecorder(history, sink), checkpoints, *extra],
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    trainer = make_trainer(config, [SeriesRecorder(history, sink), checkpoints, *extra], folder)
     data = PtychoDataModule(load_or_build(config.data), config)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoints.last if resume else None, weights_only=True)
     return module, history, sink
 
 
 def _states_equal(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 def test_same_seed_same_loss_curve_and_weights_another_seed_another(tmp_path):
@@ -208,7 +199,9 @@ def test_the_shipped_model_gives_what_training_computed(tmp_path):
     with torch.no_grad():
         output = shipped(torch.from_numpy(np.array(dataset.val.counts)))
     assert output.shape == (8, 32, 32, 2)
-    np.testing.assert_allclose(torch.view_as_complex(output).numpy(), module.reconstruct(dataset.val), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        torch.view_as_complex(output).numpy(), module.reconstruct(dataset.val), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_object_std_is_that_of_the_lit_pixels():

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from fnostab.report import reconstruction_figure, to_rgb
 from fnostab.runfolder import RunFolder
 from fnostab.scan import Reassembly, reassemble, stitched_r_factor
 from fnostab.tracking import Tracker
-from fnostab.training import CountsToObject, PtychoModule, true_patches
+from fnostab.training import CountsToObject, PtychoModule, make_trainer, true_patches
 
 Report = Callable[[str], None]
 #: Counts shown to people who open the model: patterns of the input example.
@@ -47,10 +46,10 @@ class ArmResult:
 def train_arm(config: ArmConfig, report: Report, data_progress: Callable[[int, int], None] | None = None) -> ArmResult:
     """Train `config`, log everything to MLflow, and return where it is and what was learnt.
 
-    `report` takes lines for people, `data_progress` (done, total) patterns while a dataset is built. An unfinished run of
-    the same identity is continued where its last checkpoint stands. Raises `ConfigError` for bad input,
-    before anything is written; `AlreadyRunning` if another process trains the same identity; `Interrupted` after
-    SIGTERM or Ctrl-C, once everything recorded is stored.
+    `report` takes lines for people, `data_progress` (done, total) patterns while a dataset is built. An unfinished run
+    of the same identity is continued where its last checkpoint stands. Raises `ConfigError` for bad input, before
+    anything is written; `AlreadyRunning` if another process trains the same identity; `Interrupted` after SIGTERM or
+    Ctrl-C, once everything recorded is stored.
     """
     _quieten_libraries()
     with Interruption() as interruption, ExitStack() as stack:
@@ -119,7 +118,7 @@ class _Run:
     def train(self, interruption: Interruption) -> ArmResult:
         """Train, evaluate, log."""
         config, tracker, history = self.config, self.tracker, self.history
-        trainer = _trainer(
+        trainer = make_trainer(
             config,
             [
                 SeriesRecorder(history, tracker),
@@ -142,7 +141,9 @@ class _Run:
             tracker.log_dataset(self.dataset)
             tracker.log_metrics(baselines, step=0)
         where = f"MLflow run {tracker.run_id}"
-        self.report(f"{'continuing' if tracker.resumed else 'training'} {config.arm}, seed {config.seed}, on {device}: {where}")
+        self.report(
+            f"{'continuing' if tracker.resumed else 'training'} {config.arm}, seed {config.seed}, on {device}: {where}"
+        )
 
         steps_before, started_at = history.steps, time.monotonic()
         resume_from = self.checkpoints.last if tracker.resumed and self.checkpoints.last.exists() else None
@@ -166,7 +167,7 @@ class _Run:
         return ArmResult(tracker.run_id, how_to_open, results, history)
 
     def _baselines(self) -> dict[str, float]:
-        """R-factors on the validation patches of knowing nothing, and of photon noise alone where the truth is known."""
+        """R-factors on the validation patches of knowing nothing, and of photon noise alone if the truth is known."""
         dataset = self.dataset
         amplitudes = np.sqrt(dataset.val.counts) / dataset.scale
         training = np.sqrt(dataset.train.counts) / dataset.scale
@@ -265,23 +266,6 @@ class _Run:
 def _objects(split: Split) -> list[tuple[int, NDArray[np.int64]]]:
     """(object, its patches) of a split."""
     return [(int(k), np.flatnonzero(split.object_index == k)) for k in np.unique(split.object_index)]
-
-
-def _trainer(config: ArmConfig, callbacks: list[lightning.Callback], folder: Path) -> lightning.Trainer:
-    return lightning.Trainer(
-        max_epochs=config.train.epochs,
-        accelerator=config.train.accelerator,
-        devices=config.train.devices,
-        strategy=config.train.strategy,
-        callbacks=callbacks,
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
 
 
 def _device_name(device: torch.device) -> str:

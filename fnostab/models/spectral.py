@@ -118,13 +118,13 @@ def _transforms(height: int, width: int, positive: int, negative: int, cols: int
     `across` takes a real row to real and imaginary parts, times sqrt(k_c), so that the adjoint of both matrices is
     the inverse transform; `down` takes the parts (last axis) of a column to the parts (second axis) of its modes.
     """
-    c, n = torch.arange(cols), torch.arange(width)
+    c, n, m = (torch.arange(count, device="cpu") for count in (cols, width, height))  # not every device has float64
     angle = (n[:, None] * c % width).double() * (2 * math.pi / width)
     mirror = (c == 0) | (2 * c == width)
     across = torch.stack([angle.cos(), -angle.sin()], dim=-1) / math.sqrt(width)
     across = across * torch.where(mirror, 1.0, 2.0).double().sqrt()[:, None]
 
-    r, m = torch.cat([torch.arange(positive), torch.arange(-negative, 0)]), torch.arange(height)
+    r = torch.tensor([*range(positive), *range(-negative, 0)], device="cpu")
     angle = (r[:, None] * m % height).double() * (2 * math.pi / height)
     cos, sin = angle.cos(), angle.sin()
     down = torch.stack([torch.stack([cos, sin], dim=-1), torch.stack([-sin, cos], dim=-1)], dim=1)
