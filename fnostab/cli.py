@@ -38,10 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except ConfigError as error:
         _say_error(error)
-        if os.environ.get("MLFLOW_RUN_ID"):
-            from fnostab import tracking
-
-            tracking.fail_projects_run(str(error))
         return 2
 
 
@@ -228,4 +224,9 @@ def _print(line: str) -> None:
 
 
 def _say_error(error: BaseException) -> None:
+    """One line on stderr; under `mlflow run` also on the run that MLflow made for this process."""
     print(f"fnostab: error: {error}", file=sys.stderr, flush=True)
+    if os.environ.get("MLFLOW_RUN_ID"):
+        from fnostab import tracking
+
+        tracking.fail_projects_run(str(error))

@@ -129,7 +129,7 @@ class TrainConfig(_Config):
     """How one run trains."""
 
     epochs: int = Field(50, ge=1, description="passes over the training patches")
-    batch_size: int = Field(16, ge=1, description="patches a step, over all devices")
+    batch_size: int = Field(16, ge=1, description="patches a step")
     loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")
     learn_probe: bool = Field(False, description="learn the probe with the network")
     probe_lr: float = Field(1e-2, gt=0, description="learning rate of the probe over its largest amplitude")
@@ -137,8 +137,6 @@ class TrainConfig(_Config):
         0.0, ge=0, le=1, description="share of the loss taken on the object stitched from each batch of neighbours"
     )
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="device kind")
-    devices: int = Field(1, ge=1, description="devices used")
-    strategy: Literal["auto", "ddp"] = Field("auto", description="Lightning strategy")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores. Changes the last bits")
     checkpoint_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints inside an epoch")
     picture_every_epochs: int = Field(10, ge=1, description="epochs between pictures of the test object")
@@ -198,14 +196,16 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "data.max_val_patches": 128,
         "model.width": 16,
         "train.epochs": 8,
+        "train.overlap_weight": 0.5,
         "train.picture_every_epochs": 4,
     },
-    # A measured scan: the probe is learnt.
+    # A measured scan: the probe is learnt, which only the overlap of patches determines.
     "scan": {
         "model.width": 16,
         "optim.schedule": "cosine",
+        "train.batch_size": 8,
         "train.learn_probe": True,
-        "train.overlap_weight": 0.5,
+        "train.overlap_weight": 1.0,
     },
     # Seconds, for tests.
     "smoke": {

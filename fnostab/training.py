@@ -240,8 +240,7 @@ def make_trainer(config: ArmConfig, callbacks: list[lightning.Callback], folder:
     return lightning.Trainer(
         max_epochs=config.train.epochs,
         accelerator=config.train.accelerator,
-        devices=config.train.devices,
-        strategy=config.train.strategy,
+        devices=1,
         callbacks=callbacks,
         default_root_dir=folder,
         logger=False,

@@ -1,0 +1,94 @@
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fnostab.callbacks import Interrupted, Interruption, Progress, in_words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3000, "50 min"), (32000, "9 h")]
+)
+def test_durations_are_said_in_the_unit_that_people_would_use(seconds, words):
+    assert in_words(seconds) == words
+
+
+def _trainer(step, total=1000):
+    return SimpleNamespace(
+        global_step=step,
+        estimated_stepping_batches=total,
+        callback_metrics={"val_loss": torch.tensor(0.25)},
+        current_epoch=2,
+        max_epochs=50,
+    )
+
+
+def _module(device="cpu"):
+    return SimpleNamespace(device=torch.device(device), step_record=torch.zeros(4))
+
+
+def _estimate(monkeypatch, seconds_a_step, device="cpu"):
+    """The line after the first steps of a run of 1000 steps."""
+    lines: list[str] = []
+    clock = iter([0.0, 10 * seconds_a_step])
+    monkeypatch.setattr("fnostab.callbacks.time.monotonic", lambda: next(clock))
+    progress = Progress(lines.append, terminal=False)
+    progress.on_train_start(_trainer(0), _module(device))
+    for step in range(1, 11):
+        progress.on_train_batch_end(_trainer(step), _module(device), None, None, step - 1)
+    return lines
+
+
+def test_a_long_run_on_a_cpu_is_told_of_the_quick_preset_after_the_first_steps(monkeypatch):
+    assert _estimate(monkeypatch, 30.0) == ["about 8 h left on this CPU; `-P preset=quick` takes minutes"]
+
+
+def test_short_runs_and_other_devices_hear_the_time_only(monkeypatch):
+    assert _estimate(monkeypatch, 0.1) == ["about 2 min left"]
+    assert _estimate(monkeypatch, 30.0, device="cuda") == ["about 8 h left"]
+
+
+def test_without_a_terminal_an_epoch_is_a_line():
+    lines: list[str] = []
+    progress = Progress(lines.append, terminal=False)
+    progress.on_train_start(_trainer(0), _module())
+    progress.on_train_epoch_end(_trainer(1000), _module())
+    assert lines == ["epoch 3/50: val_loss 0.2500"]
+
+
+def test_on_a_terminal_a_bar_shows_loss_and_gradient_norm(capsys):
+    progress = Progress(lambda line: None, terminal=True)
+    progress.on_train_start(_trainer(0), _module())
+    progress.on_train_batch_end(_trainer(1), _module(), None, None, 0)
+    progress.on_train_end(_trainer(1), _module())
+    shown = capsys.readouterr().err
+    assert "1/1000" in shown
+    assert "grad=0, loss=0.0000" in shown
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_training_waits_for_the_end_of_the_step(signum):
+    with Interruption() as interruption:
+        interruption.on_train_start(_trainer(0), _module())
+        os.kill(os.getpid(), signum)
+        with pytest.raises(Interrupted, match=signal.Signals(signum).name):
+            interruption.on_train_batch_end(_trainer(1), _module(), None, None, 0)
+
+
+def test_a_signal_outside_of_training_and_a_second_one_raise_at_once():
+    with Interruption(), pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with Interruption() as interruption:
+        interruption.on_train_start(_trainer(0), _module())
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_handlers_from_before_are_put_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Interruption():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
