@@ -202,10 +202,15 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     # A measured scan: the probe is learnt, which only the overlap of patches determines.
     "scan": {
         "model.width": 16,
+        "optim.lr": 2e-3,
         "optim.schedule": "cosine",
+        "optim.warmup_steps": 100,
+        "train.epochs": 80,
         "train.batch_size": 8,
         "train.learn_probe": True,
+        "train.probe_lr": 0.03,
         "train.overlap_weight": 1.0,
+        "train.picture_every_epochs": 20,
     },
     # Seconds, for tests.
     "smoke": {

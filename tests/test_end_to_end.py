@@ -215,3 +215,15 @@ def test_a_measured_scan_trains_with_a_learnt_probe_below_what_no_information_gi
     metrics = run.data.metrics
     assert metrics["test/r_factor"] < metrics["test/r_factor_mean_pattern"] == pytest.approx(0.195, abs=0.002)
     assert metrics["test/r_factor"] < 0.9 * metrics["test/r_factor_constant"]
+
+
+def test_the_quick_preset_learns_the_object_and_not_its_twin(tmp_path):
+    answer = _mlflow_run(tmp_path, "arch=hybrid", "clip_algo=norm", "preset=quick", timeout_s=1800)
+    assert answer.returncode == 0, answer.stderr
+    _, run = _only_run(tmp_path)
+    metrics = run.data.metrics
+    assert metrics["best_val_loss"] < metrics["val/loss_constant"] / 2
+    assert metrics["test/r_factor"] < metrics["val/loss_constant"] / 2
+    assert metrics["test/object_correlation"] > 0.7
+    assert metrics["test/twin_correlation"] < 0.5
+    assert run.data.tags["twin"] == "false"
