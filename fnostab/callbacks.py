@@ -14,12 +14,15 @@ import torch
 from tqdm import tqdm
 
 from fnostab.datamodule import PatchLoader
-from fnostab.history import History
+from fnostab.history import STEP_SERIES, History
 
 #: Steps between copies of the recorded values from the device; a copy waits for the device once.
 _CHUNK_STEPS = 250
 #: The names under which the series of a step are tracked, in the order of `STEP_SERIES`.
 STEP_KEYS = ("train/loss", "grad/norm_preclip", "grad/norm_postclip", "grad/clipped_fraction")
+
+#: Tracked name of each epoch series, and its name in the history.
+EPOCH_KEYS = {"val/loss": "val_loss", "lr": "lr", "health/object_std_ratio": "object_std_ratio"}
 
 
 class MetricSink(Protocol):
@@ -35,59 +38,107 @@ class MetricSink(Protocol):
 class SeriesRecorder(lightning.Callback):
     """Records the loss, norms and clipped fraction of every step, and the epoch's values, without a per-step wait.
 
-    Values stay on the device for up to `_CHUNK_STEPS` steps. The history travels in the checkpoint, so that a resumed
-    run has the series of an unbroken one.
+    Values stay on the device for up to `_CHUNK_STEPS` steps. History and times travel in the checkpoint: a resumed run
+    has the series of an unbroken one, and offers the sink everything from the start, so that what an outage kept from
+    the store gets there. `truth_std` is the deviation of the true object, by which the predicted one's is divided; if
+    None, its own best so far.
     """
 
-    def __init__(self, history: History, sink: MetricSink) -> None:
+    def __init__(self, history: History, sink: MetricSink, truth_std: float | None = None) -> None:
         self.history = history
         self._sink = sink
+        self._truth_std = truth_std
+        self._best_std = 0.0
         self._pending: list[torch.Tensor] = []
-        self._times_ms: list[int] = []
+        self._pending_layers: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self._step_times_ms: list[int] = []
+        #: Last step and time in ms of each epoch.
+        self._epochs: list[tuple[int, int]] = []
+        self._patches = 0
+        self._started_at = 0.0
+        self.samples_per_s = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Start counting patches; offer the sink what a checkpoint brought."""
+        self._patches, self._started_at = 0, time.monotonic()
+        self._offer_steps(0)
+        self._offer_epochs(0)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the step's record."""
         self._pending.append(module.step_record)
-        self._times_ms.append(time.time_ns() // 1_000_000)
+        self._step_times_ms.append(_now_ms())
+        self._patches += batch.global_size
+        if module.layer_norms:
+            self._pending_layers.append((len(self._step_times_ms) - 1, module.layer_norms))
         if len(self._pending) >= _CHUNK_STEPS:
             self.drain(trainer)
 
     def drain(self, trainer: lightning.Trainer) -> None:
         """Copy the pending records from the device into the history and the sink; stop on a non-finite one."""
-        if not self._pending:
-            return
-        rows = torch.stack(self._pending).cpu().tolist()
         first = self.history.steps
-        self.history.add_steps(rows)
-        self._sink.log_series(
-            (key, value, first + offset, time_ms)
-            for offset, (row, time_ms) in enumerate(zip(rows, self._times_ms, strict=True))
-            for key, value in zip(STEP_KEYS, row, strict=True)
-        )
-        self._pending, self._times_ms = [], []
-        for offset, row in enumerate(rows):
-            if not (math.isfinite(row[0]) and math.isfinite(row[1])):
-                self.history.events.setdefault("non_finite", {"step": first + offset})
+        self.history.add_steps(self._rows())
+        self._pending = []
+        self._offer_steps(first)
+        for step in range(first, self.history.steps):
+            if not (
+                math.isfinite(self.history.loss_step[step]) and math.isfinite(self.history.grad_norm_preclip[step])
+            ):
+                self.history.events.setdefault("non_finite", {"step": step})
                 trainer.should_stop = True
+        for step, norms in self._pending_layers:
+            values = torch.stack(list(norms.values())).tolist()
+            self._sink.log_series(
+                (f"grad_layer/{name}", value, step, self._step_times_ms[step])
+                for name, value in zip(norms, values, strict=True)
+            )
+        self._pending_layers = []
+
+    def _rows(self) -> list[list[float]]:
+        """The pending records; those that a checkpoint brought lie on the CPU."""
+        if not self._pending:
+            return []
+        device = self._pending[-1].device
+        rows: list[list[float]] = torch.stack([record.to(device) for record in self._pending]).tolist()
+        return rows
+
+    def _offer_steps(self, first: int) -> None:
+        series = [getattr(self.history, name) for name in STEP_SERIES]
+        self._sink.log_series(
+            (key, values[step], step, self._step_times_ms[step])
+            for step in range(first, self.history.steps)
+            for key, values in zip(STEP_KEYS, series, strict=True)
+        )
+
+    def _offer_epochs(self, first: int) -> None:
+        for epoch, (step, time_ms) in list(enumerate(self._epochs))[first:]:
+            self._sink.log_series(
+                (key, getattr(self.history, name)[epoch], step, time_ms) for key, name in EPOCH_KEYS.items()
+            )
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Record the epoch; validation has run by now."""
         self.drain(trainer)
-        losses = self.history.loss_step[-int(trainer.num_training_batches) :]
-        values = {
-            "train_loss": sum(losses) / len(losses),
-            "val_loss": float(trainer.callback_metrics["val_loss"]),
-            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-            "object_std_ratio": float(trainer.callback_metrics["object_std_ratio"]),
-        }
-        self.history.add_epoch(**values)
-        names = {"val_loss": "val/loss", "lr": "lr", "object_std_ratio": "health/object_std_ratio"}
-        now_ms = time.time_ns() // 1_000_000
-        last_step = self.history.steps - 1
-        self._sink.log_series((key, values[name], last_step, now_ms) for name, key in names.items())
+        begun = self._epochs[-1][0] + 1 if self._epochs else 0
+        losses = self.history.loss_step[begun:]
+        object_std = float(trainer.callback_metrics["object_std"])
+        self._best_std = max(self._best_std, object_std)
+        reference = self._best_std if self._truth_std is None else self._truth_std
+        self.history.add_epoch(
+            train_loss=sum(losses) / len(losses),
+            val_loss=float(trainer.callback_metrics["val_loss"]),
+            lr=float(trainer.optimizers[0].param_groups[0]["lr"]),
+            object_std_ratio=object_std / reference if reference else math.nan,
+        )
+        self._epochs.append((self.history.steps - 1, _now_ms()))
+        self._offer_epochs(len(self._epochs) - 1)
         self._sink.flush()
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Note the speed, validation and checkpoints included."""
+        self.samples_per_s = self._patches / (time.monotonic() - self._started_at)
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
         """Write what was recorded before the run goes down."""
@@ -95,15 +146,33 @@ class SeriesRecorder(lightning.Callback):
         self._sink.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, and records that still lie on the device."""
-        pending = torch.stack(self._pending).cpu().tolist() if self._pending else []
-        return {"history": self.history.to_mapping(), "pending": pending, "times_ms": list(self._times_ms)}
+        """The history, its times, and records that still lie on the device."""
+        return {
+            "history": self.history.to_mapping(),
+            "pending": self._rows(),
+            "pending_layers": [
+                (step, {name: float(norm) for name, norm in norms.items()}) for step, norms in self._pending_layers
+            ],
+            "step_times_ms": list(self._step_times_ms),
+            "epochs": list(self._epochs),
+            "best_std": self._best_std,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the saved history."""
         self.history.load(state["history"])
         self._pending = [torch.tensor(row) for row in state["pending"]]
-        self._times_ms = state["times_ms"]
+        self._pending_layers = [
+            (step, {name: torch.tensor(norm) for name, norm in norms.items()})
+            for step, norms in state["pending_layers"]
+        ]
+        self._step_times_ms = state["step_times_ms"]
+        self._epochs = state["epochs"]
+        self._best_std = state["best_std"]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class Checkpoints(lightning.Callback):
@@ -147,9 +216,10 @@ class Checkpoints(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Save the epoch, and as the best one if it is."""
         val_loss = float(trainer.callback_metrics["val_loss"])
-        # The first epoch is the best so far even if its loss is not a number: there is always a best checkpoint.
+        # A loss that is not a number counts as infinite, so that there is always a best checkpoint, and any number
+        # beats it.
         if val_loss < self.best_val_loss or not self.best.exists():
-            self.best_val_loss = val_loss
+            self.best_val_loss = val_loss if math.isfinite(val_loss) else math.inf
             self._save(trainer, self.best)
         self._save(trainer, self.last)
 
@@ -314,5 +384,7 @@ class Interruption(lightning.Callback):
             raise Interrupted(self._signum)
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Raise at once again."""
+        """From here on a signal raises at once; one that came after the last step, now."""
         self._training = False
+        if self._signum:
+            raise Interrupted(self._signum)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import yaml
-
 from fnostab import __version__
 from fnostab.config import (
     CONFIG_KEYS,
@@ -113,16 +111,17 @@ def _config(arguments: argparse.Namespace) -> ArmConfig:
 def _train(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     if arguments.print_config:
-        _print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
+        _print(config.to_yaml().rstrip())
         return 0
     from fnostab.callbacks import Interrupted
     from fnostab.mlproject.train import train_arm
     from fnostab.runfolder import AlreadyRunning
+    from fnostab.tracking import StoreAway
 
     try:
         with _DataBar() as bar:
             result = train_arm(config, _print, bar.update)
-    except AlreadyRunning as error:
+    except (AlreadyRunning, StoreAway) as error:
         _say_error(error)
         return 1
     except Interrupted as error:
@@ -151,7 +150,9 @@ def _data_build(arguments: argparse.Namespace) -> int:
 
 
 def _data_show(arguments: argparse.Namespace) -> int:
-    dataset = _dataset(_config(arguments).data)
+    config = _config(arguments)
+    _check_out(arguments.out, (".png", ".pdf", ".svg"))
+    dataset = _dataset(config.data)
     _describe(dataset)
     from fnostab.report import dataset_figure
 
@@ -163,6 +164,8 @@ def _data_show(arguments: argparse.Namespace) -> int:
 def _data_import(arguments: argparse.Namespace) -> int:
     values = {"data.path": arguments.scan, "data.N": arguments.N, "data.quantity": arguments.quantity}
     config = resolve_config({**values, "data.probe": arguments.probe})
+    if arguments.out is not None:
+        _check_out(arguments.out, (".npz", ".npz.bz2"))
     dataset = _dataset(config.data)
     _describe(dataset)
     if arguments.out is not None:
@@ -173,6 +176,14 @@ def _data_import(arguments: argparse.Namespace) -> int:
         )
         _print(f"scan: {arguments.out}")
     return 0
+
+
+def _check_out(path: Path, endings: tuple[str, ...]) -> None:
+    """Refuse an output file of another kind, or in a folder that is not there, before anything is computed."""
+    if not path.name.endswith(endings):
+        raise ConfigError(f"`out` (={path}) must end in {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"`out` (={path}) must lie in a folder that exists")
 
 
 def _dataset(config: DataConfig) -> "Dataset":

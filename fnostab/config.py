@@ -139,6 +139,7 @@ class TrainConfig(_Config):
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="device kind")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores. Changes the last bits")
     checkpoint_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints inside an epoch")
+    layer_norms_every_steps: int = Field(100, ge=1, description="steps between gradient norms of every parameter")
     picture_every_epochs: int = Field(10, ge=1, description="epochs between pictures of the test object")
 
 
@@ -175,10 +176,20 @@ class ArmConfig(_Config):
         """Dotted key -> value of every leaf, in the order of the fields."""
         return dict(_leaves(self.model_dump(mode="json")))
 
+    def to_yaml(self) -> str:
+        """YAML that resolves to this config; what follows from other keys is `auto`, so that those may be changed."""
+        tree = self.model_dump(mode="json")
+        for key in ("study", "arm"):
+            if tree[key] == _auto_name(self, key):
+                tree[key] = "auto"
+        if self.clip.val == AUTO_CLIP_VALUES[self.clip.algo]:
+            tree["clip"]["val"] = "auto"
+        return yaml.safe_dump(tree, sort_keys=False)
+
     def sha256(self) -> str:
         """Hash of everything that decides the numbers: the tags and the pace of checkpoints and pictures do not."""
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
-        for key in ("checkpoint_every_s", "picture_every_epochs"):
+        for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps"):
             del config["train"][key]
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
@@ -262,7 +273,8 @@ def resolve_config(overrides: Mapping[str, Any], base: Mapping[str, Any] | None 
     parameter, value, rule.
     """
     values = {**_dotted(base or {}), **_dotted(overrides)}
-    merged = {**PRESETS.get(values.get("preset", "stage_a"), {}), **values}
+    preset = values.get("preset", "stage_a")
+    merged = {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **values}
     try:
         config = ArmConfig.model_validate(_nested(merged))
     except ValidationError as error:
@@ -278,7 +290,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"`config` (={path}) must be a readable file: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"`config` (={path}) must be YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):
+    if not isinstance(tree, Mapping):
         raise ConfigError(f"`config` (={path}) must hold keys and values")
     return dict(_leaves(tree))
 
@@ -301,13 +313,18 @@ def _dotted(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _named(config: ArmConfig) -> ArmConfig:
     """Fill in `study` and `arm` where they are `auto`."""
-    study, arm = config.study, config.arm
-    if study == "auto":
-        study = "stage_a" if config.preset == "stage_a" else f"stage_a_{config.preset}"
-    if arm == "auto":
-        identity = (config.model.arch, config.clip.algo, config.clip.val)
-        arm = _STANDARD_ARMS.get(identity, f"{config.model.arch}-{config.clip.algo}")
-    return config.model_copy(update={"study": study, "arm": arm})
+    names = {"study": config.study, "arm": config.arm}
+    return config.model_copy(update={key: _auto_name(config, key) for key, name in names.items() if name == "auto"})
+
+
+def _auto_name(config: ArmConfig, key: str) -> str:
+    """What `study` or `arm` is called if nobody says."""
+    if key == "study":
+        return "scan" if config.data.path else "stage_a" if config.preset == "stage_a" else f"stage_a_{config.preset}"
+    standard = _STANDARD_ARMS.get((config.model.arch, config.clip.algo, config.clip.val))
+    if standard and config.clip.granularity == "unit":
+        return standard
+    return f"{config.model.arch}-{config.clip.algo}"
 
 
 def _one_line(error: ValidationError) -> str:
@@ -350,7 +367,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            yield f"{prefix}{key}", value
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:

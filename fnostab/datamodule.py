@@ -25,10 +25,13 @@ class Batch(NamedTuple):
     object_index: torch.Tensor
     #: Patches of this step over all ranks; losses are divided by it.
     global_size: int
+    #: Rows and columns that the positions, rounded, span; known to the host, so that nobody waits for the device.
+    extent_px: tuple[int, int] = (0, 0)
 
-    def take(self, index: torch.Tensor | slice, global_size: int) -> "Batch":
+    def take(self, index: torch.Tensor | slice, global_size: int, extent_px: tuple[int, int] = (0, 0)) -> "Batch":
         """The patches at `index`."""
-        return Batch(self.sqrt_counts[index], self.positions_px[index], self.object_index[index], global_size)
+        columns = self.sqrt_counts[index], self.positions_px[index], self.object_index[index]
+        return Batch(*columns, global_size, extent_px)
 
 
 @dataclass
@@ -93,6 +96,7 @@ class PatchLoader:
     def __init__(self, patches: Batch, order: EpochOrder, rank: int = 0, world_size: int = 1) -> None:
         self.sampler = order  # the name through which Lightning sets the epoch
         self._patches = patches
+        self._positions_px = patches.positions_px.cpu().numpy()
         self._rank = rank
         self._world_size = world_size
         self._place = 0
@@ -110,8 +114,9 @@ class PatchLoader:
             if place < start:
                 continue
             self._place = place + 1
-            index = torch.from_numpy(members[self._rank :: self._world_size]).to(device)
-            yield self._patches.take(index, len(members))
+            mine = members[self._rank :: self._world_size]
+            extent_px = np.ptp(np.rint(self._positions_px[mine]), axis=0).astype(int).tolist()
+            yield self._patches.take(torch.from_numpy(mine).to(device), len(members), (extent_px[0], extent_px[1]))
 
     def state_dict(self) -> dict[str, int]:
         """Batches of the epoch that were handed out."""

@@ -53,7 +53,7 @@ class History:
         mapping = asdict(self)
         if not mapping["events"]:
             del mapping["events"]
-        return {key: _plain(value) for key, value in mapping.items()}
+        return {key: plain(value) for key, value in mapping.items()}
 
     def to_json(self) -> str:
         """The text of `history.json`."""
@@ -66,9 +66,10 @@ class History:
                 setattr(self, entry.name, _number(mapping[entry.name]))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value`, a number, text or list of them, with non-finite numbers as text, which JSON has no numbers for."""
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

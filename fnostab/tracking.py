@@ -1,6 +1,6 @@
 """Everything that fnostab says to MLflow; no other module imports it."""
 
-import json
+import http.client
 import logging
 import os
 import socket
@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import filelock
@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.numpy_dataset import from_numpy
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
@@ -36,31 +37,47 @@ logger = logging.getLogger(__name__)
 #: MLflow's limits for one `log_batch` call.
 _METRICS_A_CALL: Final = 1000
 _PARAMS_A_CALL: Final = 100
+_DATABASE_PORTS: Final = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 #: MLflow refuses longer tags and parameters.
 _MAX_TAG: Final = 5000
 _REACH_TIMEOUT_S: Final = 5.0
 
 
+class StoreAway(RuntimeError):
+    """The tracking store does not take what it is given; nothing is lost, the same command finishes the run later."""
+
+
 def check_store() -> str:
-    """Check, without writing anything, that the tracking store can be reached, and return its URI.
+    """Check, without writing anything, that the tracking store can be reached, and return its URI, paths absolute.
 
     The store is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working directory. Raises `ConfigError` within seconds if
     nothing answers there.
     """
+    # An outage must not hold up training for MLflow's default of several minutes a call.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     uri = mlflow.get_tracking_uri()
-    _refuse_unreachable(uri)
+    if uri.startswith("sqlite:"):
+        database = _sqlite_file(uri)
+        return uri if database is None else f"sqlite:///{database.resolve()}"
+    try:
+        _call(uri)
+    except urllib.error.HTTPError as answer:  # any answer is an answer: other servers have no /health
+        answer.close()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError(
+            f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking server that answers: {reason}"
+        ) from None
     return uri
 
 
-def connect() -> str:
-    """Open the tracking store, initialising a fresh sqlite one, and return its URI.
+def connect() -> None:
+    """Open the tracking store, initialising a fresh sqlite one; several processes may call this at once.
 
-    Several processes may call this at once. Raises `ConfigError` within seconds if nothing answers.
+    Raises `ConfigError` within seconds if it cannot be opened.
     """
     uri = check_store()
-    # Inside a run an outage must not hold up training for MLflow's default of several minutes a call.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     with _sqlite_lock(uri):
         try:
             mlflow.MlflowClient().search_experiments(max_results=1)
@@ -69,44 +86,31 @@ def connect() -> str:
             raise ConfigError(
                 f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store that answers: {reason}"
             ) from None
-    return uri
 
 
-def _refuse_unreachable(uri: str) -> None:
-    """Raise if `uri` names a host that does not answer; local stores pass."""
-    if uri.startswith("sqlite:"):
-        _sqlite_file(uri)
-        return
+def _call(uri: str) -> None:
+    """Open a connection to the host that `uri` names; stores without a host pass."""
     parts = urlsplit(uri)
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must be a valid URI: {error}") from None
-    if host is None or parts.scheme in ("file", "databricks", "uc"):
-        return
-    http = parts.scheme in ("http", "https")
-    try:
-        if http:
-            urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_REACH_TIMEOUT_S).close()
-        elif port is not None:
-            socket.create_connection((host, port), timeout=_REACH_TIMEOUT_S).close()
-    except urllib.error.HTTPError as answer:  # any answer is an answer: other servers have no /health
-        answer.close()
-    except OSError as error:
-        reason = getattr(error, "reason", None) or error
-        raise ConfigError(
-            f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking server that answers: {reason}"
-        ) from None
+    host, port = parts.hostname, parts.port or _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
+    if parts.scheme in ("http", "https"):
+        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_REACH_TIMEOUT_S).close()
+    elif host is not None and port is not None:
+        socket.create_connection((host, port), timeout=_REACH_TIMEOUT_S).close()
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    """The file of a sqlite store, in a folder that exists; None for one in memory."""
+    """The file of a sqlite store, new or a database, in a folder that exists; None for one in memory."""
     name = uri.removeprefix("sqlite:///")
     if name in ("", ":memory:"):
         return None
-    if not Path(name).parent.is_dir():
+    database = Path(name)
+    if not database.parent.is_dir():
         raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must lie in a folder that exists")
-    return Path(name)
+    if database.exists() and database.stat().st_size:
+        with database.open("rb") as file:
+            if file.read(16) != b"SQLite format 3\0":
+                raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must be a sqlite database")
+    return database
 
 
 @contextmanager
@@ -120,11 +124,22 @@ def _sqlite_lock(uri: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """Turn what MLflow raises when its store is away, or refuses, into `StoreAway`."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StoreAway(f"the tracking store does not answer ({reason}); the same command finishes the run") from error
+
+
 class Tracker:
     """One MLflow run that is being written, for as long as the object is used as a context manager.
 
     Metrics are queued and written in batches; a store that stops answering never stops the caller: what could not be
-    written stays queued for the next `flush`, and `unwritten` tells how much that is.
+    written stays queued for the next `flush`, and `unwritten` tells how much that is. The other methods raise
+    `StoreAway` then.
     """
 
     def __init__(self, run_id: str, *, resumed: bool) -> None:
@@ -136,10 +151,8 @@ class Tracker:
         self._stored: dict[str, int] = {}
 
     def log_series(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
-        """Queue (key, value, optimizer step, time in ms) rows; what the store holds from before a resume is dropped."""
-        for key, value, step, time_ms in rows:
-            if step > self._last_stored(key):
-                self._queue.append(Metric(key, value, time_ms, step))
+        """Queue (key, value, optimizer step, time in ms) rows, the steps of a key in ascending order."""
+        self._queue += [Metric(key, value, time_ms, step) for key, value, step, time_ms in rows]
         if len(self._queue) >= _METRICS_A_CALL:
             self.flush()
 
@@ -154,21 +167,20 @@ class Tracker:
         return len(self._queue)
 
     def flush(self) -> bool:
-        """Write the queue; returns False, and keeps what is left, if the store does not answer."""
+        """Write the queue, less what the store holds from before a resume.
+
+        Returns False, and keeps what is left, if the store does not answer.
+        """
         while self._queue:
             batch = self._queue[:_METRICS_A_CALL]
             try:
-                self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
+                fresh = [metric for metric in batch if metric.step > self._last_stored(metric.key)]
+                self._client.log_batch(self.run_id, metrics=fresh, synchronous=True)
             except Exception as error:
                 logger.warning("the tracking store does not answer, %d values wait: %s", len(self._queue), error)
                 return False
             del self._queue[: len(batch)]
         return True
-
-    def save_unwritten(self, path: Path) -> None:
-        """Write the queue to `path` as JSON rows of key, value, time in ms, step."""
-        rows = [[metric.key, repr(metric.value), metric.timestamp, metric.step] for metric in self._queue]
-        path.write_text(json.dumps({"run_id": self.run_id, "metrics": rows}))
 
     def _last_stored(self, key: str) -> int:
         """Highest step of `key` in the store when the run was resumed; -1 for a new run or key."""
@@ -179,6 +191,7 @@ class Tracker:
             self._stored[key] = max((metric.step for metric in history), default=-1)
         return self._stored[key]
 
+    @_store_errors()
     def log_config(self, config: ArmConfig) -> None:
         """Log the resolved config under its dotted keys (skipping keys that are there) and as `config.yaml`."""
         there = self._client.get_run(self.run_id).data.params
@@ -187,16 +200,19 @@ class Tracker:
             self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_A_CALL])
         self._client.log_dict(self.run_id, config.model_dump(mode="json"), "config.yaml")
 
+    @_store_errors()
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; values are cut to what MLflow takes."""
         self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)[:_MAX_TAG]) for key, value in tags.items()])
 
+    @_store_errors()
     def delete_tags(self, *keys: str) -> None:
         """Delete those of the tags that are there."""
         there = self._client.get_run(self.run_id).data.tags
         for key in there.keys() & set(keys):
             self._client.delete_tag(self.run_id, key)
 
+    @_store_errors()
     def log_dataset(self, dataset: Dataset) -> None:
         """Log the dataset as the run's input; its digest is the first 32 hex digits of the content hash."""
         config = dataset.config
@@ -205,22 +221,27 @@ class Tracker:
         example = np.asarray(dataset.train.counts[:1])
         mlflow.log_input(from_numpy(example, source=source, name=name, digest=dataset.sha256[:32]), context="training")
 
+    @_store_errors()
     def log_text(self, text: str, name: str) -> None:
         """Log `text` as the artifact `name`."""
         self._client.log_text(self.run_id, text, name)
 
+    @_store_errors()
     def log_figure(self, figure: matplotlib.figure.Figure, name: str) -> None:
         """Log a figure as the artifact `name`."""
         self._client.log_figure(self.run_id, figure, name)
 
+    @_store_errors()
     def log_image(self, image: NDArray[np.uint8], key: str, step: int) -> None:
         """Log an (H, W, 3) picture under `key`, which the UI shows by step."""
         self._client.log_image(self.run_id, image, key=key, step=step)
 
+    @_store_errors()
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file into `folder` of the run's artifacts."""
         self._client.log_artifact(self.run_id, str(path), folder)
 
+    @_store_errors()
     def log_model(
         self, model: torch.nn.Module, example_counts: NDArray[np.float32], extra_files: Sequence[Path] = ()
     ) -> None:
@@ -248,10 +269,6 @@ class Tracker:
             ],
         )
 
-    def series_length(self, key: str) -> int:
-        """Number of points of the series `key` in the store."""
-        return len(self._client.get_metric_history(self.run_id, key))
-
 
 def run_tags(config: ArmConfig, dataset: Dataset, device: str) -> dict[str, str]:
     """The tags by which runs are found and compared."""
@@ -271,15 +288,12 @@ def run_tags(config: ArmConfig, dataset: Dataset, device: str) -> dict[str, str]
 
 
 def _git_commit() -> str:
-    """Commit of the checkout that this package runs from; `unknown` for an installed package."""
+    """Commit of the checkout that tracks this file; `unknown` for an installed package."""
+    here = Path(__file__)
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        for arguments in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
+            command = ["git", "-C", str(here.parent), *arguments]
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return answer.stdout.strip()
@@ -302,37 +316,41 @@ def open_run(config: ArmConfig, *, first_run_id: str | None = None) -> Iterator[
     if run_id == projects_run_id and run_id:
         mlflow.MlflowClient().set_tag(run_id, "mlflow.runName", f"{config.arm}-seed{config.seed}")
     tracker = Tracker(active.info.run_id, resumed=first_run_id is not None)
-    status = RunStatus.KILLED
     try:
         yield tracker
-        status = RunStatus.FINISHED
-    except Exception:
-        status = RunStatus.FAILED
-        raise
-    finally:
+        if not tracker.flush():
+            raise StoreAway(f"{tracker.unwritten} values could not be stored; the same command finishes the run")
+    except BaseException as error:
         tracker.flush()
-        mlflow.end_run(RunStatus.to_string(status))
+        try:
+            mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+        except (MlflowException, OSError) as away:
+            logger.warning("the run's status could not be stored: %s", away)
+        raise
+    with _store_errors():
+        mlflow.end_run("FINISHED")
 
 
 def fail_projects_run(reason: str) -> None:
-    """Tag the run that `mlflow run` made for this process with `reason`; does nothing outside `mlflow run`."""
+    """Tag the run that `mlflow run` made for this process with `reason`, if the store answers."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id:
-        mlflow.MlflowClient().set_tag(run_id, "verdict_reason", reason[:_MAX_TAG])
+    try:
+        check_store()
+        if run_id:
+            mlflow.MlflowClient().set_tag(run_id, "verdict_reason", reason[:_MAX_TAG])
+    except (ConfigError, MlflowException) as error:
+        logger.warning("the run of `mlflow run` was not tagged: %s", error)
 
 
 def run_is_unfinished(run_id: str) -> bool:
     """Whether `run_id` is in the store, not deleted, and did not end FINISHED."""
     try:
         run = mlflow.MlflowClient().get_run(run_id)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise StoreAway(f"the tracking store does not tell whether run {run_id} is finished: {error}") from None
         return False
     return run.info.lifecycle_stage == "active" and run.info.status != "FINISHED"
-
-
-def load_exported_model(uri: str) -> Any:
-    """The model at an MLflow model URI, as a pyfunc: `predict(float32 counts (B, N, N)) -> (B, N, N, 2)`."""
-    return mlflow.pyfunc.load_model(uri)
 
 
 def how_to_open(run_id: str, experiment_id: str) -> str:

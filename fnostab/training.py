@@ -12,9 +12,10 @@ from torch import nn
 
 from fnostab import metrics
 from fnostab.clipping import ClipStats, clip_gradients_
-from fnostab.config import ArmConfig
+from fnostab.config import ArmConfig, ConfigError
 from fnostab.datamodule import Batch, resident, split_batches
 from fnostab.dataset import Dataset, Split
+from fnostab.gradients import layer_norms
 from fnostab.models.registry import build_generator
 from fnostab.optics import far_field_amplitude, fourier_shift
 from fnostab.scan import extract_patches, read_windows, stitch
@@ -30,7 +31,8 @@ class PtychoModule(lightning.LightningModule):
     The loss is the R-factor's numerator over one dataset constant (`mae`), or the Poisson deviance of the counts over
     the mean counts a pattern (`poisson`). With `overlap_weight`, that share of it is taken on the object that the
     batch's overlapping patches make together, without which a learnt probe is not determined: any probe fits patches
-    that need not agree. `step_record` holds the values of `history.STEP_SERIES` of the last step as one device tensor.
+    that need not agree. `step_record` holds the values of `history.STEP_SERIES` of the last step as one device tensor,
+    `layer_norms` the gradient norm of each parameter before clipping, every `layer_norms_every_steps` steps.
     """
 
     lit: torch.Tensor
@@ -48,7 +50,9 @@ class PtychoModule(lightning.LightningModule):
         self.mean_counts = float(counts.sum(dtype=np.float64)) / len(counts)
         self.register_buffer("lit", torch.from_numpy(metrics.lit_region(dataset.probe)), persistent=False)
         self.truth_std = _truth_std(dataset)
+        self._validation_patches = len(dataset.val.counts)
         self.step_record: torch.Tensor = torch.zeros(4)
+        self.layer_norms: dict[str, torch.Tensor] = {}
         self._loss = torch.zeros(())
         self._validation: list[torch.Tensor] = []
 
@@ -70,7 +74,9 @@ class PtychoModule(lightning.LightningModule):
         if overlap < 1:
             loss = loss + (1 - overlap) * self._data_loss(far_field_amplitude(patches, self.probe), batch)
         if overlap > 0:
-            loss = loss + overlap * self._data_loss(stitched_amplitude(patches, self.probe, batch.positions_px), batch)
+            loss = loss + overlap * self._data_loss(
+                stitched_amplitude(patches, self.probe, batch.positions_px, batch.extent_px), batch
+            )
         self._loss = loss.detach()
         return loss
 
@@ -96,6 +102,8 @@ class PtychoModule(lightning.LightningModule):
         A step whose loss or gradient norm is not finite is skipped by the optimizer, on the device.
         """
         clip = self.config.clip
+        every = self.config.train.layer_norms_every_steps
+        self.layer_norms = layer_norms(self.generator) if self.trainer.global_step % every == 0 else {}
         stats: ClipStats = clip_gradients_(self.generator, clip.algo, clip.val, clip.granularity)
         self.step_record = torch.stack([self._loss, stats.norm_preclip, stats.norm_postclip, stats.clipped_fraction])
         # Fused optimizers leave weights and state alone where this is 1, as they do for gradient scalers.
@@ -109,17 +117,15 @@ class PtychoModule(lightning.LightningModule):
         """Add the batch to the R-factor's numerator and denominator, and to the mean object deviation."""
         patches = self(batch.sqrt_counts)
         measured = batch.sqrt_counts / self.scale
-        numerator = (far_field_amplitude(patches, self.probe) - measured).abs().sum(dtype=torch.float64)
-        deviation = object_std(patches, self.lit).sum(dtype=torch.float64)
-        patches_seen = torch.tensor(float(len(patches)), dtype=torch.float64, device=self.device)
-        self._validation.append(torch.stack([numerator, measured.sum(dtype=torch.float64), deviation, patches_seen]))
+        numerator = (far_field_amplitude(patches, self.probe) - measured).abs().sum()
+        self._validation.append(torch.stack([numerator, measured.sum(), object_std(patches, self.lit).sum()]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val_loss`, always the R-factor over all validation patches, and `object_std_ratio`."""
-        sums = self.trainer.strategy.reduce(torch.stack(self._validation).sum(0), reduce_op="sum")
-        numerator, denominator, deviation, patches = sums.tolist()
-        self.log("val_loss", numerator / denominator, rank_zero_only=True)
-        self.log("object_std_ratio", deviation / patches / self.truth_std, rank_zero_only=True)
+        """Log `val_loss`, always the R-factor over all validation patches, and their mean `object_std`."""
+        # Batches are summed in double precision on the CPU: not every device has it.
+        numerator, denominator, deviation = torch.stack(self._validation).cpu().double().sum(0).tolist()
+        self.log("val_loss", numerator / denominator)
+        self.log("object_std", deviation / self._validation_patches)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over network and, if learnt, probe; with the schedule stepped at every optimizer step."""
@@ -132,6 +138,10 @@ class PtychoModule(lightning.LightningModule):
         optimizer: torch.optim.Optimizer
         if optim.name == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=optim.momentum, **common)
+            # If the very first step is skipped, fused SGD would go on with momentum that nobody initialised.
+            for group in groups if optim.momentum else []:
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         else:
             optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name](groups, **common)
         if optim.schedule == "constant":
@@ -180,17 +190,20 @@ class CountsToObject(nn.Module):
         return output.squeeze(3)
 
 
-def stitched_amplitude(patches: torch.Tensor, probe: torch.Tensor, positions_px: torch.Tensor) -> torch.Tensor:
+def stitched_amplitude(
+    patches: torch.Tensor, probe: torch.Tensor, positions_px: torch.Tensor, extent_px: tuple[int, int]
+) -> torch.Tensor:
     """Far-field amplitudes (B, N, N) of the one object that overlapping `patches` (B, N, N) make together.
 
     The patches' free global phases are settled first, by a few iterations that pass no gradient; then the least-squares
-    object of `scan.stitch` is read back at each of the `positions_px` (B, 2).
+    object of `scan.stitch` is read back at each of the `positions_px` (B, 2), whose rounded rows and columns span
+    `extent_px`.
     """
     size = patches.shape[-1]
     corners = positions_px.round()
     remainder = positions_px - corners
     corners = (corners - corners.amin(0)).long()
-    height, width = (corners.amax(0) + size).tolist()
+    height, width = extent_px[0] + size, extent_px[1] + size
     probes = fourier_shift(probe.expand_as(patches), remainder)
     waves = fourier_shift(probe * patches, remainder)
     phase = patches.new_ones(len(patches))
@@ -218,10 +231,10 @@ def object_std(patches: torch.Tensor, lit: torch.Tensor) -> torch.Tensor:
     return inside.var(dim=1, correction=0).sum(-1).sqrt()
 
 
-def _truth_std(dataset: Dataset) -> float:
-    """Mean of `object_std` over the true validation patches; 1 where there is no truth."""
+def _truth_std(dataset: Dataset) -> float | None:
+    """Mean of `object_std` over the true validation patches; None where there is no truth."""
     if dataset.val_objects is None:
-        return 1.0
+        return None
     split, lit = dataset.val, torch.from_numpy(metrics.lit_region(dataset.probe))
     return float(object_std(torch.from_numpy(true_patches(split, dataset.val_objects, dataset.config.N)), lit).mean())
 
@@ -250,3 +263,10 @@ def make_trainer(config: ArmConfig, callbacks: list[lightning.Callback], folder:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+def check_accelerator(name: str) -> None:
+    """Raise `ConfigError` if this machine has no accelerator of that name."""
+    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name, True):
+        raise ConfigError(f"`train.accelerator` (={name}) must be one that this machine has; auto finds it")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+import torch
 
 from fnostab.cli import main
-from fnostab.config import resolve_config
+from fnostab.config import read_config_file, resolve_config
 
 
 def _scan(path: Path, **changes):
@@ -107,8 +107,9 @@ def test_print_config_prints_yaml_that_resolves_to_the_same_config(fresh_store, 
     assert main(["train", "--preset", "quick", "--clip_algo", "agc", "--print-config"]) == 0
     (fresh_store / "arm.yaml").write_text(capsys.readouterr().out)
     assert main(["train", "--config", "arm.yaml", "--print-config"]) == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed == resolve_config({"preset": "quick", "clip_algo": "agc"}).model_dump(mode="json")
+    again = resolve_config({}, base=read_config_file(fresh_store / "arm.yaml"))
+    assert again == resolve_config({"preset": "quick", "clip_algo": "agc"})
+    assert capsys.readouterr().out.rstrip() == again.to_yaml().rstrip()
 
 
 def test_data_import_keeps_the_scan_and_show_draws_it(fresh_store, capsys):
@@ -120,6 +121,21 @@ def test_data_import_keeps_the_scan_and_show_draws_it(fresh_store, capsys):
     with np.load("own.npz", allow_pickle=False) as own, np.load(scan, allow_pickle=False) as original:
         np.testing.assert_array_equal(own["counts"], np.fft.fftshift(original["data"][0], axes=(-2, -1)))
     assert "12" in first
+
+
+@pytest.mark.parametrize("out", ["own.txt", "nowhere/own.npz"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_scan_is_read(fresh_store, capsys, out):
+    scan = _scan(fresh_store / "scan.npz")
+    assert main(["data", "import", str(scan), "--N", "32", "--out", out]) == 2
+    assert f"`out` (={out}) must" in capsys.readouterr().err
+    assert _left(fresh_store) == ["scan.npz"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_an_accelerator_that_is_not_there_is_refused(fresh_store, capsys):
+    assert main(["train", "--preset", "smoke", "--accelerator", "gpu"]) == 2
+    assert "`train.accelerator` (=gpu) must be one that this machine has" in capsys.readouterr().err
+    assert _left(fresh_store) == []
 
 
 def test_data_build_reports_the_content_hash_and_is_repeatable(fresh_store, capsys):

@@ -106,6 +106,27 @@ def test_a_printed_config_resolves_to_itself():
     assert resolve_config({}, base=config.flat()) == config
 
 
+def test_a_printed_config_leaves_to_other_keys_what_follows_from_them(tmp_path):
+    path = tmp_path / "arm.yaml"
+    path.write_text(resolve_config({"preset": "quick"}).to_yaml())
+    printed = read_config_file(path)
+    assert resolve_config({}, base=printed) == resolve_config({"preset": "quick"})
+    changed = resolve_config({"arch": "stable_hybrid", "clip_algo": "agc"}, base=printed)
+    assert (changed.arm, changed.clip.val) == ("stable_hybrid-agc", 0.01)
+
+
+def test_agc_by_tensor_is_another_arm_than_agc_by_unit():
+    assert resolve_config({"clip_algo": "agc", "clip.granularity": "tensor"}).arm == "hybrid-agc"
+
+
+@pytest.mark.parametrize("text", ["model: {1: 2}", "preset: [quick]", "1: 2"])
+def test_odd_keys_and_values_in_a_file_are_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "arm.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        resolve_config({}, base=read_config_file(path))
+
+
 def test_identity_hash_sees_what_decides_the_numbers_and_nothing_else():
     config = resolve_config({"preset": "quick"})
     assert resolve_config({"preset": "quick", "arm": "x", "study": "y"}).sha256() == config.sha256()

@@ -1,6 +1,5 @@
 """What reaches the MLflow store: batches, outages, resumed runs, refusals."""
 
-import json
 import socket
 import threading
 import time
@@ -21,8 +20,8 @@ def store(fresh_store):
     return mlflow.MlflowClient()
 
 
-def _rows(key, steps):
-    return [(key, float(step), step, 1000 + step) for step in steps]
+def _rows(key, steps, time_ms=1000):
+    return [(key, float(step), step, time_ms + step) for step in steps]
 
 
 def test_every_value_of_a_long_series_is_stored_once(store):
@@ -37,7 +36,8 @@ def test_a_resumed_run_stores_no_step_twice(store):
     with tracking.open_run(_CONFIG) as first:
         first.log_series(_rows("train/loss", range(7)))
     with tracking.open_run(_CONFIG, first_run_id=first.run_id) as again:
-        again.log_series(_rows("train/loss", range(4, 10)))
+        # Another time makes another row: the store itself would not notice that the step is there.
+        again.log_series(_rows("train/loss", range(4, 10), time_ms=9000))
         again.log_series(_rows("val/loss", [9]))
     assert again.run_id == first.run_id
     steps = [metric.step for metric in store.get_metric_history(first.run_id, "train/loss")]
@@ -94,20 +94,36 @@ def test_a_runs_status_tells_how_it_ended_and_what_was_queued_is_written(store, 
     assert tracking.run_is_unfinished(ids[0]) is (status != "FINISHED")
 
 
-def test_values_wait_while_the_store_is_away_and_arrive_in_order_when_it_is_back(store, monkeypatch, tmp_path):
+def test_values_wait_while_the_store_is_away_and_arrive_when_it_is_back(store, monkeypatch):
     with tracking.open_run(_CONFIG) as tracker:
         with monkeypatch.context() as outage:
             outage.setattr(tracker._client, "log_batch", _away)
             tracker.log_series(_rows("train/loss", range(1500)))
             assert not tracker.flush()
             assert tracker.unwritten == 1500
-            tracker.save_unwritten(tmp_path / "left.json")
         assert tracker.flush()
         assert tracker.unwritten == 0
     assert len(store.get_metric_history(tracker.run_id, "train/loss")) == 1500
-    saved = json.loads((tmp_path / "left.json").read_text())
-    assert saved["run_id"] == tracker.run_id
-    assert saved["metrics"][3] == ["train/loss", "3.0", 1003, 3]
+
+
+def test_a_run_whose_last_values_cannot_be_stored_is_not_finished(store, monkeypatch):
+    def go():
+        with tracking.open_run(_CONFIG) as tracker:
+            ids.append(tracker.run_id)
+            monkeypatch.setattr(tracker._client, "log_batch", _away)
+            tracker.log_series(_rows("train/loss", range(3)))
+
+    ids: list[str] = []
+    with pytest.raises(tracking.StoreAway, match="3 values could not be stored; the same command finishes the run"):
+        go()
+    assert tracking.run_is_unfinished(ids[0])
+
+
+def test_an_artifact_that_the_store_does_not_take_says_so(store, monkeypatch):
+    with tracking.open_run(_CONFIG) as tracker, monkeypatch.context() as outage:
+        outage.setattr(tracker._client, "log_text", _away)
+        with pytest.raises(tracking.StoreAway, match=r"answer \(no answer\); the same command"):
+            tracker.log_text("x", "x.txt")
 
 
 def _away(*_, **__):
@@ -156,6 +172,29 @@ def test_a_server_that_takes_the_call_and_stays_silent_is_refused_within_seconds
         with pytest.raises(ConfigError, match="must name a tracking server that answers: timed out"):
             tracking.check_store()
         assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("uri", ["http://my host:5000", "http://" + 70 * "a", "http://[::1", "http://"])
+def test_a_uri_that_is_none_is_refused_in_one_line(fresh_store, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match="must name a tracking server that answers") as caught:
+        tracking.check_store()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_refused(fresh_store, monkeypatch):
+    (fresh_store / "notes.db").write_text("these are notes, nothing else")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store}/notes.db")
+    with pytest.raises(ConfigError, match="must be a sqlite database"):
+        tracking.check_store()
+
+
+def test_two_working_directories_have_two_stores(fresh_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    first = tracking.check_store()
+    (fresh_store / "other").mkdir()
+    monkeypatch.chdir(fresh_store / "other")
+    assert tracking.check_store() != first
 
 
 def test_a_sqlite_store_in_a_folder_that_does_not_exist_is_refused(fresh_store, monkeypatch):

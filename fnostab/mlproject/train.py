@@ -4,10 +4,8 @@ import json
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +18,13 @@ from fnostab.callbacks import Checkpoints, Interrupted, Interruption, Pictures, 
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.datamodule import PtychoDataModule
 from fnostab.dataset import Dataset, Split, load_or_build
-from fnostab.history import History
+from fnostab.history import History, plain
 from fnostab.optics import far_field_amplitude
 from fnostab.report import reconstruction_figure, to_rgb
 from fnostab.runfolder import RunFolder
 from fnostab.scan import Reassembly, reassemble, stitched_r_factor
 from fnostab.tracking import Tracker
-from fnostab.training import CountsToObject, PtychoModule, make_trainer, true_patches
+from fnostab.training import CountsToObject, PtychoModule, check_accelerator, make_trainer, true_patches
 
 Report = Callable[[str], None]
 #: Counts shown to people who open the model: patterns of the input example.
@@ -52,7 +50,8 @@ def train_arm(config: ArmConfig, report: Report, data_progress: Callable[[int, i
     Ctrl-C, once everything recorded is stored.
     """
     _quieten_libraries()
-    with Interruption() as interruption, ExitStack() as stack:
+    check_accelerator(config.train.accelerator)
+    with Interruption() as interruption:
         store_uri = tracking.check_store()
         try:
             dataset = load_or_build(config.data, progress=data_progress)
@@ -62,21 +61,21 @@ def train_arm(config: ArmConfig, report: Report, data_progress: Callable[[int, i
         torch.manual_seed(config.seed)
         module = PtychoModule(config, dataset)
         tracking.connect()
-        folder = stack.enter_context(RunFolder(config, dataset.sha256, store_uri))
-        first_run_id = folder.first_run_id
-        if first_run_id and not tracking.run_is_unfinished(first_run_id):
-            folder.start_over()
-            first_run_id = None
-        tracker = stack.enter_context(tracking.open_run(config, first_run_id=first_run_id))
-        folder.begin(tracker.run_id)
-        run = _Run(config, dataset, module, tracker, folder.path, report)
-        try:
-            result = run.train(interruption)
-        except Interrupted as interrupt:
-            run.log_interrupted(interrupt)
-            raise
-        folder.finish()
-        return result
+        with RunFolder(config, dataset.sha256, store_uri) as folder:
+            first_run_id = folder.first_run_id
+            if first_run_id and not tracking.run_is_unfinished(first_run_id):
+                folder.start_over()
+                first_run_id = None
+            with tracking.open_run(config, first_run_id=first_run_id) as tracker:
+                folder.begin(tracker.run_id)
+                run = _Run(config, dataset, module, tracker, folder.path, report)
+                try:
+                    result = run.train(interruption)
+                except Interrupted as interrupt:
+                    run.log_interrupted(interrupt)
+                    raise
+            folder.finish()  # everything is in the store, and the run is closed
+            return result
 
 
 def _with_threads(config: ArmConfig) -> ArmConfig:
@@ -118,10 +117,11 @@ class _Run:
     def train(self, interruption: Interruption) -> ArmResult:
         """Train, evaluate, log."""
         config, tracker, history = self.config, self.tracker, self.history
+        recorder = SeriesRecorder(history, tracker, self.module.truth_std)
         trainer = make_trainer(
             config,
             [
-                SeriesRecorder(history, tracker),
+                recorder,
                 Progress(self.report),
                 Pictures(self._draw, config.train.picture_every_epochs),
                 self.checkpoints,
@@ -134,35 +134,25 @@ class _Run:
         baselines = self._baselines()
         for key, value in baselines.items():
             setattr(history, key.replace("/", "_"), value)
-        if tracker.resumed:
-            tracker.delete_tags("verdict", "verdict_reason")
-        else:
-            tracker.log_config(config)
-            tracker.log_dataset(self.dataset)
-            tracker.log_metrics(baselines, step=0)
+        tracker.delete_tags("verdict", "verdict_reason")
+        tracker.log_config(config)
+        tracker.log_dataset(self.dataset)
+        tracker.log_metrics(baselines, step=0)
         where = f"MLflow run {tracker.run_id}"
         self.report(
             f"{'continuing' if tracker.resumed else 'training'} {config.arm}, seed {config.seed}, on {device}: {where}"
         )
 
-        steps_before, started_at = history.steps, time.monotonic()
         resume_from = self.checkpoints.last if tracker.resumed and self.checkpoints.last.exists() else None
         data = PtychoDataModule(self.dataset, config)
-        try:
-            trainer.fit(self.module, datamodule=data, ckpt_path=resume_from, weights_only=True)
-        finally:
-            tracker.flush()
-        steps = history.steps - steps_before
-        samples_per_s = steps * config.train.batch_size / (time.monotonic() - started_at)
+        trainer.fit(self.module, datamodule=data, ckpt_path=resume_from, weights_only=True)
 
         best = torch.load(self.checkpoints.best, weights_only=True, map_location="cpu")
         self.module.load_state_dict(best["state_dict"])
-        results = baselines | {"best_val_loss": self.checkpoints.best_val_loss, "samples_per_s": samples_per_s}
+        results = baselines | {"best_val_loss": self.checkpoints.best_val_loss, "samples_per_s": recorder.samples_per_s}
         results |= self._evaluate()
         tracker.log_metrics({k: v for k, v in results.items() if k not in baselines}, step=history.steps - 1)
         self._log_artifacts(results)
-        if not tracker.flush():
-            self._keep_unwritten()
         how_to_open = tracking.how_to_open(tracker.run_id, tracker.experiment_id)
         return ArmResult(tracker.run_id, how_to_open, results, history)
 
@@ -171,14 +161,13 @@ class _Run:
         dataset = self.dataset
         amplitudes = np.sqrt(dataset.val.counts) / dataset.scale
         training = np.sqrt(dataset.train.counts) / dataset.scale
-        probe = torch.from_numpy(np.array(dataset.probe))
-        empty = far_field_amplitude(torch.ones_like(probe), probe).numpy()
         baselines = {
-            "val/loss_constant": metrics.constant_object_r_factor(empty, amplitudes),
+            "val/loss_constant": metrics.constant_object_r_factor(_empty_beam(dataset.probe), amplitudes),
             "val/loss_mean_pattern": metrics.mean_pattern_r_factor(amplitudes, training),
         }
         if dataset.val_objects is not None:
             truth = torch.from_numpy(true_patches(dataset.val, dataset.val_objects, dataset.config.N))
+            probe = torch.from_numpy(np.array(dataset.probe))
             baselines["val/loss_floor"] = metrics.r_factor(far_field_amplitude(truth, probe).numpy(), amplitudes)
         return baselines
 
@@ -204,8 +193,7 @@ class _Run:
             self.tracker.set_tags({"twin": str(side.is_twin).lower()})
         else:
             # The knowledge of nothing on the whole scan: what `test/r_factor` is to be compared with.
-            empty = far_field_amplitude(torch.ones(probe.shape, dtype=torch.complex64), torch.from_numpy(probe)).numpy()
-            results["test/r_factor_constant"] = metrics.constant_object_r_factor(empty, amplitudes)
+            results["test/r_factor_constant"] = metrics.constant_object_r_factor(_empty_beam(probe), amplitudes)
             results["test/r_factor_mean_pattern"] = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
         return results
 
@@ -234,12 +222,15 @@ class _Run:
         part = Split(split.counts[members], split.positions_px[members], split.object_index[members])
         stitched = reassemble(self.module.reconstruct(part), part.positions_px, self._probe())
         figure = reconstruction_figure(stitched, self._probe(), self._truth(0), f"{self.config.arm}, epoch {epoch}")
-        self.tracker.log_image(to_rgb(figure), "reconstruction", step)
+        try:
+            self.tracker.log_image(to_rgb(figure), "reconstruction", step)
+        except tracking.StoreAway as away:
+            self.report(f"no picture of epoch {epoch}: {away}")
 
     def _log_artifacts(self, results: dict[str, float]) -> None:
         tracker = self.tracker
         tracker.log_text(self.history.to_json(), "history.json")
-        tracker.log_text(json.dumps(results, indent=2), "metrics.json")
+        tracker.log_text(json.dumps({key: plain(value) for key, value in results.items()}, indent=2), "metrics.json")
         tracker.log_artifact(self.checkpoints.best, "checkpoints")
         tracker.log_artifact(self.checkpoints.last, "checkpoints")
         probe_path = self.folder / "probe.npz"
@@ -248,19 +239,22 @@ class _Run:
         example = np.array(self.dataset.test.counts[:_EXAMPLE_PATTERNS])
         tracker.log_model(shipped, example, extra_files=[probe_path])
 
-    def _keep_unwritten(self) -> None:
-        path = Path.cwd() / f"fnostab-unwritten-{self.tracker.run_id}.json"
-        count = self.tracker.unwritten
-        self.tracker.save_unwritten(path)
-        self.report(f"the tracking store does not answer: {count} metric values were saved in {path}")
-
     def log_interrupted(self, interrupt: Interrupted) -> None:
         """Store what an interrupted run has so far, with its verdict."""
         self.history.events["interrupted"] = True
         reason = f"{interrupt} after {self.history.steps} steps; the same command continues it"
-        self.tracker.set_tags({"verdict": "interrupted", "verdict_reason": reason})
-        self.tracker.log_text(self.history.to_json(), "history.json")
         self.report(reason)
+        try:
+            self.tracker.set_tags({"verdict": "interrupted", "verdict_reason": reason})
+            self.tracker.log_text(self.history.to_json(), "history.json")
+        except tracking.StoreAway as away:
+            self.report(str(away))
+
+
+def _empty_beam(probe: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Far-field amplitude (N, N) of the probe alone."""
+    field = torch.from_numpy(np.array(probe))
+    return np.asarray(far_field_amplitude(torch.ones_like(field), field).numpy())
 
 
 def _objects(split: Split) -> list[tuple[int, NDArray[np.int64]]]:
