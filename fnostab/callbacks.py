@@ -367,6 +367,11 @@ class Interruption(lightning.Callback):
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal came."""
+        if self._signum:
+            raise Interrupted(self._signum)
+
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         again, self._signum = self._signum != 0, signum
         if again or not self._training:
@@ -380,11 +385,9 @@ class Interruption(lightning.Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Raise if a signal came."""
-        if self._signum:
-            raise Interrupted(self._signum)
+        self.check()
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """From here on a signal raises at once; one that came after the last step, now."""
         self._training = False
-        if self._signum:
-            raise Interrupted(self._signum)
+        self.check()

@@ -145,7 +145,11 @@ class _Run:
 
         resume_from = self.checkpoints.last if tracker.resumed and self.checkpoints.last.exists() else None
         data = PtychoDataModule(self.dataset, config)
-        trainer.fit(self.module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        try:
+            trainer.fit(self.module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        except SystemExit:  # Lightning's own answer to SIGTERM, where it sees the signal before the callback does
+            interruption.check()
+            raise
 
         best = torch.load(self.checkpoints.best, weights_only=True, map_location="cpu")
         self.module.load_state_dict(best["state_dict"])
