@@ -64,7 +64,7 @@ def _descend(r_factor, field, probe, learn_probe, arguments) -> float:
         loss.backward()
         optimizer.step()
         schedule.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 if __name__ == "__main__":

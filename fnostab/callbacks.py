@@ -91,7 +91,7 @@ class SeriesRecorder(lightning.Callback):
         for step, norms in self._pending_layers:
             values = torch.stack(list(norms.values())).tolist()
             self._sink.log_series(
-                (f"grad_layer/{name}", value, step, self._step_times_ms[step])
+                (f"weight_grad_norm/{name}", value, step, self._step_times_ms[step])
                 for name, value in zip(norms, values, strict=True)
             )
         self._pending_layers = []

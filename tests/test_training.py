@@ -67,7 +67,7 @@ def _fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, 
 
 
 def _values(sink):
-    return {(key, step): value for key, value, step, _ in sink.rows if not key.startswith("grad_layer/")}
+    return {(key, step): value for key, value, step, _ in sink.rows if not key.startswith("weight_grad_norm/")}
 
 
 def _states_equal(first, second):
@@ -112,12 +112,12 @@ def test_every_optimizer_step_is_recorded(tmp_path):
 
 def test_gradient_norms_of_every_parameter_are_recorded_at_an_interval(tmp_path):
     module, history, sink = _fit(_config(train__layer_norms_every_steps=4), tmp_path)
-    names = {f"grad_layer/{name}" for name, _ in module.generator.named_parameters()}
+    names = {f"weight_grad_norm/{name}" for name, _ in module.generator.named_parameters()}
     for step in (0, 4):
-        norms = {key: value for key, value, at, _ in sink.rows if at == step and key.startswith("grad_layer/")}
+        norms = {key: value for key, value, at, _ in sink.rows if at == step and key.startswith("weight_grad_norm/")}
         assert set(norms) == names
         assert np.linalg.norm(list(norms.values())) == pytest.approx(history.grad_norm_preclip[step], rel=1e-5)
-    assert {step for key, _, step, _ in sink.rows if key.startswith("grad_layer/")} == {0, 4}
+    assert {step for key, _, step, _ in sink.rows if key.startswith("weight_grad_norm/")} == {0, 4}
 
 
 @pytest.mark.parametrize(
