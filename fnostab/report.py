@@ -1,6 +1,7 @@
 """Figures, drawn from arrays; every map has a colour bar with its unit."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def _range(image: NDArray[np.floating]) -> tuple[float, float]:
 
 def dataset_figure(dataset: Dataset) -> Figure:
     """The probe, three training patterns (logarithmic), and the object (or the scan's positions)."""
-    source = dataset.config.path or f"{dataset.config.objects}, phase {dataset.config.phase}"
+    source = Path(dataset.config.path).name or f"{dataset.config.objects}, phase {dataset.config.phase}"
     figure, axes = _figure(2, 3, f"{source}; {len(dataset.train.counts)} training patterns, N={dataset.config.N}")
     _show_pair([axes[0, 0], axes[1, 0]], dataset.probe, "probe", None)
     if dataset.test_objects is not None:

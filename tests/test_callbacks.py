@@ -33,7 +33,7 @@ def _estimate(monkeypatch, seconds_a_step, device="cpu"):
     """The line after the first steps of a run of 1000 steps."""
     lines: list[str] = []
     clock = iter([0.0, 10 * seconds_a_step])
-    monkeypatch.setattr("fnostab.callbacks.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("fnostab.callbacks.progress.time.monotonic", lambda: next(clock))
     progress = Progress(lines.append, terminal=False)
     progress.on_train_start(_trainer(0), _module(device))
     for step in range(1, 11):

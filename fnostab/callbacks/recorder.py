@@ -1,0 +1,169 @@
+"""The series of a run, recorded without waiting for the device at each step."""
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import lightning
+import torch
+
+from fnostab.history import STEP_SERIES, History
+
+#: Steps between copies of the recorded values from the device; a copy waits for the device once.
+_CHUNK_STEPS = 250
+#: The names under which the series of a step are tracked, in the order of `STEP_SERIES`.
+STEP_KEYS = ("train/loss", "grad/norm_preclip", "grad/norm_postclip", "grad/clipped_fraction")
+
+#: Tracked name of each epoch series, and its name in the history.
+EPOCH_KEYS = {"val/loss": "val_loss", "lr": "lr", "health/object_std_ratio": "object_std_ratio"}
+
+
+class MetricSink(Protocol):
+    """Where series go while a run trains."""
+
+    def log_series(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
+        """Take (key, value, optimizer step, time in ms) rows; may keep them until `flush`."""
+
+    def flush(self) -> bool:
+        """Write what was kept; False if that was not possible now."""
+
+
+class SeriesRecorder(lightning.Callback):
+    """Records the loss, norms and clipped fraction of every step, and the epoch's values, without a per-step wait.
+
+    Values stay on the device for up to `_CHUNK_STEPS` steps. History and times travel in the checkpoint: a resumed run
+    has the series of an unbroken one, and offers the sink everything from the start, so that what an outage kept from
+    the store gets there. `truth_std` is the deviation of the true object, by which the predicted one's is divided; if
+    None, its own best so far.
+    """
+
+    def __init__(self, history: History, sink: MetricSink, truth_std: float | None = None) -> None:
+        self.history = history
+        self._sink = sink
+        self._truth_std = truth_std
+        self._best_std = 0.0
+        self._pending: list[torch.Tensor] = []
+        self._pending_layers: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self._step_times_ms: list[int] = []
+        #: Last step and time in ms of each epoch.
+        self._epochs: list[tuple[int, int]] = []
+        self._patches = 0
+        self._started_at = 0.0
+        self.samples_per_s = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Start counting patches; offer the sink what a checkpoint brought."""
+        self._patches, self._started_at = 0, time.monotonic()
+        self._offer_steps(0)
+        self._offer_epochs(0)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the step's record."""
+        self._pending.append(module.step_record)
+        self._step_times_ms.append(_now_ms())
+        self._patches += batch.global_size
+        if module.layer_norms:
+            self._pending_layers.append((len(self._step_times_ms) - 1, module.layer_norms))
+        if len(self._pending) >= _CHUNK_STEPS:
+            self.drain(trainer)
+
+    def drain(self, trainer: lightning.Trainer) -> None:
+        """Copy the pending records from the device into the history and the sink; stop on a non-finite one."""
+        first = self.history.steps
+        self.history.add_steps(self._rows())
+        self._pending = []
+        self._offer_steps(first)
+        for step in range(first, self.history.steps):
+            if not (
+                math.isfinite(self.history.loss_step[step]) and math.isfinite(self.history.grad_norm_preclip[step])
+            ):
+                self.history.events.setdefault("non_finite", {"step": step})
+                trainer.should_stop = True
+        for step, norms in self._pending_layers:
+            values = torch.stack(list(norms.values())).tolist()
+            self._sink.log_series(
+                (f"weight_grad_norm/{name}", value, step, self._step_times_ms[step])
+                for name, value in zip(norms, values, strict=True)
+            )
+        self._pending_layers = []
+
+    def _rows(self) -> list[list[float]]:
+        """The pending records; those that a checkpoint brought lie on the CPU."""
+        if not self._pending:
+            return []
+        device = self._pending[-1].device
+        rows: list[list[float]] = torch.stack([record.to(device) for record in self._pending]).tolist()
+        return rows
+
+    def _offer_steps(self, first: int) -> None:
+        series = [getattr(self.history, name) for name in STEP_SERIES]
+        self._sink.log_series(
+            (key, values[step], step, self._step_times_ms[step])
+            for step in range(first, self.history.steps)
+            for key, values in zip(STEP_KEYS, series, strict=True)
+        )
+
+    def _offer_epochs(self, first: int) -> None:
+        for epoch, (step, time_ms) in list(enumerate(self._epochs))[first:]:
+            self._sink.log_series(
+                (key, getattr(self.history, name)[epoch], step, time_ms) for key, name in EPOCH_KEYS.items()
+            )
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Record the epoch; validation has run by now."""
+        self.drain(trainer)
+        begun = self._epochs[-1][0] + 1 if self._epochs else 0
+        losses = self.history.loss_step[begun:]
+        object_std = float(trainer.callback_metrics["object_std"])
+        self._best_std = max(self._best_std, object_std)
+        reference = self._best_std if self._truth_std is None else self._truth_std
+        self.history.add_epoch(
+            train_loss=sum(losses) / len(losses),
+            val_loss=float(trainer.callback_metrics["val_loss"]),
+            lr=float(trainer.optimizers[0].param_groups[0]["lr"]),
+            object_std_ratio=object_std / reference if reference else math.nan,
+        )
+        self._epochs.append((self.history.steps - 1, _now_ms()))
+        self._offer_epochs(len(self._epochs) - 1)
+        self._sink.flush()
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Note the speed, validation and checkpoints included."""
+        self.samples_per_s = self._patches / (time.monotonic() - self._started_at)
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        """Write what was recorded before the run goes down."""
+        self.drain(trainer)
+        self._sink.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, its times, and records that still lie on the device."""
+        return {
+            "history": self.history.to_mapping(),
+            "pending": self._rows(),
+            "pending_layers": [
+                (step, {name: float(norm) for name, norm in norms.items()}) for step, norms in self._pending_layers
+            ],
+            "step_times_ms": list(self._step_times_ms),
+            "epochs": list(self._epochs),
+            "best_std": self._best_std,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the saved history."""
+        self.history.load(state["history"])
+        self._pending = [torch.tensor(row) for row in state["pending"]]
+        self._pending_layers = [
+            (step, {name: torch.tensor(norm) for name, norm in norms.items()})
+            for step, norms in state["pending_layers"]
+        ]
+        self._step_times_ms = state["step_times_ms"]
+        self._epochs = state["epochs"]
+        self._best_std = state["best_std"]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
