@@ -15,6 +15,8 @@ import torch
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.history import STEP_SERIES
+from fnostab.mlproject.train import train_arm
+from fnostab.tracking import StoreAway
 from fnostab.training import PtychoModule
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -205,6 +207,33 @@ def test_sigterm_flushes_and_the_same_command_finishes_the_same_run(tmp_path):
     assert steps == list(range(160))
     assert "events" not in json.loads(mlflow.artifacts.load_text(f"{finished.info.artifact_uri}/history.json"))
     assert not list((tmp_path / "cache" / "runs").glob("*/"))
+
+
+def test_what_an_outage_kept_from_the_store_is_uploaded_by_the_same_command(fresh_store, monkeypatch):
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def away(self, run_id, metrics=(), **others):
+        if metrics:
+            raise ConnectionError("gone")
+        return log_batch(self, run_id, metrics, **others)
+
+    config = resolve_config({"preset": "smoke"})
+    lines: list[str] = []
+    with monkeypatch.context() as outage:
+        outage.setattr(mlflow.MlflowClient, "log_batch", away)
+        with pytest.raises(StoreAway, match="values could not be stored; the same command finishes the run"):
+            train_arm(config, lines.append)
+    client, run = _only_run(fresh_store)
+    assert run.info.status == "FAILED"
+    assert client.get_metric_history(run.info.run_id, "train/loss") == []
+
+    result = train_arm(config, lines.append)
+    client, run = _only_run(fresh_store)
+    assert (result.run_id, run.info.status) == (run.info.run_id, "FINISHED")
+    assert len([line for line in lines if line.startswith("epoch ")]) == 2  # nothing was trained twice
+    for key, points in (("train/loss", _STEPS), ("grad/norm_preclip", _STEPS), ("val/loss", 2), ("lr", 2)):
+        assert len(client.get_metric_history(run.info.run_id, key)) == points, key
+    assert run.data.metrics["best_val_loss"] == min(result.history.val_loss)
 
 
 @pytest.mark.skipif(not _SCAN.exists(), reason="the measured scan is not in ../shared/data")

@@ -52,11 +52,14 @@ class SeriesRecorder(lightning.Callback):
         self._started_at = 0.0
         self.samples_per_s = 0.0
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Start counting patches; offer the sink what a checkpoint brought."""
-        self._patches, self._started_at = 0, time.monotonic()
+    def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Offer the sink what a checkpoint brought, also if nothing is left to train."""
         self._offer_steps(0)
         self._offer_epochs(0)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Start counting patches."""
+        self._patches, self._started_at = 0, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -153,7 +153,9 @@ class _Run:
 
         best = torch.load(self.checkpoints.best, weights_only=True, map_location="cpu")
         self.module.load_state_dict(best["state_dict"])
-        results = baselines | {"best_val_loss": self.checkpoints.best_val_loss, "samples_per_s": recorder.samples_per_s}
+        results = baselines | {"best_val_loss": self.checkpoints.best_val_loss}
+        if recorder.samples_per_s:  # nothing was left to train where only the upload was
+            results["samples_per_s"] = recorder.samples_per_s
         results |= self._evaluate()
         tracker.log_metrics({k: v for k, v in results.items() if k not in baselines}, step=history.steps - 1)
         self._log_artifacts(results)
