@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     train = _add(commands, "train", "train one arm and log it to MLflow", _train)
-    _add_config_arguments(train, FLAT_KEYS)
+    _add_config_arguments(train)
     train.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
 
     data = commands.add_parser("data", help="build, import or show a dataset", allow_abbrev=False)
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     build = _add(actions, "build", "build the dataset of a config into the cache", _data_build)
     show = _add(actions, "show", "summarise a dataset and draw object, probe and patterns", _data_show)
     for command in (build, show):
-        _add_config_arguments(command, FLAT_KEYS)
+        _add_config_arguments(command)
     show.add_argument("--out", type=Path, default=Path("dataset.png"), metavar="PNG", help="default: dataset.png")
     scan = _add(actions, "import", "check a measured scan (.npz, .npz.bz2) and put it into the cache", _data_import)
     scan.add_argument("scan", help="tike, PtychoPINN/ptychodus or fnostab layout")
@@ -85,16 +85,16 @@ def _add(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace]
     return parser
 
 
-def _add_config_arguments(parser: argparse.ArgumentParser, flat_keys: Mapping[str, str]) -> None:
+def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Every flat and dotted key as `--key VALUE`; keys that are not there are refused with a suggestion."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of nested or dotted keys; options override it")
     short = parser.add_argument_group("parameters")
-    for key, dotted in flat_keys.items():
+    for key, dotted in FLAT_KEYS.items():
         text = f"one of {', '.join(PRESETS)}" if key == "preset" else CONFIG_KEYS[dotted]
         short.add_argument(f"--{key}", dest=f"key:{key}", metavar="VALUE", help=text.replace("%", "%%"))
     dotted_keys = parser.add_argument_group("any other key")
     for key, text in CONFIG_KEYS.items():
-        if key not in flat_keys:
+        if key not in FLAT_KEYS:
             dotted_keys.add_argument(f"--{key}", dest=f"key:{key}", metavar="VALUE", help=text.replace("%", "%%"))
 
 

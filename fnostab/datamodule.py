@@ -18,11 +18,10 @@ _VALIDATION_BATCH = 64
 
 
 class Batch(NamedTuple):
-    """Patches of one step: `sqrt_counts` (B, N, N) float32, `positions_px` (B, 2) float32, `object_index` (B,)."""
+    """Patches of one step: `sqrt_counts` (B, N, N) float32, `positions_px` (B, 2) float32."""
 
     sqrt_counts: torch.Tensor
     positions_px: torch.Tensor
-    object_index: torch.Tensor
     #: Patches of this step over all ranks; losses are divided by it.
     global_size: int
     #: Rows and columns that the positions, rounded, span; known to the host, so that nobody waits for the device.
@@ -30,8 +29,7 @@ class Batch(NamedTuple):
 
     def take(self, index: torch.Tensor | slice, global_size: int, extent_px: tuple[int, int] = (0, 0)) -> "Batch":
         """The patches at `index`."""
-        columns = self.sqrt_counts[index], self.positions_px[index], self.object_index[index]
-        return Batch(*columns, global_size, extent_px)
+        return Batch(self.sqrt_counts[index], self.positions_px[index], global_size, extent_px)
 
 
 @dataclass
@@ -183,7 +181,6 @@ def resident(split: Split, device: torch.device | str = "cpu") -> Batch:
     return Batch(
         torch.from_numpy(np.sqrt(split.counts)).to(device),
         torch.from_numpy(split.positions_px.astype(np.float32)).to(device),
-        torch.from_numpy(np.array(split.object_index)).to(device),
         global_size=len(split.counts),
     )
 

@@ -311,10 +311,8 @@ def open_run(config: ArmConfig, *, first_run_id: str | None = None) -> Iterator[
     run_id = first_run_id or projects_run_id
     if first_run_id and projects_run_id and first_run_id != projects_run_id:
         mlflow.MlflowClient().set_tag(projects_run_id, "resumed_into", first_run_id)
-    name = None if run_id else f"{config.arm}-seed{config.seed}"
-    active = mlflow.start_run(run_id=run_id, run_name=name, log_system_metrics=True)
-    if run_id == projects_run_id and run_id:
-        mlflow.MlflowClient().set_tag(run_id, "mlflow.runName", f"{config.arm}-seed{config.seed}")
+    active = mlflow.start_run(run_id=run_id, log_system_metrics=True)
+    mlflow.MlflowClient().set_tag(active.info.run_id, "mlflow.runName", f"{config.arm}-seed{config.seed}")
     tracker = Tracker(active.info.run_id, resumed=first_run_id is not None)
     try:
         yield tracker

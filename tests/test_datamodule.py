@@ -15,7 +15,7 @@ def _split(n=53, objects=2):
 
 def _patches(split):
     n = len(split.counts)
-    return Batch(torch.arange(n).float(), torch.from_numpy(split.positions_px), torch.from_numpy(split.object_index), n)
+    return Batch(torch.arange(n).float(), torch.from_numpy(split.positions_px), n)
 
 
 @pytest.mark.parametrize("neighbours", [False, True])
