@@ -1,0 +1,110 @@
+"""Fourier ring correlation: at which detail two complex images still agree."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import fft, ndimage
+
+#: A ring without more amplitude than this, per coefficient and over that of the whole image, holds rounding alone.
+_ROUNDING = 10 * np.finfo(np.float64).eps
+
+
+@dataclass(frozen=True, eq=False)
+class FRC:
+    """Correlation of two images ring by ring: `frequency` in cycles per pixel and `correlation`, both (rings,)."""
+
+    frequency: NDArray[np.float64]
+    correlation: NDArray[np.float64]
+
+    def crossing(self, threshold: float) -> float:
+        """First frequency, in cycles per pixel, at which the curve falls below `threshold`.
+
+        Linear between rings; 0 if the first ring is under it already, 0.5 (Nyquist) if none is, NaN if a correlation is
+        NaN or there is no ring. Usual thresholds are 0.5 and 1/7 (0.143: Rosenthal and Henderson 2003, J. Mol. Biol.
+        333, 721).
+        """
+        if not len(self.correlation) or np.isnan(self.correlation).any():
+            return math.nan
+        below = np.flatnonzero(self.correlation < threshold)
+        if not len(below):
+            return 0.5
+        if below[0] == 0:
+            return 0.0
+        pair = slice(below[0] - 1, below[0] + 1)
+        return float(np.interp(-threshold, -self.correlation[pair], self.frequency[pair]))
+
+
+def fourier_ring_correlation(first: ArrayLike, second: ArrayLike, mask: ArrayLike | None = None) -> FRC:
+    """Correlate the spectra of two images on rings of equal frequency.
+
+    `first` and `second` are real or complex (H, W), `mask` bool (H, W), everywhere if None; both images lose their mean
+    and are tapered by `tapered_window`, and values outside of the mask do not count. Rings are 1 / min(H, W) cycles per
+    pixel wide, from the first past zero to Nyquist; the correlation is Re sum F1 conj(F2) / sqrt(sum |F1|^2 sum |F2|^2)
+    (Saxton and Baumeister 1982, J. Microsc. 127, 127), and 0 on a ring where an image has no power. A global phase
+    between the images counts as a difference: align them first. Raises ValueError as `checked_pair` does.
+    """
+    two, one, inside = checked_pair(second, first, mask, names=("second", "first"))
+    window = tapered_window(inside)
+    spectra = [fft.fft2(windowed(image, window)) for image in (one, two)]
+    height, width = inside.shape
+    size = min(height, width)
+    radius = np.hypot(fft.fftfreq(height)[:, None], fft.fftfreq(width))
+    ring = np.rint(radius * size).astype(np.intp).ravel()
+    n_rings = size // 2
+
+    def ring_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.bincount(ring, values.ravel(), n_rings + 1)[1 : n_rings + 1], dtype=np.float64)
+
+    members = ring_sums(np.ones(inside.shape))
+    powers = [ring_sums(np.abs(spectrum) ** 2) for spectrum in spectra]
+    common = ring_sums((spectra[0] * spectra[1].conj()).real)
+    noise = [_ROUNDING**2 * members * np.sum(np.abs(window * image) ** 2) for image in (one, two)]
+    known = (powers[0] > noise[0]) & (powers[1] > noise[1])
+    norm = np.sqrt(powers[0]) * np.sqrt(powers[1])
+    correlation = np.divide(common, norm, out=np.zeros(n_rings), where=known)
+    return FRC(np.arange(1, n_rings + 1) / size, correlation)
+
+
+def tapered_window(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Window (H, W) that rises from 0 outside of `mask` to 1 inside, as sin^2 of the distance to the nearest outside.
+
+    The rise takes half of the largest such distance, with the image's border as an edge: a square mask becomes a Tukey
+    window of parameter 0.5. A shorter rise would spill the strong low frequencies of an object, the same in both
+    images, over the rings of the weak high ones, and their correlation would be the window's.
+    """
+    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    rise = np.maximum(distance.max() / 2, 1)
+    return np.asarray(np.sin(np.pi / 2 * np.minimum(distance / rise, 1)) ** 2)
+
+
+def windowed(image: NDArray[np.complex128], window: NDArray[np.float64]) -> NDArray[np.complex128]:
+    """`image` (H, W) less its mean under `window`, times `window`."""
+    return np.asarray(window * (image - np.sum(window * image) / np.sum(window)))
+
+
+def checked_pair(
+    first: ArrayLike, second: ArrayLike, mask: ArrayLike | None, *, names: tuple[str, str]
+) -> tuple[NDArray[np.complex128], NDArray[np.complex128], NDArray[np.bool_]]:
+    """Two images as complex (H, W), 0 outside of the mask, and the mask, all True if None.
+
+    Raises ValueError with the `names` of the images, in one line, if they are not (H, W) and of one shape, if the mask
+    has another shape or is empty, or if a value inside the mask is not finite.
+    """
+    images = [np.asarray(image, dtype=np.complex128) for image in (first, second)]
+    shape = images[1].shape
+    if len(shape) != 2:
+        raise ValueError(f"`{names[1]}` (={shape}) must be an image, (H, W)")
+    if images[0].shape != shape:
+        raise ValueError(f"`{names[0]}` (={images[0].shape}) must have the {names[1]}'s shape, {shape}")
+    inside = np.ones(shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+    if inside.shape != shape:
+        raise ValueError(f"`mask` (={inside.shape}) must have the {names[1]}'s shape, {shape}")
+    if not inside.any():
+        raise ValueError("`mask` (=no pixel) must hold at least one pixel")
+    for name, image in zip(names, images, strict=True):
+        if bad := int(np.count_nonzero(~np.isfinite(image[inside]))):
+            raise ValueError(f"`{name}` (={bad} values not finite) must be finite inside the mask")
+    one, two = (np.where(inside, image, 0) for image in images)
+    return one, two, inside
