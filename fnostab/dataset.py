@@ -22,7 +22,7 @@ import filelock
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.signal import fftconvolve
+from scipy.signal import fftconvolve, resample
 from scipy.spatial import cKDTree
 
 from fnostab import npz, optics
@@ -31,7 +31,7 @@ from fnostab.objects import synthetic_object
 from fnostab.scan import extract_patches, grid_positions
 
 #: Raise this when the same config shall give other data, or the files of an entry change.
-CACHE_FORMAT: Final = 1
+CACHE_FORMAT: Final = 2
 
 #: Every so manyth position of a measured scan is validation.
 VAL_EVERY: Final = 10
@@ -60,6 +60,19 @@ class Split:
     positions_px: NDArray[np.float64]
     object_index: NDArray[np.int64]
 
+    def part(self, members: NDArray[np.int64]) -> "Split":
+        """The patterns at the indices `members`."""
+        return Split(self.counts[members], self.positions_px[members], self.object_index[members])
+
+    def patches_of(self, objects: NDArray[np.complex64]) -> NDArray[np.complex64]:
+        """The patches (n, N, N) of the true `objects` (k, H, W), at whole-pixel positions."""
+        N = self.counts.shape[-1]
+        patches = np.empty((len(self.counts), N, N), np.complex64)
+        for index in np.unique(self.object_index):
+            members = self.object_index == index
+            patches[members] = extract_patches(objects[index], self.positions_px[members], N)
+        return patches
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -68,7 +81,9 @@ class Dataset:
     The forward model is A = sqrt(counts) / `scale` ~ |FFT2(probe * patch)|, orthonormal, with |patch| about 1; the
     network's input is sqrt(counts) * `input_scale`, whose mean square over the training patterns is 1. `probe` is
     complex64 (N, N); `val_objects` and `test_objects` are the truth, complex64 (k, H, W), or None for a measured scan.
-    `config_sha256` names the cache entry, `sha256` is the hash of the content.
+    `reference` is the object that came with a measured scan, complex64 (H, W) in the frame of the test positions (to
+    half a pixel) and 0 where it does not reach, or None. `config_sha256` names the cache entry, `sha256` is the hash of
+    the content.
     """
 
     config: DataConfig
@@ -82,6 +97,7 @@ class Dataset:
     test: Split
     val_objects: NDArray[np.complex64] | None
     test_objects: NDArray[np.complex64] | None
+    reference: NDArray[np.complex64] | None
 
     @property
     def measured(self) -> bool:
@@ -130,9 +146,9 @@ def import_scan(
     """Read a measured scan and bring it to N x N patterns.
 
     Patterns larger than N x N are cropped to their middle, which makes pixels M / N times larger: the probe's spectrum
-    is cropped alike and positions shrink by N / M. `probe`, an array or an NPZ file, stands in for the scan's own: one
-    of M x M is cropped, one of N x N used as it is. Returns a `Scan` with a probe, and without the file's `object`
-    where patterns are cropped. Raises ValueError, in one line, as `npz.read_scan` does, for patterns smaller than N x N
+    is cropped alike, positions shrink by N / M, and the file's `object` is resampled. `probe`, an array or an NPZ file,
+    stands in for the scan's own: one of M x M is cropped, one of N x N used as it is. Returns a `Scan` with a probe.
+    Raises ValueError, in one line, as `npz.read_scan` does, for patterns smaller than N x N
     or without counts in their middle, for a probe of another size, and if there is no probe.
     """
     scan = npz.read_scan(path, quantity)
@@ -155,9 +171,18 @@ def import_scan(
         counts=counts,
         positions_px=scan.positions_px * (N / M),
         probe=probe if len(probe) == N else optics.crop_probe(probe, N),
-        object=scan.object if N == M else None,
+        object=scan.object if scan.object is None or N == M else _resampled(scan.object, N, M),
         layout=scan.layout,
     )
+
+
+def _resampled(obj: NDArray[np.complex64], N: int, M: int) -> NDArray[np.complex64]:
+    """`obj` (H, W) band-limited to pixels M / N times larger; its edge is repeated to a size that this divides."""
+    whole = M // math.gcd(N, M)
+    padded = np.pad(obj, [(0, -length % whole) for length in obj.shape], mode="edge")
+    for axis, length in enumerate(padded.shape):
+        padded = resample(padded, length * N // M, axis=axis)
+    return np.asarray(padded, dtype=np.complex64)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
@@ -211,10 +236,14 @@ def _measured(config: DataConfig) -> _Writer:
     }
     if not scan.counts[members["train"]].any():
         raise ValueError(f"`data.path` (={config.path}) must hold counts in its training patterns")
-    positions = scan.positions_px - scan.positions_px.min(axis=0)
+    first = scan.positions_px.min(axis=0)
+    positions = scan.positions_px - first
 
     def write(directory: Path, progress: Progress) -> float:
         np.save(directory / "probe.npy", probe)
+        if scan.object is not None:
+            shape = np.ceil(positions.max(axis=0)).astype(int) + config.N
+            np.save(directory / "reference.npy", _window(scan.object, np.rint(first).astype(int), shape))
         done, total = 0, sum(map(len, members.values()))
         for split, index in members.items():
             np.save(directory / f"{split}_counts.npy", scan.counts[index])
@@ -225,6 +254,16 @@ def _measured(config: DataConfig) -> _Writer:
         return scale
 
     return write
+
+
+def _window(obj: NDArray[np.complex64], first: NDArray[np.int64], shape: NDArray[np.int64]) -> NDArray[np.complex64]:
+    """The window of `obj` (H, W) of `shape` whose first pixel is `first`; zero outside of `obj`."""
+    window = np.zeros(shape, np.complex64)
+    start = np.maximum(0, first)
+    inside = obj[start[0] : max(0, first[0] + shape[0]), start[1] : max(0, first[1] + shape[1])]
+    top, left = start - first
+    window[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return window
 
 
 @dataclass(frozen=True, eq=False)
@@ -404,6 +443,7 @@ def _load(entry: Path, config: DataConfig) -> Dataset | None:
             test=test,
             val_objects=arrays.get("val_objects"),
             test_objects=arrays.get("test_objects"),
+            reference=arrays.get("reference"),
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -5,6 +5,7 @@ the corner of a window on the canvas, and a remainder by which exit wave and pro
 `stitch` and `read_windows` are differentiable and fit into a training loss; `reassemble` solves a whole scan.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from fnostab.optics import far_field_amplitude, fourier_shift
 
 #: Light under this share of its maximum counts as dark: there the object is free, and is drawn to zero.
 _DARK = 1e-7
+#: Patches whose variance is under this share of their energy are taken as constant: single precision cannot tell.
+_CONSTANT = 1e-5
 #: Patch pairs whose overlap is under this share of their energy are taken as apart: it may be rounding.
 _LOOSE = 1e-6
 
@@ -31,6 +34,7 @@ class Reassembly:
     light: NDArray[np.float32]  #: (H, W), sum of the shifted probes' intensities
     origin_px: tuple[int, int]
     phases_rad: NDArray[np.float64]  #: (n,), the phase that each patch had over the object
+    consistency: float  #: share of the patches' variance that the object explains: 1 if they agree on their overlaps
 
 
 def grid_positions(size: int, N: int, stride_px: int) -> NDArray[np.int64]:
@@ -166,6 +170,10 @@ def reassemble(
     wave and the probe are shifted by the remainder to whole pixels (exact where band limits allow), then
     O = sum conj(P_j) psi_j exp(-i phase_j) / (sum |P_j|^2 + 1e-7 of its maximum). Runs on the device of `patches`.
     Raises ValueError if the shapes do not fit.
+
+    `consistency` is the coefficient of determination of the patches by the object, weighted by the probe's intensity:
+    1 - sum |psi_j - P_j O|^2 / sum |psi_j - P_j m|^2, m being the mean of all patches. Patches that share nothing but
+    their number on a pixel, k, come to about 1 / k; constant ones to NaN.
     """
     waves = torch.as_tensor(patches).to(torch.complex64)
     light_field = torch.as_tensor(probe).to(waves)
@@ -190,7 +198,20 @@ def reassemble(
         light=light.cpu().numpy(),
         origin_px=(int(origin[0]), int(origin[1])),
         phases_rad=phases.double().cpu().numpy(),
+        consistency=_consistency(waves, numerator, light),
     )
+
+
+def _consistency(waves: torch.Tensor, numerator: torch.Tensor, light: torch.Tensor) -> float:
+    """`Reassembly.consistency` of exit waves in phase, from the sums that their object is the quotient of.
+
+    All sums of squares follow from the object's least-squares property: what the object explains is sum light |O|^2.
+    """
+    lit = light > _DARK * light.max()
+    explained = float((numerator[lit].abs().square() / light[lit]).sum(dtype=torch.float64))
+    mean = float(numerator.sum(dtype=torch.complex128).abs().square() / light.sum(dtype=torch.float64))
+    whole = float(waves.abs().square().sum(dtype=torch.float64))
+    return (explained - mean) / (whole - mean) if whole - mean > _CONSTANT * whole else math.nan
 
 
 @torch.no_grad()

@@ -288,6 +288,35 @@ def test_every_tenth_position_is_validation_and_the_test_is_the_whole_scan(tmp_p
     np.testing.assert_array_equal(built.val.positions_px, built.test.positions_px[[0, 10, 20]])
 
 
+def test_the_object_that_comes_with_a_scan_lies_in_the_frame_of_the_test_positions(tmp_path: Path) -> None:
+    write_scan(tmp_path / "bare.npz")
+    bare = npz.read_scan(tmp_path / "bare.npz")
+    obj = np.exp(1j * np.random.default_rng(0).normal(size=(80, 90))).astype(np.complex64)
+    positions = bare.positions_px + 21
+    path = write_scan(tmp_path / "scan.npz", object=obj, positions_px=positions)
+    built = load_or_build(DataConfig(path=str(path), N=32), cache_dir=tmp_path / "cache")
+    assert built.reference is not None
+    np.testing.assert_array_equal(
+        extract_patches(built.reference, built.test.positions_px, 32), extract_patches(obj, positions, 32)
+    )
+    far = write_scan(tmp_path / "far.npz", object=obj, positions_px=bare.positions_px)
+    shifted = load_or_build(DataConfig(path=str(far), N=32), cache_dir=tmp_path / "cache").reference
+    first = bare.positions_px.min(axis=0).astype(int)
+    assert shifted is not None
+    assert not shifted[: -first[0]].any()  # positions from before the object's first pixel
+    np.testing.assert_array_equal(shifted[-first[0], -first[1] :], obj[0, : shifted.shape[1] + first[1]])
+    assert load_or_build(DataConfig(path=str(tmp_path / "bare.npz"), N=32)).reference is None
+
+
+def test_the_object_of_a_cropped_scan_has_larger_pixels(tmp_path: Path) -> None:
+    rows = np.arange(74)[:, None]
+    smooth = (1 + 0.2 * np.cos(2 * np.pi * rows / 18.5) * np.ones((1, 73))).astype(np.complex64)
+    half = import_scan(write_scan(tmp_path / "scan.npz", object=smooth), 16)
+    assert half.object is not None
+    assert half.object.shape == (37, 37)
+    np.testing.assert_allclose(half.object, smooth[::2, ::2], atol=1e-5)
+
+
 def test_an_object_of_ones_has_the_mean_counts_of_the_scan(tmp_path: Path) -> None:
     built = load_or_build(DataConfig(path=str(write_scan(tmp_path / "scan.npz")), N=32), cache_dir=tmp_path / "cache")
     energy = np.square(np.abs(built.probe)).sum()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fnostab.objects import synthetic_object
-from fnostab.optics import curved_disk, far_field_amplitude, fourier_shift
+from fnostab.optics import curved_disk, disk, far_field_amplitude, fourier_shift
 from fnostab.scan import (
-    Reassembly,
     extract_patches,
     grid_positions,
     read_windows,
@@ -275,7 +276,9 @@ def test_groups_of_patches_that_never_overlap_are_each_settled():
     patches = with_phases(extract_patches(obj, positions, N), random_phases(len(positions)))
     result = reassemble(patches, positions, smooth_probe())
     for group in (slice(0, 72), slice(120, 192)):
-        part = Reassembly(result.object[:72, group], result.light[:72, group], (0, group.start), result.phases_rad)
+        part = replace(
+            result, object=result.object[:72, group], light=result.light[:72, group], origin_px=(0, group.start)
+        )
         assert largest_error(part, obj) < 1e-4
 
 
@@ -304,7 +307,7 @@ def test_the_r_factor_is_zero_on_truth_and_known_for_a_scaled_object():
     amplitudes = far_field_amplitude(torch.from_numpy(patches), torch.from_numpy(probe)).numpy()
     result = reassemble(with_phases(patches, random_phases(60)), positions, probe)
     assert stitched_r_factor(result, positions, probe, amplitudes, batch_size=7) < 5e-4
-    brighter = Reassembly(1.1 * result.object, result.light, result.origin_px, result.phases_rad)
+    brighter = replace(result, object=1.1 * result.object)
     assert stitched_r_factor(brighter, positions, probe, amplitudes) == pytest.approx(0.1, abs=1e-4)
 
 
@@ -330,3 +333,34 @@ def test_positions_off_the_canvas_are_refused():
 def test_shapes_that_do_not_fit_are_refused(n, side):
     with pytest.raises(ValueError, match=r"must be \(n, N, N\), \(n, 2\), \(N, N\)$"):
         reassemble(np.ones((n, side, side)), grid_positions(42, N, 10), smooth_probe())
+
+
+def _overlapping(seed=0, contrast=0.5):
+    """Patches of one object at overlapping positions, their positions, and a probe."""
+    rng = np.random.default_rng(seed)
+    truth = 1 + contrast * (rng.standard_normal((48, 48)) + 1j * rng.standard_normal((48, 48)))
+    positions = grid_positions(48, 16, 4)
+    return extract_patches(truth.astype(np.complex64), positions, 16), positions, disk(16)
+
+
+def test_patches_of_one_object_are_consistent_whatever_their_phases():
+    patches, positions, probe = _overlapping()
+    phases = np.exp(1j * np.random.default_rng(1).uniform(0, 6, len(patches)))
+    assert reassemble(phases[:, None, None] * patches, positions, probe).consistency == pytest.approx(1, abs=1e-5)
+
+
+def test_patches_that_share_nothing_are_as_consistent_as_their_number_on_a_pixel_lets_them():
+    patches, positions, probe = _overlapping()
+    rng = np.random.default_rng(2)
+    noise = 1 + 0.5 * (rng.standard_normal(patches.shape) + 1j * rng.standard_normal(patches.shape))
+    stitched = reassemble(noise, positions, probe, n_sync=0)
+    light = np.abs(probe) ** 2
+    share = len(light[light > 0.1]) * len(positions) / (stitched.light > 0.1).sum()  # patches on a pixel
+    assert stitched.consistency == pytest.approx(1 / share, rel=0.5)
+    half = reassemble(patches + 0.5 * (noise - 1), positions, probe, n_sync=0).consistency
+    assert stitched.consistency < half < 1
+
+
+def test_constant_patches_have_no_consistency():
+    patches, positions, probe = _overlapping(contrast=0)
+    assert np.isnan(reassemble(patches, positions, probe).consistency)
