@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. Heavy modules are imported by the command that needs them."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -62,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     train = _add(commands, "train", "train one arm and log it to MLflow", _train)
     _add_config_arguments(train)
     train.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
+
+    look = _add(commands, "inspect", "print a run's verdict, its evidence and its metrics", _inspect)
+    look.add_argument("run_id", metavar="RUN_ID", help="of a run in the tracking store (MLFLOW_TRACKING_URI)")
+    look.add_argument("--json", action="store_true", help="as JSON instead of a table")
 
     data = commands.add_parser("data", help="build, import or show a dataset", allow_abbrev=False)
     actions = data.add_subparsers(title="actions", metavar="ACTION", required=True)
@@ -132,12 +137,24 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _summary(result: "ArmResult") -> str:
-    """What was learnt, where the run is, how to open the UI: one line."""
+    """The verdict, what was learnt, where the run is, how to open the UI: one line each."""
     numbers = result.metrics
-    floor = f", photon noise {numbers['val/loss_floor']:.4f}" if "val/loss_floor" in numbers else ""
-    learnt = f"R-factor {numbers['best_val_loss']:.4f} on validation patches (constant object "
-    learnt += f"{numbers['val/loss_constant']:.4f}{floor}), {numbers['test/r_factor']:.4f} for the stitched test object"
-    return f"learnt: {learnt}; run {result.run_id}; to see it: {result.how_to_open}"
+    lines = [f"verdict: {result.verdict.label}: {result.verdict.reason}"]
+    if "test/r_factor" in numbers:
+        lines.append(
+            f"R-factor: {numbers['best_val_loss']:.4f} on validation patches (constant object "
+            f"{numbers['val/loss_constant']:.4f}, photon noise {numbers['val/loss_floor']:.4f}), "
+            f"{numbers['test/r_factor']:.4f} for the stitched test object"
+        )
+    return "\n".join([*lines, f"run {result.run_id}; to see it: {result.how_to_open}"])
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from fnostab.inspection import as_table, inspect_run
+
+    found = inspect_run(arguments.run_id)
+    _print(json.dumps(found, indent=2, allow_nan=False) if arguments.json else as_table(found))
+    return 0
 
 
 def _data_build(arguments: argparse.Namespace) -> int:

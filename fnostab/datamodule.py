@@ -107,14 +107,21 @@ class PatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the epoch's batches, from the restored place on in the first epoch after a resume."""
         start, self._start = self._start, 0
-        device = self._patches.sqrt_counts.device
         for place, members in enumerate(self.sampler.batches()):
             if place < start:
                 continue
             self._place = place + 1
-            mine = members[self._rank :: self._world_size]
-            extent_px = np.ptp(np.rint(self._positions_px[mine]), axis=0).astype(int).tolist()
-            yield self._patches.take(torch.from_numpy(mine).to(device), len(members), (extent_px[0], extent_px[1]))
+            yield self._batch(members)
+
+    def batch(self, place: int) -> Batch:
+        """The batch at `place` in the epoch."""
+        return self._batch(self.sampler.batches()[place])
+
+    def _batch(self, members: NDArray[np.int64]) -> Batch:
+        mine = members[self._rank :: self._world_size]
+        extent_px = np.ptp(np.rint(self._positions_px[mine]), axis=0).astype(int).tolist()
+        index = torch.from_numpy(mine).to(self._patches.sqrt_counts.device)
+        return self._patches.take(index, len(members), (extent_px[0], extent_px[1]))
 
     def state_dict(self) -> dict[str, int]:
         """Batches of the epoch that were handed out."""

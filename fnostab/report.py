@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fnostab.dataset import Dataset
-from fnostab.scan import Reassembly
-
-#: Light under this share of the brightest pixel is left white: the object is free there.
-_SHOWN_LIGHT = 0.02
+from fnostab.evaluation import Reconstruction
+from fnostab.health import spikes
+from fnostab.history import History
 
 
 def _figure(rows: int, columns: int, title: str) -> tuple[Figure, NDArray[np.object_]]:
@@ -44,48 +43,87 @@ def _show(
     bar.set_label(unit, fontsize=8)
 
 
-def align_global_phase(
-    predicted: NDArray[np.complexfloating], reference: NDArray[np.complexfloating], light: NDArray[np.floating]
-) -> NDArray[np.complexfloating]:
-    """`predicted` (H, W) turned by the one phase that brings it closest to `reference` (H, W), weighted by `light`."""
-    overlap = (light * reference * predicted.conj()).sum()
-    return np.asarray(predicted * (overlap / max(abs(overlap), np.finfo(np.float64).tiny)))
+def reconstruction_figure(reconstruction: Reconstruction, probe: NDArray[np.complexfloating], title: str) -> Figure:
+    """The stitched object beside the truth and its error, on the truth's colour scale; beside the probe without truth.
 
-
-def reconstruction_figure(
-    reassembly: Reassembly, probe: NDArray[np.complexfloating], truth: NDArray[np.complexfloating] | None, title: str
-) -> Figure:
-    """The stitched object beside the truth (same colour scale), or beside the probe where there is no truth.
-
-    `truth` is the whole true object, in whose pixels the reassembly's origin counts.
+    Pixels without light enough are left white: the object is free there.
     """
-    dark = reassembly.light < _SHOWN_LIGHT * reassembly.light.max()
-    rows, columns = np.flatnonzero(~dark.all(axis=1)), np.flatnonzero(~dark.all(axis=0))
+    shown = reconstruction.lit
+    rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    predicted = reassembly.object
-    if truth is None:
-        predicted = align_global_phase(predicted, np.ones_like(predicted), reassembly.light)
+    predicted = np.where(shown, reconstruction.object, np.nan)[window]
+    if reconstruction.truth is None:
         figure, axes = _figure(2, 2, title)
-        _show_pair(axes[:, 0], np.where(dark, np.nan, predicted)[window], "prediction", None)
+        _show_pair(axes[:, 0], predicted, "prediction", None)
         _show_pair(axes[:, 1], probe, "probe", None)
         return figure
-    top, left = reassembly.origin_px
-    part = truth[top : top + predicted.shape[0], left : left + predicted.shape[1]]
-    predicted = align_global_phase(predicted, part, reassembly.light)
     figure, axes = _figure(2, 3, title)
-    shown = np.where(dark, np.nan, part)[window]
-    limits = [_range(np.abs(shown)), _range(np.angle(shown))]
-    _show_pair(axes[:, 0], shown, "truth", limits)
-    _show_pair(axes[:, 1], np.where(dark, np.nan, predicted)[window], "prediction", limits)
-    amplitude_error = (np.abs(predicted) - np.abs(part))[window]
-    phase_error = np.angle(predicted * part.conj())[window]
+    truth = np.where(shown, reconstruction.truth, np.nan)[window]
+    limits = [_range(np.abs(truth)), _range(np.angle(truth))]
+    _show_pair(axes[:, 0], truth, "truth", limits)
+    _show_pair(axes[:, 1], predicted, "prediction", limits)
     for axis, error, name, unit, (low, high) in (
-        (axes[0, 2], amplitude_error, "amplitude error", "1", limits[0]),
-        (axes[1, 2], phase_error, "phase error", "rad", limits[1]),
+        (axes[0, 2], np.abs(predicted) - np.abs(truth), "amplitude error", "1", limits[0]),
+        (axes[1, 2], np.angle(predicted * truth.conj()), "phase error", "rad", limits[1]),
     ):
         span = (high - low) / 2
-        _show(axis, np.where(dark[window], np.nan, error), name, unit, (-span, span), "RdBu_r")
+        _show(axis, error, name, unit, (-span, span), "RdBu_r")
     return figure
+
+
+def frc_figure(reconstructions: Sequence[Reconstruction], title: str) -> Figure:
+    """Fourier ring correlation of every reconstruction that was compared, with its thresholds 0.5 and 1/7."""
+    figure, axes = _figure(1, 1, title)
+    axis = axes[0, 0]
+    for index, reconstruction in enumerate(reconstructions):
+        found = reconstruction.comparison
+        if found is not None:
+            label = f"object {index}: {found['frc50']:.3f} and {found['frc_one_seventh']:.3f} cycles/px"
+            axis.plot(found["frc_frequency"], found["frc"], label=label)
+    for threshold, name in ((0.5, "1/2"), (1 / 7, "1/7")):
+        axis.axhline(threshold, color="gray", linestyle="--", linewidth=0.8)
+        axis.annotate(name, (0.49, threshold), ha="right", va="bottom", fontsize=8)
+    axis.set(xlim=(0, 0.5), ylim=(-0.1, 1.05), xlabel="spatial frequency / (cycles/px)", ylabel="FRC")
+    axis.legend(fontsize=8, title="falls under 1/2 and 1/7 at", title_fontsize=8)
+    figure.set_size_inches(6, 4)
+    return figure
+
+
+def training_figure(history: History, title: str) -> Figure:
+    """Loss and gradient norm of every optimizer step, with spikes marked, and the R-factor on validation patches."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    losses, norms = figure.subplots(2, 1, sharex=True)
+    steps = np.arange(history.steps)
+    _plot_with_spikes(losses, history.loss_step, "training loss", "C0")
+    if epochs := len(history.val_loss):
+        ends = np.linspace(0, history.steps, epochs + 1)[1:] - 1
+        losses.plot(ends, history.val_loss, "o-", color="C1", markersize=3, label="validation R-factor")
+    for value, name in ((history.val_loss_constant, "constant object"), (history.val_loss_floor, "photon noise alone")):
+        if np.isfinite(value):
+            losses.axhline(value, color="gray", linestyle="--", linewidth=0.8)
+            losses.annotate(f"R of {name}", (0, value), fontsize=8, va="bottom")
+    if any(history.clipped_fraction):
+        norms.plot(steps, history.grad_norm_postclip, color="C2", linewidth=0.7, label="after clipping")
+    _plot_with_spikes(norms, history.grad_norm_preclip, "before clipping", "C0")
+    losses.set_ylabel("loss, R-factor")
+    norms.set(xlabel="optimizer step", ylabel="gradient norm")
+    for axis in (losses, norms):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, loc="upper right")
+    return figure
+
+
+def _plot_with_spikes(axis: Axes, values: Sequence[float], name: str, color: str) -> None:
+    """A series over its steps, logarithmic, each spike with a mark."""
+    series = np.asarray(values, dtype=np.float64)
+    if not (series > 0).any():
+        return
+    axis.set_yscale("log")
+    axis.plot(series, color=color, linewidth=0.7, label=name)
+    found = spikes(series)
+    if found:
+        axis.plot([spike.step for spike in found], [spike.value for spike in found], "rv", markersize=5, label="spikes")
 
 
 def _show_pair(

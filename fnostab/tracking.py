@@ -10,8 +10,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import filelock
@@ -56,6 +57,7 @@ def check_store() -> str:
     # An outage must not hold up training for MLflow's default of several minutes a call.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = mlflow.get_tracking_uri()
     if uri.startswith("sqlite:"):
         database = _sqlite_file(uri)
@@ -349,6 +351,35 @@ def run_is_unfinished(run_id: str) -> bool:
             raise StoreAway(f"the tracking store does not tell whether run {run_id} is finished: {error}") from None
         return False
     return run.info.lifecycle_stage == "active" and run.info.status != "FINISHED"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the store holds of one run; `history` is the content of `history.json`, None if it has none yet."""
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    history: dict[str, Any] | None
+
+
+def read_run(run_id: str) -> RunRecord:
+    """Read `run_id` from the store; raises `ConfigError` if there is no such store or run."""
+    uri = check_store()
+    database = _sqlite_file(uri) if uri.startswith("sqlite:") else None
+    if database is not None and not database.exists():
+        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store: there is none yet")
+    connect()
+    client = mlflow.MlflowClient()
+    try:
+        run = client.get_run(run_id)
+        has_history = any(artifact.path == "history.json" for artifact in client.list_artifacts(run_id))
+        history = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/history.json") if has_history else None
+    except MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"`run` (={run_id}) must be a run in the tracking store {uri}: {reason}") from None
+    return RunRecord(run_id, run.info.status, run.data.tags, run.data.metrics, history)
 
 
 def how_to_open(run_id: str, experiment_id: str) -> str:

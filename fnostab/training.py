@@ -1,6 +1,7 @@
 """The LightningModule of one arm: a network trained by pushing its prediction through the physics."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from fnostab.config import ArmConfig, ConfigError
 from fnostab.datamodule import Batch, resident, split_batches
 from fnostab.dataset import Dataset, Split
 from fnostab.gradients import layer_norms
+from fnostab.layers import block_statistics, first_bad_layer, norm_statistics
 from fnostab.models.registry import build_generator
 from fnostab.optics import far_field_amplitude, fourier_shift
-from fnostab.scan import extract_patches, read_windows, stitch
+from fnostab.scan import read_windows, stitch
 
+#: Validation patterns on which the activations of the blocks are observed.
+_WATCHED_PATTERNS = 16
 #: Counts added to both sides of the Poisson likelihood, as a share of the mean count a pixel: the logarithm stays
 #: finite.
 _POISSON_FLOOR = 1e-3
@@ -32,10 +36,13 @@ class PtychoModule(lightning.LightningModule):
     the mean counts a pattern (`poisson`). With `overlap_weight`, that share of it is taken on the object that the
     batch's overlapping patches make together, without which a learnt probe is not determined: any probe fits patches
     that need not agree. `step_record` holds the values of `history.STEP_SERIES` of the last step as one device tensor,
-    `layer_norms` the gradient norm of each parameter before clipping, every `layer_norms_every_steps` steps.
+    `layer_norms` the gradient norm of each parameter before clipping, every `layer_norms_every_steps` steps. A step
+    whose loss or gradient norm is not finite is not taken, and none after it, so that whoever finds out later, on the
+    host, meets the weights that it met.
     """
 
     lit: torch.Tensor
+    watched: torch.Tensor
 
     def __init__(self, config: ArmConfig, dataset: Dataset) -> None:
         super().__init__()
@@ -48,18 +55,28 @@ class PtychoModule(lightning.LightningModule):
         counts = dataset.train.counts
         self.mean_amplitude_sum = float(np.sqrt(counts).sum(dtype=np.float64)) / len(counts) / dataset.scale
         self.mean_counts = float(counts.sum(dtype=np.float64)) / len(counts)
+        # The same few patterns are looked at before the first step and after each epoch.
+        watched = torch.from_numpy(np.sqrt(dataset.val.counts[:_WATCHED_PATTERNS]))
+        self.register_buffer("watched", watched, persistent=False)
         self.register_buffer("lit", torch.from_numpy(metrics.lit_region(dataset.probe)), persistent=False)
         self.truth_std = _truth_std(dataset)
-        self._validation_patches = len(dataset.val.counts)
+        self._val, self._val_objects = dataset.val, dataset.val_objects
         self.step_record: torch.Tensor = torch.zeros(4)
         self.layer_norms: dict[str, torch.Tensor] = {}
         self._loss = torch.zeros(())
+        self._bad = torch.zeros((), dtype=torch.bool)
         self._validation: list[torch.Tensor] = []
+        self._validation_amplitudes: list[torch.Tensor] = []
 
     @property
     def probe(self) -> torch.Tensor:
         """The probe as it stands, complex (N, N)."""
         return torch.view_as_complex(self.probe_parameter)
+
+    @property
+    def probe_array(self) -> NDArray[np.complex64]:
+        """The probe as it stands, on the host."""
+        return np.asarray(self.probe.detach().cpu().numpy())
 
     def forward(self, sqrt_counts: torch.Tensor) -> torch.Tensor:
         """Predict object patches, complex (B, N, N), from square roots of counts (B, N, N)."""
@@ -99,7 +116,7 @@ class PtychoModule(lightning.LightningModule):
     ) -> None:
         """Clip the network's gradients by the arm's rule and record the step; a learnt probe is not clipped.
 
-        A step whose loss or gradient norm is not finite is skipped by the optimizer, on the device.
+        The optimizer skips a step that is not finite, and those after it, on the device: nobody waits.
         """
         clip = self.config.clip
         every = self.config.train.layer_norms_every_steps
@@ -107,11 +124,25 @@ class PtychoModule(lightning.LightningModule):
         stats: ClipStats = clip_gradients_(self.generator, clip.algo, clip.val, clip.granularity)
         self.step_record = torch.stack([self._loss, stats.norm_preclip, stats.norm_postclip, stats.clipped_fraction])
         # Fused optimizers leave weights and state alone where this is 1, as they do for gradient scalers.
-        optimizer.found_inf = (~self.step_record[:2].isfinite().all()).float()  # type: ignore[attr-defined]
+        self._bad = self._bad.to(self.device) | ~self.step_record[:2].isfinite().all()
+        optimizer.found_inf = self._bad.float()  # type: ignore[attr-defined]
+
+    def first_bad_layer(self, batch: Batch, *, training: bool = True) -> str | None:
+        """Name the layer at which a number that is not finite first appears on `batch`; see `layers.first_bad_layer`.
+
+        A training step is run without being taken; if not `training`, the network alone.
+        """
+        return first_bad_layer(
+            self.generator, lambda: self.training_step(batch, 0) if training else self(batch.sqrt_counts).abs().sum()
+        )
+
+    def observe(self) -> dict[str, float]:
+        """Activations of the blocks on a fixed batch, and the norm weights of stable ones; see `layers`."""
+        return block_statistics(self.generator, lambda: self(self.watched)) | norm_statistics(self.generator)
 
     def on_validation_epoch_start(self) -> None:
         """Start the epoch's sums."""
-        self._validation = []
+        self._validation, self._validation_amplitudes = [], []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to the R-factor's numerator and denominator, and to the mean object deviation."""
@@ -119,13 +150,34 @@ class PtychoModule(lightning.LightningModule):
         measured = batch.sqrt_counts / self.scale
         numerator = (far_field_amplitude(patches, self.probe) - measured).abs().sum()
         self._validation.append(torch.stack([numerator, measured.sum(), object_std(patches, self.lit).sum()]))
+        if self._val_objects is not None:
+            self._validation_amplitudes.append(patches.abs())
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val_loss`, always the R-factor over all validation patches, and their mean `object_std`."""
+        """Log `val_loss`, always the R-factor over all validation patches, their mean `object_std`, and `val_amp_ssim`.
+
+        The last is the SSIM of the stitched amplitude, which no patch's global phase touches, where the truth is known.
+        """
         # Batches are summed in double precision on the CPU: not every device has it.
         numerator, denominator, deviation = torch.stack(self._validation).cpu().double().sum(0).tolist()
         self.log("val_loss", numerator / denominator)
-        self.log("object_std", deviation / self._validation_patches)
+        self.log("object_std", deviation / len(self._val.counts))
+        if self._val_objects is not None:
+            self.log("val_amp_ssim", self._amplitude_ssim(torch.cat(self._validation_amplitudes), self._val_objects))
+
+    def _amplitude_ssim(self, amplitudes: torch.Tensor, objects: NDArray[np.complex64]) -> float:
+        """Mean SSIM over the validation objects, each stitched from its patches' amplitudes (n, N, N)."""
+        values = []
+        for index, truth in enumerate(objects):
+            members = torch.from_numpy(np.flatnonzero(self._val.object_index == index)).to(self.device)
+            corners = torch.from_numpy(self._val.positions_px).to(self.device, torch.int64)[members]
+            waves = self.probe * amplitudes[members]
+            numerator, light = stitch(waves, self.probe, corners, truth.shape)
+            mask = (light > metrics.LIT_SHARE * light.max()).cpu().numpy()
+            stitched = (numerator.real / light.clamp_min(torch.finfo(light.dtype).tiny)).cpu().numpy()
+            finite = bool(np.isfinite(stitched[mask]).all())
+            values.append(metrics.amplitude_ssim(stitched, np.abs(truth), mask) if finite else math.nan)
+        return float(np.mean(values))
 
     def configure_optimizers(self) -> Any:
         """The optimizer over network and, if learnt, probe; with the schedule stepped at every optimizer step."""
@@ -236,16 +288,7 @@ def _truth_std(dataset: Dataset) -> float | None:
     if dataset.val_objects is None:
         return None
     split, lit = dataset.val, torch.from_numpy(metrics.lit_region(dataset.probe))
-    return float(object_std(torch.from_numpy(true_patches(split, dataset.val_objects, dataset.config.N)), lit).mean())
-
-
-def true_patches(split: Split, objects: NDArray[np.complex64], N: int) -> NDArray[np.complex64]:
-    """The patches (n, N, N) of the true `objects` (k, H, W) at the positions of `split`."""
-    patches = np.empty((len(split.positions_px), N, N), np.complex64)
-    for index, truth in enumerate(objects):
-        members = split.object_index == index
-        patches[members] = extract_patches(truth, split.positions_px[members], N)
-    return patches
+    return float(object_std(torch.from_numpy(split.patches_of(dataset.val_objects)), lit).mean())
 
 
 def make_trainer(config: ArmConfig, callbacks: list[lightning.Callback], folder: Path) -> lightning.Trainer:
@@ -270,3 +313,29 @@ def check_accelerator(name: str) -> None:
     there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(name, True):
         raise ConfigError(f"`train.accelerator` (={name}) must be one that this machine has; auto finds it")
+
+
+def check_network(config: ArmConfig) -> None:
+    """Raise `ConfigError` if the network of `config` cannot be built; takes no memory."""
+    try:
+        with torch.device("meta"):
+            build_generator(config.model, config.data.N)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the memory, of the host or of the accelerator, does not suffice."""
+    text = str(error).lower()
+    signs = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that tensors on a CUDA `device`, or else this process, held at once, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    # Kibibytes, but for macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -66,11 +66,12 @@ def _artifacts(client, run_id, folder=None):
     return paths
 
 
-def test_the_last_line_says_what_was_learnt_where_and_how_to_look(smoke):
+def test_the_last_lines_say_how_it_went_what_was_learnt_where_and_how_to_look(smoke):
     _, _, run, printed = smoke
-    last = printed.strip().splitlines()[-1]
-    assert last.startswith("learnt: R-factor ")
-    assert f"run {run.info.run_id}" in last
+    verdict, learnt, last = printed.strip().splitlines()[-3:]
+    assert verdict == f"verdict: {run.data.tags['verdict']}: {run.data.tags['verdict_reason']}"
+    assert learnt.startswith("R-factor: ")
+    assert last.startswith(f"run {run.info.run_id}; to see it: ")
     assert "mlflow ui --backend-store-uri sqlite:///" in last
     assert f"/#/experiments/0/runs/{run.info.run_id}" in last
 
@@ -121,7 +122,8 @@ def test_artifacts_dataset_and_system_metrics_are_there(smoke):
     _, client, run, _ = smoke
     paths = set(_artifacts(client, run.info.run_id))
     wanted = {"config.yaml", "history.json", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
-    assert wanted | {"recon/object_0.png", "recon/object_0.npz"} <= paths
+    wanted |= {"recon/object_0.png", "recon/object_0.npz", "figures/frc.png", "figures/training.png"}
+    assert wanted <= paths
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.digest == run.data.tags["dataset_sha256"][:32]
     config = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml")
@@ -202,7 +204,7 @@ def test_sigterm_flushes_and_the_same_command_finishes_the_same_run(tmp_path):
     client, finished = _only_run(tmp_path)
     assert finished.info.run_id == run.info.run_id
     assert finished.info.status == "FINISHED"
-    assert "verdict" not in finished.data.tags
+    assert finished.data.tags["verdict"] != "interrupted"
     steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss"))
     assert steps == list(range(160))
     assert "events" not in json.loads(mlflow.artifacts.load_text(f"{finished.info.artifact_uri}/history.json"))
@@ -244,14 +246,20 @@ def test_a_measured_scan_trains_with_a_learnt_probe_below_what_no_information_gi
     metrics = run.data.metrics
     assert metrics["test/r_factor"] < metrics["test/r_factor_mean_pattern"] == pytest.approx(0.195, abs=0.002)
     assert metrics["test/r_factor"] < 0.9 * metrics["test/r_factor_constant"]
+    assert 0.5 < metrics["test/overlap_consistency"] <= 1
+    assert not [name for name in metrics if "ssim" in name or "frc" in name]  # there is no truth to compare with
+    assert run.data.tags["verdict"]
 
 
 def test_the_quick_preset_learns_the_object_and_not_its_twin(tmp_path):
     answer = _mlflow_run(tmp_path, "arch=hybrid", "clip_algo=norm", "preset=quick", timeout_s=1800)
     assert answer.returncode == 0, answer.stderr
-    _, run = _only_run(tmp_path)
+    client, run = _only_run(tmp_path)
     metrics = run.data.metrics
     assert metrics["best_val_loss"] < metrics["val/loss_constant"] / 2
     assert metrics["test/r_factor"] < metrics["val/loss_constant"] / 2
     assert metrics["test/object_correlation"] > max(0.5, metrics["test/twin_correlation"] + 0.1)
     assert run.data.tags["twin"] == "false"
+    assert run.data.tags["verdict"] == "converged"
+    pictures = {path.split("+")[0] for path in _artifacts(client, run.info.run_id, "images")}
+    assert pictures == {"images/reconstruction", "images/frc", "images/training"}

@@ -1,23 +1,25 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
-from fnostab.optics import curved_disk
-from fnostab.report import align_global_phase, dataset_figure, reconstruction_figure, to_rgb
-from fnostab.scan import extract_patches, grid_positions, reassemble
+from fnostab.evaluation import evaluate
+from fnostab.history import History
+from fnostab.report import dataset_figure, frc_figure, reconstruction_figure, to_rgb, training_figure
 
 
-@pytest.fixture
-def truth():
-    rng = np.random.default_rng(0)
-    return (rng.uniform(0.5, 1, (64, 64)) * np.exp(1j * rng.uniform(-1, 1, (64, 64)))).astype(np.complex64)
+@pytest.fixture(scope="module")
+def dataset():
+    return load_or_build(resolve_config({"preset": "smoke", "data.stride_test_px": 4}).data)
 
 
-@pytest.fixture
-def stitched(truth):
-    positions = grid_positions(64, 32, 4)
-    return reassemble(np.exp(2j) * extract_patches(truth, positions, 32), positions, curved_disk(32))
+@pytest.fixture(scope="module")
+def reconstruction(dataset):
+    """True patches, two radians of global phase off, put together."""
+    patches = np.exp(2j) * dataset.test.patches_of(dataset.test_objects)
+    return evaluate(patches.astype(np.complex64), dataset, dataset.probe, False).reconstructions[0]
 
 
 def _maps(figure):
@@ -29,28 +31,63 @@ def _maps(figure):
     }
 
 
-def test_truth_and_prediction_share_their_colour_scale_and_global_phase(stitched, truth):
-    maps = _maps(reconstruction_figure(stitched, curved_disk(32), truth, "title"))
+def test_truth_and_prediction_share_their_colour_scale_and_global_phase(reconstruction, dataset):
+    maps = _maps(reconstruction_figure(reconstruction, dataset.probe, "title"))
     for part in ("amplitude", "phase"):
         assert maps[f"truth: {part}"][1] == maps[f"prediction: {part}"][1]
     error, _ = maps["phase error"]
-    assert np.nanmax(np.abs(error)) < 0.05  # the two radians of global phase are gone
+    assert np.nanmax(np.abs(error)) < 0.05
 
 
-def test_without_a_truth_the_probe_stands_beside_the_prediction(stitched):
-    maps = _maps(reconstruction_figure(stitched, curved_disk(32), None, "title"))
+def test_pixels_without_light_are_left_white(reconstruction, dataset):
+    maps = _maps(reconstruction_figure(reconstruction, dataset.probe, "title"))
+    shown = ~np.ma.masked_invalid(maps["prediction: amplitude"][0]).mask
+    assert 0.5 < shown.mean() < 1  # the corners of what the round probe lit
+    assert shown.sum() == reconstruction.lit.sum()
+
+
+def test_without_a_truth_the_probe_stands_beside_the_prediction(reconstruction, dataset):
+    alone = replace(reconstruction, truth=None, comparison=None)
+    maps = _maps(reconstruction_figure(alone, dataset.probe, "title"))
     assert set(maps) == {"prediction: amplitude", "prediction: phase", "probe: amplitude", "probe: phase"}
 
 
-def test_every_map_has_a_colour_bar_with_a_unit(stitched, truth):
-    figure = reconstruction_figure(stitched, curved_disk(32), truth, "title")
+def test_every_map_has_a_colour_bar_with_a_unit(reconstruction, dataset):
+    figure = reconstruction_figure(reconstruction, dataset.probe, "title")
     units = [axes.get_ylabel() for axes in figure.axes if axes.get_label() == "<colorbar>"]
     assert units.count("1") == units.count("rad") == 3
 
 
-def test_the_phase_that_is_free_is_turned_away(truth):
-    turned = align_global_phase(np.exp(1.3j) * truth, truth, np.ones(truth.shape))
-    np.testing.assert_allclose(turned, truth, atol=1e-6)
+def test_the_frc_figure_shows_the_curve_and_says_where_it_crosses(reconstruction):
+    (axes,) = frc_figure([reconstruction], "title").axes
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), reconstruction.comparison["frc"])
+    assert f"{reconstruction.comparison['frc50']:.3f}" in axes.get_legend().get_texts()[0].get_text()
+
+
+def _history(steps=200, **changes):
+    losses = (1 / np.arange(10, steps + 10)).tolist()
+    return History(loss_step=losses, grad_norm_preclip=[1.0] * steps, clipped_fraction=[0.0] * steps, **changes)
+
+
+def test_the_training_figure_marks_spikes():
+    history = _history()
+    history.grad_norm_preclip[150] = 40.0
+    losses, norms = training_figure(history, "title").axes
+    (marked,) = [line for line in norms.lines if line.get_label() == "spikes"]
+    assert (marked.get_xdata(), marked.get_ydata()) == ([150], [40.0])
+    assert not [line for line in losses.lines if line.get_label() == "spikes"]
+
+
+def test_the_training_figure_shows_validation_where_epochs_end():
+    losses, _ = training_figure(_history(val_loss=[0.3, 0.2], val_loss_constant=0.4), "title").axes
+    (validation,) = [line for line in losses.lines if line.get_label() == "validation R-factor"]
+    np.testing.assert_array_equal(validation.get_xdata(), [99, 199])
+    assert [text.get_text() for text in losses.texts] == ["R of constant object"]
+
+
+def test_a_run_without_a_single_good_step_has_a_figure_too():
+    assert training_figure(History(), "title").axes
+    assert training_figure(History(loss_step=[float("nan")], grad_norm_preclip=[float("inf")]), "title").axes
 
 
 def test_dataset_figure_shows_probe_object_and_patterns():
@@ -58,8 +95,8 @@ def test_dataset_figure_shows_probe_object_and_patterns():
     assert {"probe: amplitude", "test object: phase", "pattern 0", "pattern 32"} <= set(maps)
 
 
-def test_pixels_of_a_figure_are_a_colour_picture(stitched):
-    pixels = to_rgb(reconstruction_figure(stitched, curved_disk(32), None, "title"))
+def test_pixels_of_a_figure_are_a_colour_picture(reconstruction, dataset):
+    pixels = to_rgb(reconstruction_figure(reconstruction, dataset.probe, "title"))
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
     assert pixels.shape[2] == 3

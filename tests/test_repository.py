@@ -26,7 +26,10 @@ MODULES = {
 }
 
 #: Import neither Lightning nor MLflow, not even through another module of the package.
-PURE = ("optics", "objects", "scan", "models", "clipping", "gradients", "metrics", "health", "ranking")
+PURE = (
+    *("optics", "objects", "scan", "models", "clipping", "gradients", "layers"),
+    *("metrics", "alignment", "comparison", "frc", "evaluation", "health", "ranking"),
+)
 MAY_IMPORT_LIGHTNING = {"dataset", "datamodule", "training", "callbacks"}
 MAY_IMPORT_MLFLOW = {"tracking"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_utilities", "torchmetrics"}

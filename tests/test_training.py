@@ -6,14 +6,21 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from small_runs import fit, new_module
 
-from fnostab.callbacks import Checkpoints, SeriesRecorder
-from fnostab.config import resolve_config
-from fnostab.datamodule import PtychoDataModule, resident
+from fnostab.config import ConfigError, resolve_config
+from fnostab.datamodule import resident
 from fnostab.dataset import load_or_build
-from fnostab.history import STEP_SERIES, History
+from fnostab.history import STEP_SERIES
 from fnostab.optics import far_field_amplitude
-from fnostab.training import CountsToObject, PtychoModule, make_trainer, object_std, stitched_amplitude, true_patches
+from fnostab.training import (
+    CountsToObject,
+    PtychoModule,
+    check_network,
+    is_out_of_memory,
+    object_std,
+    stitched_amplitude,
+)
 
 _TINY = {
     "preset": "smoke",
@@ -25,17 +32,6 @@ _TINY = {
     "train.batch_size": 8,
     "data.probe_radius_px": 8,
 }
-
-
-class _Sink:
-    def __init__(self):
-        self.rows = []
-
-    def log_series(self, rows):
-        self.rows += rows
-
-    def flush(self):
-        return True
 
 
 class _KillAfter(lightning.Callback):
@@ -51,21 +47,6 @@ def _config(**overrides):
     return resolve_config(_TINY | {key.replace("__", "."): value for key, value in overrides.items()})
 
 
-def _module(config):
-    torch.manual_seed(config.seed)
-    return PtychoModule(config, load_or_build(config.data))
-
-
-def _fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, extra=()):
-    module = module or _module(config)
-    history, sink = History(), _Sink()
-    checkpoints = Checkpoints(folder, checkpoint_every_s)
-    trainer = make_trainer(config, [SeriesRecorder(history, sink), checkpoints, *extra], folder)
-    data = PtychoDataModule(load_or_build(config.data), config)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoints.last if resume else None, weights_only=True)
-    return module, history, sink
-
-
 def _values(sink):
     return {(key, step): value for key, value, step, _ in sink.rows if not key.startswith("weight_grad_norm/")}
 
@@ -77,9 +58,9 @@ def _states_equal(first, second):
 
 
 def test_same_seed_same_loss_curve_and_weights_another_seed_another(tmp_path):
-    first, history, _ = _fit(_config(), tmp_path)
-    again, repeated, _ = _fit(_config(), tmp_path)
-    other, _, _ = _fit(_config(seed=1), tmp_path)
+    first, history, _ = fit(_config(), tmp_path)
+    again, repeated, _ = fit(_config(), tmp_path)
+    other, _, _ = fit(_config(seed=1), tmp_path)
     assert repeated.to_json() == history.to_json()
     assert _states_equal(first, again)
     assert not _states_equal(first, other)
@@ -92,18 +73,18 @@ def test_a_killed_run_resumes_to_the_same_numbers_bit_for_bit(tmp_path, killed_a
         killed_at += 6  # the first checkpoint is that of the first epoch
     overrides = {"train__epochs": 3, "optim__schedule": "cosine", "train__learn_probe": True}
     config = _config(**overrides)
-    whole, history, sink = _fit(config, tmp_path / "whole")
+    whole, history, sink = fit(config, tmp_path / "whole")
     with pytest.raises(SystemError, match="killed"):
-        _fit(config, tmp_path / "killed", checkpoint_every_s=checkpoint_every_s, extra=[_KillAfter(killed_at)])
-    other_start = _module(_config(seed=7, **overrides))
-    resumed, continued, sink_after = _fit(config, tmp_path / "killed", other_start, resume=True)
+        fit(config, tmp_path / "killed", checkpoint_every_s=checkpoint_every_s, extra=[_KillAfter(killed_at)])
+    other_start = new_module(_config(seed=7, **overrides))
+    resumed, continued, sink_after = fit(config, tmp_path / "killed", other_start, resume=True)
     assert continued.to_json() == history.to_json()
     assert _values(sink_after) == _values(sink)  # also those from before: an outage may have kept them from the store
     assert _states_equal(whole, resumed)
 
 
 def test_every_optimizer_step_is_recorded(tmp_path):
-    _, history, sink = _fit(_config(), tmp_path)
+    _, history, sink = fit(_config(), tmp_path)
     assert [len(getattr(history, name)) for name in STEP_SERIES] == [6] * 4
     steps = [step for key, _, step, _ in sink.rows if key == "grad/norm_preclip"]
     assert steps == list(range(6))
@@ -111,7 +92,7 @@ def test_every_optimizer_step_is_recorded(tmp_path):
 
 
 def test_gradient_norms_of_every_parameter_are_recorded_at_an_interval(tmp_path):
-    module, history, sink = _fit(_config(train__layer_norms_every_steps=4), tmp_path)
+    module, history, sink = fit(_config(train__layer_norms_every_steps=4), tmp_path)
     names = {f"weight_grad_norm/{name}" for name, _ in module.generator.named_parameters()}
     for step in (0, 4):
         norms = {key: value for key, value, at, _ in sink.rows if at == step and key.startswith("weight_grad_norm/")}
@@ -125,7 +106,7 @@ def test_gradient_norms_of_every_parameter_are_recorded_at_an_interval(tmp_path)
     [("none", 0.0, "unchanged"), ("norm", 1e-4, "norm"), ("value", 1e-7, "smaller"), ("agc", 1e-5, "smaller")],
 )
 def test_each_rule_clips_while_training(tmp_path, algo, limit, expected):
-    _, history, _ = _fit(_config(clip_algo=algo, clip_val=limit), tmp_path)
+    _, history, _ = fit(_config(clip_algo=algo, clip_val=limit), tmp_path)
     before, after = np.array(history.grad_norm_preclip), np.array(history.grad_norm_postclip)
     if expected == "unchanged":
         assert (before == after).all()
@@ -141,7 +122,7 @@ def test_each_rule_clips_while_training(tmp_path, algo, limit, expected):
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_each_loss_falls_with_each_optimizer(tmp_path, loss, name):
     config = _config(loss=loss, optim__name=name, lr=0.03 if name == "sgd" else 3e-3, epochs=6)
-    _, history, _ = _fit(config, tmp_path)
+    _, history, _ = fit(config, tmp_path)
     assert history.train_loss[-1] < history.train_loss[0]
     assert history.val_loss[-1] < history.val_loss[0]
 
@@ -150,9 +131,9 @@ def test_each_loss_falls_with_each_optimizer(tmp_path, loss, name):
 def test_the_true_object_has_almost_no_loss_and_an_empty_one_much(loss, monkeypatch):
     config = _config(loss=loss)
     dataset = load_or_build(config.data)
-    module = _module(config)
+    module = new_module(config)
     monkeypatch.setattr(PtychoModule, "trainer", SimpleNamespace(world_size=1))
-    truth = torch.from_numpy(true_patches(dataset.val, dataset.val_objects, 32))
+    truth = torch.from_numpy(dataset.val.patches_of(dataset.val_objects))
 
     def at(patches):
         module.forward = lambda sqrt_counts: patches
@@ -163,7 +144,7 @@ def test_the_true_object_has_almost_no_loss_and_an_empty_one_much(loss, monkeypa
 
 def test_val_loss_is_the_r_factor_whatever_the_training_loss(tmp_path):
     config = _config(loss="poisson", epochs=1)
-    module, history, _ = _fit(config, tmp_path)
+    module, history, _ = fit(config, tmp_path)
     dataset = load_or_build(config.data)
     patches = torch.from_numpy(module.reconstruct(dataset.val))
     measured = torch.from_numpy(np.sqrt(dataset.val.counts)) / dataset.scale
@@ -176,7 +157,7 @@ def test_a_fixed_probe_stays_and_a_learnt_one_moves(tmp_path):
     for learn in (False, True):
         config = _config(train__learn_probe=learn)
         probe = torch.from_numpy(np.array(load_or_build(config.data).probe))
-        module, _, _ = _fit(config, tmp_path)
+        module, _, _ = fit(config, tmp_path)
         assert torch.equal(module.probe.detach(), probe) is not learn
 
 
@@ -194,11 +175,93 @@ def test_a_non_finite_gradient_never_reaches_the_weights(tmp_path, name, step):
                 self.same = all(torch.equal(self.before[name], value) for name, value in module.state_dict().items())
 
     poison = Poison()
-    module, history, _ = _fit(_config(optim__name=name), tmp_path, extra=[poison])
+    module, history, _ = fit(_config(optim__name=name), tmp_path, extra=[poison])
     assert poison.same
     assert history.events == {"non_finite": {"step": step}}
     assert max(value.abs().max() for value in module.state_dict().values()) < 100
     assert len(history.val_loss) == 1  # the run stopped
+
+
+class _Overflow(lightning.Callback):
+    """Lets the weights of one layer overflow before one step; remembers the weights that the step met."""
+
+    def __init__(self, layer, step):
+        self.layer, self.step = layer, step
+
+    def on_train_batch_start(self, trainer, module, *_):
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                module.generator.get_submodule(self.layer).weight.mul_(float("inf"))
+            self.met = {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_the_layer_that_overflows_is_named_and_nothing_changes_any_more(tmp_path, monkeypatch, free):
+    # Reading is not free on a GPU: there the step is found only when its chunk, or the epoch, ends.
+    monkeypatch.setattr("fnostab.callbacks.recorder._reading_is_free", lambda record: free)
+    overflow = _Overflow("encoder.1.0.local", 4)
+    module, history, sink = fit(_config(epochs=3), tmp_path, extra=[overflow])
+    assert history.events == {"non_finite": {"step": 4, "layer": "encoder.1.0.local"}}
+    assert all(torch.equal(value, overflow.met[name]) for name, value in module.state_dict().items())
+    assert history.steps == 5
+    assert len(history.val_loss) == 2
+    assert max(step for _, _, step, _ in sink.rows) == 4
+
+
+def test_a_validation_that_is_not_finite_stops_the_run_and_names_the_layer(tmp_path):
+    class Overflow(lightning.Callback):
+        def on_validation_start(self, trainer, module):
+            with torch.no_grad():
+                module.generator.lifter[2].weight.fill_(float("inf"))
+
+    _, history, _ = fit(_config(epochs=3), tmp_path, extra=[Overflow()])
+    assert history.events == {"non_finite": {"step": 2, "layer": "lifter.2"}}
+    assert len(history.val_loss) == 1
+
+
+def test_blocks_are_observed_before_the_first_step_and_after_each_epoch(tmp_path):
+    _, history, sink = fit(_config(arch="stable_hybrid"), tmp_path)
+    assert history.health["norm_weight_absmax"][0] == 0
+    assert all(len(values) == 3 for values in history.health.values())
+    assert len(set(history.health["act_mean/bottleneck"])) == 3
+    rows = [(step, value) for key, value, step, _ in sink.rows if key == "health/act_mean/bottleneck"]
+    assert rows == list(zip([0, 2, 5], history.health["act_mean/bottleneck"], strict=True))
+
+
+def test_the_validation_ssim_is_that_of_the_stitched_amplitude(tmp_path):
+    config = _config(**{"data.max_val_patches": None, "data.stride_val_px": 4})
+    dataset = load_or_build(config.data)
+    module = new_module(config)
+    truth = torch.from_numpy(dataset.val.patches_of(dataset.val_objects)).abs()
+    assert module._amplitude_ssim(truth, dataset.val_objects) == pytest.approx(1, abs=1e-5)
+    noisy = truth + 0.3 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    assert module._amplitude_ssim(noisy, dataset.val_objects) < 0.9
+    _, history, _ = fit(config, tmp_path)
+    assert len(history.val_amp_ssim) == len(history.val_loss)
+
+
+def test_a_network_that_cannot_be_built_is_refused_without_building_it():
+    config = _config(arch="stable_hybrid", width=1024, **{"model.layerscale_init": 0.0, "model.fno_blocks": 64})
+    with pytest.raises(ConfigError, match=r"^`layerscale_init` \(=0\) must not be 0 where `gamma_init` is 0"):
+        check_network(config)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            True,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_an_exhausted_memory_is_told_from_other_errors(error, is_one):
+    assert is_out_of_memory(error) is is_one
 
 
 def test_stitching_true_patches_predicts_their_patterns_whatever_their_phases():
@@ -222,7 +285,7 @@ def test_stitching_true_patches_predicts_their_patterns_whatever_their_phases():
 
 def test_the_shipped_model_gives_what_training_computed(tmp_path):
     config = _config(epochs=1)
-    module, _, _ = _fit(config, tmp_path)
+    module, _, _ = fit(config, tmp_path)
     dataset = load_or_build(config.data)
     shipped = CountsToObject(module.generator, module.input_scale).eval()
     with torch.no_grad():

@@ -8,15 +8,22 @@ from typing import Any, Protocol
 import lightning
 import torch
 
+from fnostab.datamodule import PatchLoader
 from fnostab.history import STEP_SERIES, History
+from fnostab.metrics import progress
 
 #: Steps between copies of the recorded values from the device; a copy waits for the device once.
 _CHUNK_STEPS = 250
 #: The names under which the series of a step are tracked, in the order of `STEP_SERIES`.
 STEP_KEYS = ("train/loss", "grad/norm_preclip", "grad/norm_postclip", "grad/clipped_fraction")
 
-#: Tracked name of each epoch series, and its name in the history.
-EPOCH_KEYS = {"val/loss": "val_loss", "lr": "lr", "health/object_std_ratio": "object_std_ratio"}
+#: Tracked name of each epoch series, and its name in the history; those of `History.health` are tracked besides.
+EPOCH_KEYS = {
+    "val/loss": "val_loss",
+    "val/amp_ssim": "val_amp_ssim",
+    "lr": "lr",
+    "health/object_std_ratio": "object_std_ratio",
+}
 
 
 class MetricSink(Protocol):
@@ -34,20 +41,22 @@ class SeriesRecorder(lightning.Callback):
 
     Values stay on the device for up to `_CHUNK_STEPS` steps. History and times travel in the checkpoint: a resumed run
     has the series of an unbroken one, and offers the sink everything from the start, so that what an outage kept from
-    the store gets there. `truth_std` is the deviation of the true object, by which the predicted one's is divided; if
-    None, its own best so far.
+    the store gets there. The deviation of the predicted object is divided by `module.truth_std`, that of the true one,
+    or by its own best so far if that is None. `module.observe()` gives the values of `History.health` before the first
+    step and after each epoch. Training stops at the first step, or validation, that is not finite: the series end
+    there, and the event `non_finite` names step and layer.
     """
 
-    def __init__(self, history: History, sink: MetricSink, truth_std: float | None = None) -> None:
+    def __init__(self, history: History, sink: MetricSink) -> None:
         self.history = history
         self._sink = sink
-        self._truth_std = truth_std
         self._best_std = 0.0
         self._pending: list[torch.Tensor] = []
         self._pending_layers: list[tuple[int, dict[str, torch.Tensor]]] = []
         self._step_times_ms: list[int] = []
-        #: Last step and time in ms of each epoch.
+        #: Last step and time in ms of each epoch, and the time before the first step.
         self._epochs: list[tuple[int, int]] = []
+        self._begun_ms = 0
         self._patches = 0
         self._started_at = 0.0
         self.samples_per_s = 0.0
@@ -55,10 +64,16 @@ class SeriesRecorder(lightning.Callback):
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Offer the sink what a checkpoint brought, also if nothing is left to train."""
         self._offer_steps(0)
+        self._offer_start()
         self._offer_epochs(0)
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Start counting patches."""
+        """Observe the network as it starts, look at the steps that a checkpoint brought along, start the clock."""
+        self.drain(trainer, module)
+        if not self._begun_ms:
+            self._begun_ms = _now_ms()
+            self.history.add_health(module.observe())
+            self._offer_start()
         self._patches, self._started_at = 0, time.monotonic()
 
     def on_train_batch_end(
@@ -70,28 +85,41 @@ class SeriesRecorder(lightning.Callback):
         self._patches += batch.global_size
         if module.layer_norms:
             self._pending_layers.append((len(self._step_times_ms) - 1, module.layer_norms))
-        if len(self._pending) >= _CHUNK_STEPS:
-            self.drain(trainer)
+        bad_already = _reading_is_free(module.step_record) and not _is_finite(module.step_record.tolist())
+        if bad_already or len(self._pending) >= _CHUNK_STEPS:
+            self.drain(trainer, module)
 
-    def drain(self, trainer: lightning.Trainer) -> None:
-        """Copy the pending records from the device into the history and the sink; stop on a non-finite one."""
-        first = self.history.steps
-        self.history.add_steps(self._rows())
+    def drain(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Copy the pending records from the device into the history and the sink; stop at one that is not finite."""
+        first, rows = self.history.steps, self._rows()
         self._pending = []
+        bad = next((place for place, row in enumerate(rows) if not _is_finite(row)), None)
+        if bad is not None:  # the guard on the device let none of the later steps happen
+            rows = rows[: bad + 1]
+            del self._step_times_ms[first + len(rows) :]
+            loader = trainer.train_dataloader
+            assert isinstance(loader, PatchLoader)
+            batch = loader.batch(first + bad - self._steps_before_epoch)
+            self._stop(trainer, first + bad, module.first_bad_layer(batch))
+        self.history.add_steps(rows)
         self._offer_steps(first)
-        for step in range(first, self.history.steps):
-            if not (
-                math.isfinite(self.history.loss_step[step]) and math.isfinite(self.history.grad_norm_preclip[step])
-            ):
-                self.history.events.setdefault("non_finite", {"step": step})
-                trainer.should_stop = True
         for step, norms in self._pending_layers:
+            if step >= self.history.steps:
+                continue
             values = torch.stack(list(norms.values())).tolist()
             self._sink.log_series(
                 (f"weight_grad_norm/{name}", value, step, self._step_times_ms[step])
                 for name, value in zip(norms, values, strict=True)
             )
         self._pending_layers = []
+
+    def _stop(self, trainer: lightning.Trainer, step: int, layer: str | None) -> None:
+        self.history.events.setdefault("non_finite", {"step": step} | ({"layer": layer} if layer else {}))
+        trainer.should_stop = True
+
+    @property
+    def _steps_before_epoch(self) -> int:
+        return self._epochs[-1][0] + 1 if self._epochs else 0
 
     def _rows(self) -> list[list[float]]:
         """The pending records; those that a checkpoint brought lie on the CPU."""
@@ -109,26 +137,43 @@ class SeriesRecorder(lightning.Callback):
             for key, values in zip(STEP_KEYS, series, strict=True)
         )
 
+    def _offer_start(self) -> None:
+        self._sink.log_series(
+            (f"health/{name}", values[0], 0, self._begun_ms) for name, values in self.history.health.items()
+        )
+
     def _offer_epochs(self, first: int) -> None:
         for epoch, (step, time_ms) in list(enumerate(self._epochs))[first:]:
-            self._sink.log_series(
-                (key, getattr(self.history, name)[epoch], step, time_ms) for key, name in EPOCH_KEYS.items()
-            )
+            series = [(key, getattr(self.history, name)) for key, name in EPOCH_KEYS.items()]
+            # Those of health have one value more, from before the first step.
+            series += [(f"health/{name}", values[1:]) for name, values in self.history.health.items()]
+            series += [("val/progress", self._progress)]
+            self._sink.log_series((key, values[epoch], step, time_ms) for key, values in series if epoch < len(values))
+
+    @property
+    def _progress(self) -> list[float]:
+        history = self.history
+        return [progress(value, history.val_loss_constant, history.val_loss_floor) for value in history.val_loss]
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Record the epoch; validation has run by now."""
-        self.drain(trainer)
-        begun = self._epochs[-1][0] + 1 if self._epochs else 0
-        losses = self.history.loss_step[begun:]
-        object_std = float(trainer.callback_metrics["object_std"])
-        self._best_std = max(self._best_std, object_std)
-        reference = self._best_std if self._truth_std is None else self._truth_std
+        self.drain(trainer, module)
+        losses = self.history.loss_step[self._steps_before_epoch :]
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._best_std = max(self._best_std, found["object_std"])
+        reference = self._best_std if module.truth_std is None else module.truth_std
         self.history.add_epoch(
             train_loss=sum(losses) / len(losses),
-            val_loss=float(trainer.callback_metrics["val_loss"]),
+            val_loss=found["val_loss"],
             lr=float(trainer.optimizers[0].param_groups[0]["lr"]),
-            object_std_ratio=object_std / reference if reference else math.nan,
+            object_std_ratio=found["object_std"] / reference if reference else math.nan,
+            val_amp_ssim=found.get("val_amp_ssim"),
         )
+        self.history.add_health(module.observe())
+        if not math.isfinite(found["val_loss"]):
+            validation: Any = trainer.val_dataloaders
+            layers = (module.first_bad_layer(batch, training=False) for batch in validation)
+            self._stop(trainer, self.history.steps - 1, next(filter(None, layers), None))
         self._epochs.append((self.history.steps - 1, _now_ms()))
         self._offer_epochs(len(self._epochs) - 1)
         self._sink.flush()
@@ -139,7 +184,7 @@ class SeriesRecorder(lightning.Callback):
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
         """Write what was recorded before the run goes down."""
-        self.drain(trainer)
+        self.drain(trainer, module)
         self._sink.flush()
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,6 +197,7 @@ class SeriesRecorder(lightning.Callback):
             ],
             "step_times_ms": list(self._step_times_ms),
             "epochs": list(self._epochs),
+            "begun_ms": self._begun_ms,
             "best_std": self._best_std,
         }
 
@@ -165,7 +211,18 @@ class SeriesRecorder(lightning.Callback):
         ]
         self._step_times_ms = state["step_times_ms"]
         self._epochs = state["epochs"]
+        self._begun_ms = state["begun_ms"]
         self._best_std = state["best_std"]
+
+
+def _reading_is_free(record: torch.Tensor) -> bool:
+    """Whether nobody need wait to read `record`."""
+    return record.device.type == "cpu"
+
+
+def _is_finite(row: list[float]) -> bool:
+    """Whether loss and gradient norm of a step's record are finite."""
+    return math.isfinite(row[0]) and math.isfinite(row[1])
 
 
 def _now_ms() -> int:

@@ -2,10 +2,11 @@
 
 import json
 import logging
+import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,30 +14,41 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fnostab import metrics, tracking
+from fnostab import tracking
 from fnostab.callbacks import Checkpoints, Interrupted, Interruption, Pictures, Progress, SeriesRecorder
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.datamodule import PtychoDataModule
-from fnostab.dataset import Dataset, Split, load_or_build
+from fnostab.dataset import Dataset, load_or_build
+from fnostab.evaluation import Evaluation, Reconstruction, baselines, can_be_stitched, evaluate, reconstruct
+from fnostab.health import Verdict, judge
 from fnostab.history import History, plain
-from fnostab.optics import far_field_amplitude
-from fnostab.report import reconstruction_figure, to_rgb
+from fnostab.report import frc_figure, reconstruction_figure, to_rgb, training_figure
 from fnostab.runfolder import RunFolder
-from fnostab.scan import Reassembly, reassemble, stitched_r_factor
 from fnostab.tracking import Tracker
-from fnostab.training import CountsToObject, PtychoModule, check_accelerator, make_trainer, true_patches
+from fnostab.training import (
+    CountsToObject,
+    PtychoModule,
+    check_accelerator,
+    check_network,
+    is_out_of_memory,
+    make_trainer,
+    peak_bytes,
+)
 
 Report = Callable[[str], None]
 #: Counts shown to people who open the model: patterns of the input example.
 _EXAMPLE_PATTERNS = 2
+#: Pictures on the way show this many patches around the middle of the first test object: all would take too long.
+_PICTURE_PATCHES = 196
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What a trained arm left behind: its MLflow run and its final metrics."""
+    """What a trained arm left behind: its MLflow run, its verdict and its final metrics."""
 
     run_id: str
     how_to_open: str
+    verdict: Verdict
     metrics: dict[str, float]
     history: History
 
@@ -51,6 +63,7 @@ def train_arm(config: ArmConfig, report: Report, data_progress: Callable[[int, i
     """
     _quieten_libraries()
     check_accelerator(config.train.accelerator)
+    check_network(config)
     with Interruption() as interruption:
         store_uri = tracking.check_store()
         try:
@@ -58,8 +71,6 @@ def train_arm(config: ArmConfig, report: Report, data_progress: Callable[[int, i
         except ValueError as error:
             raise ConfigError(str(error)) from error
         config = _with_threads(config)
-        torch.manual_seed(config.seed)
-        module = PtychoModule(config, dataset)
         tracking.connect()
         with RunFolder(config, dataset.sha256, store_uri) as folder:
             first_run_id = folder.first_run_id
@@ -68,7 +79,7 @@ def train_arm(config: ArmConfig, report: Report, data_progress: Callable[[int, i
                 first_run_id = None
             with tracking.open_run(config, first_run_id=first_run_id) as tracker:
                 folder.begin(tracker.run_id)
-                run = _Run(config, dataset, module, tracker, folder.path, report)
+                run = _Run(config, dataset, tracker, folder.path, report)
                 try:
                     result = run.train(interruption)
                 except Interrupted as interrupt:
@@ -89,161 +100,171 @@ def _quieten_libraries() -> None:
     """Keep news that nobody acts on off the terminal; warnings stay, but for one that Lightning causes in torch."""
     for name in ("lightning.pytorch", "lightning.fabric", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 
 
 class _Run:
     """One training from its first tag to its last artifact."""
 
-    def __init__(
-        self,
-        config: ArmConfig,
-        dataset: Dataset,
-        module: PtychoModule,
-        tracker: Tracker,
-        folder: Path,
-        report: Report,
-    ) -> None:
+    def __init__(self, config: ArmConfig, dataset: Dataset, tracker: Tracker, folder: Path, report: Report) -> None:
         self.config = config
         self.dataset = dataset
-        self.module = module
         self.tracker = tracker
-        self.folder = folder
         self.report = report
         self.history = History()
         self.checkpoints = Checkpoints(folder, config.train.checkpoint_every_s)
+        self._folder = folder
+        self._baselines = baselines(dataset)
 
     def train(self, interruption: Interruption) -> ArmResult:
-        """Train, evaluate, log."""
-        config, tracker, history = self.config, self.tracker, self.history
-        recorder = SeriesRecorder(history, tracker, self.module.truth_std)
-        trainer = make_trainer(
-            config,
-            [
-                recorder,
-                Progress(self.report),
-                Pictures(self._draw, config.train.picture_every_epochs),
-                self.checkpoints,
-                interruption,
-            ],
-            self.folder,
-        )
-        device = _device_name(trainer.strategy.root_device)
-        tracker.set_tags(tracking.run_tags(config, self.dataset, device))
-        baselines = self._baselines()
-        for key, value in baselines.items():
+        """Train, evaluate, judge, log."""
+        tracker, history = self.tracker, self.history
+        for key, value in self._baselines.items():
             setattr(history, key.replace("/", "_"), value)
-        tracker.delete_tags("verdict", "verdict_reason")
-        tracker.log_config(config)
-        tracker.log_dataset(self.dataset)
-        tracker.log_metrics(baselines, step=0)
-        where = f"MLflow run {tracker.run_id}"
-        self.report(
-            f"{'continuing' if tracker.resumed else 'training'} {config.arm}, seed {config.seed}, on {device}: {where}"
-        )
+        results = self._baselines | self._fit(interruption)
+        if history.val_loss:
+            results["best_val_loss"] = self.checkpoints.best_val_loss
+        evaluation = None
+        if module := self._best():
+            evaluation = self._evaluate(module)
+            results |= evaluation.metrics if evaluation else {}
+            self._log_model(module)
+        self._log_training_figure()
+        verdict = judge(history.to_mapping())
+        tracker.log_metrics({k: v for k, v in results.items() if k not in self._baselines}, step=history.steps - 1)
+        self._log_outcome(verdict, results, evaluation)
+        how_to_open = tracking.how_to_open(tracker.run_id, tracker.experiment_id)
+        return ArmResult(tracker.run_id, how_to_open, verdict, results, history)
 
-        resume_from = self.checkpoints.last if tracker.resumed and self.checkpoints.last.exists() else None
-        data = PtychoDataModule(self.dataset, config)
+    def _fit(self, interruption: Interruption) -> dict[str, float]:
+        """Build the network and train it; what is noticed on the way goes into the history."""
+        config = self.config
+        recorder = SeriesRecorder(self.history, self.tracker)
+        pictures = Pictures(self._draw, config.train.picture_every_epochs)
+        callbacks = [recorder, Progress(self.report), pictures, self.checkpoints, interruption]
+        trainer = make_trainer(config, callbacks, self._folder)
+        self._device = trainer.strategy.root_device
+        self._log_beginning()
+        resume_from = self.checkpoints.last if self.tracker.resumed and self.checkpoints.last.exists() else None
         try:
-            trainer.fit(self.module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+            torch.manual_seed(config.seed)
+            module = PtychoModule(config, self.dataset)
+            data = PtychoDataModule(self.dataset, config)
+            trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
         except SystemExit:  # Lightning's own answer to SIGTERM, where it sees the signal before the callback does
             interruption.check()
             raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.history.events["out_of_memory"] = {"step": self.history.steps, "peak_bytes": peak_bytes(self._device)}
+        # Nothing is left to train where only the upload was.
+        return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
 
+    def _log_beginning(self) -> None:
+        config, tracker, device = self.config, self.tracker, _device_name(self._device)
+        tracker.set_tags(tracking.run_tags(config, self.dataset, device))
+        tracker.delete_tags("verdict", "verdict_reason")
+        tracker.log_config(config)
+        tracker.log_dataset(self.dataset)
+        tracker.log_metrics(self._baselines, step=0)
+        verb = "continuing" if tracker.resumed else "training"
+        self.report(f"{verb} {config.arm}, seed {config.seed}, on {device}: MLflow run {tracker.run_id}")
+
+    def _best(self) -> PtychoModule | None:
+        """The network with its best weights; None if it did not fit into the memory, or never gave finite numbers."""
+        if "out_of_memory" in self.history.events or not math.isfinite(self.checkpoints.best_val_loss):
+            return None
+        module = PtychoModule(self.config, self.dataset)
         best = torch.load(self.checkpoints.best, weights_only=True, map_location="cpu")
-        self.module.load_state_dict(best["state_dict"])
-        results = baselines | {"best_val_loss": self.checkpoints.best_val_loss}
-        if recorder.samples_per_s:  # nothing was left to train where only the upload was
-            results["samples_per_s"] = recorder.samples_per_s
-        results |= self._evaluate()
-        tracker.log_metrics({k: v for k, v in results.items() if k not in baselines}, step=history.steps - 1)
-        self._log_artifacts(results)
-        how_to_open = tracking.how_to_open(tracker.run_id, tracker.experiment_id)
-        return ArmResult(tracker.run_id, how_to_open, results, history)
+        module.load_state_dict(best["state_dict"])
+        return module.to(self._device)
 
-    def _baselines(self) -> dict[str, float]:
-        """R-factors on the validation patches of knowing nothing, and of photon noise alone if the truth is known."""
-        dataset = self.dataset
-        amplitudes = np.sqrt(dataset.val.counts) / dataset.scale
-        training = np.sqrt(dataset.train.counts) / dataset.scale
-        baselines = {
-            "val/loss_constant": metrics.constant_object_r_factor(_empty_beam(dataset.probe), amplitudes),
-            "val/loss_mean_pattern": metrics.mean_pattern_r_factor(amplitudes, training),
-        }
-        if dataset.val_objects is not None:
-            truth = torch.from_numpy(true_patches(dataset.val, dataset.val_objects, dataset.config.N))
-            probe = torch.from_numpy(np.array(dataset.probe))
-            baselines["val/loss_floor"] = metrics.r_factor(far_field_amplitude(truth, probe).numpy(), amplitudes)
-        return baselines
+    def _evaluate(self, module: PtychoModule) -> Evaluation | None:
+        """Reconstruct the test objects and log them; None if the network blew up so far that there are none."""
+        patches = module.reconstruct(self.dataset.test)
+        if not can_be_stitched(patches):
+            return None
+        found = evaluate(patches, self.dataset, module.probe_array, self._free)
+        self.history.object_correlation = found.metrics.get("test/object_correlation", math.nan)
+        self.history.twin_correlation = found.metrics.get("test/twin_correlation", math.nan)
+        for index, reconstruction in enumerate(found.reconstructions):
+            self._log_reconstruction(index, reconstruction, module.probe_array)
+        self._log_pictures(found.reconstructions, module.probe_array, self._title, self.history.steps - 1)
+        if found.compared:
+            self.tracker.log_figure(frc_figure(found.reconstructions, self._title), "figures/frc.png")
+        return found
 
-    def _evaluate(self) -> dict[str, float]:
-        """Reconstruct the test objects with the best weights; log objects and pictures."""
-        dataset, probe = self.dataset, self._probe()
-        patches = self.module.reconstruct(dataset.test)
-        amplitudes = np.sqrt(dataset.test.counts) / dataset.scale
-        predicted = far_field_amplitude(torch.from_numpy(patches), torch.from_numpy(probe)).numpy()
-        results = {"test/r_factor_patch": metrics.r_factor(predicted, amplitudes)}
-        numerator = 0.0
-        for index, members in _objects(dataset.test):
-            positions, measured = dataset.test.positions_px[members], amplitudes[members]
-            stitched = reassemble(patches[members], positions, probe)
-            r_factor = stitched_r_factor(stitched, positions, probe, measured)
-            numerator += r_factor * float(measured.sum(dtype=np.float64))
-            self._log_reconstruction(index, stitched, r_factor)
-        results["test/r_factor"] = numerator / float(amplitudes.sum(dtype=np.float64))
-        if dataset.test_objects is not None:
-            truth = true_patches(dataset.test, dataset.test_objects, dataset.config.N)
-            side = metrics.orientation(patches, truth, probe)
-            results |= {"test/object_correlation": side.object, "test/twin_correlation": side.twin}
-            self.tracker.set_tags({"twin": str(side.is_twin).lower()})
-        else:
-            # The knowledge of nothing on the whole scan: what `test/r_factor` is to be compared with.
-            results["test/r_factor_constant"] = metrics.constant_object_r_factor(_empty_beam(probe), amplitudes)
-            results["test/r_factor_mean_pattern"] = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
-        return results
+    @property
+    def _free(self) -> bool:
+        """Whether ramp and shift of the object are free: only where the probe is learnt."""
+        return self.config.train.learn_probe
 
-    def _probe(self) -> NDArray[np.complex64]:
-        return np.asarray(self.module.probe.detach().cpu().numpy())
-
-    def _truth(self, index: int) -> NDArray[np.complex64] | None:
-        return None if self.dataset.test_objects is None else self.dataset.test_objects[index]
-
-    def _log_reconstruction(self, index: int, stitched: Reassembly, r_factor: float) -> None:
-        title = f"{self.config.arm}, seed {self.config.seed}: test object {index}, R = {r_factor:.4f}"
-        figure = reconstruction_figure(stitched, self._probe(), self._truth(index), title)
-        self.tracker.log_figure(figure, f"recon/object_{index}.png")
-        if index == 0:
-            self.tracker.log_image(to_rgb(figure), "reconstruction", self.history.steps - 1)
-        path = self.folder / f"object_{index}.npz"
+    def _log_reconstruction(self, index: int, reconstruction: Reconstruction, probe: NDArray[np.complex64]) -> None:
+        title = f"{self._title}: test object {index}, R = {reconstruction.r_factor:.4f}"
+        self.tracker.log_figure(reconstruction_figure(reconstruction, probe, title), f"recon/object_{index}.png")
+        stitched = reconstruction.stitched
+        path = self._folder / f"object_{index}.npz"
         np.savez_compressed(
-            path, object=stitched.object, light=stitched.light, origin_px=stitched.origin_px, probe=self._probe()
+            path, object=stitched.object, light=stitched.light, origin_px=stitched.origin_px, probe=probe
         )
         self.tracker.log_artifact(path, "recon")
 
-    def _draw(self, epoch: int, step: int) -> None:
-        """Picture of the first test object with the weights as they stand."""
-        _, members = next(iter(_objects(self.dataset.test)))
-        split = self.dataset.test
-        part = Split(split.counts[members], split.positions_px[members], split.object_index[members])
-        stitched = reassemble(self.module.reconstruct(part), part.positions_px, self._probe())
-        figure = reconstruction_figure(stitched, self._probe(), self._truth(0), f"{self.config.arm}, epoch {epoch}")
-        try:
-            self.tracker.log_image(to_rgb(figure), "reconstruction", step)
-        except tracking.StoreAway as away:
-            self.report(f"no picture of epoch {epoch}: {away}")
+    @property
+    def _title(self) -> str:
+        return f"{self.config.arm}, seed {self.config.seed}"
 
-    def _log_artifacts(self, results: dict[str, float]) -> None:
-        tracker = self.tracker
-        tracker.log_text(self.history.to_json(), "history.json")
-        tracker.log_text(json.dumps({key: plain(value) for key, value in results.items()}, indent=2), "metrics.json")
-        tracker.log_artifact(self.checkpoints.best, "checkpoints")
-        tracker.log_artifact(self.checkpoints.last, "checkpoints")
-        probe_path = self.folder / "probe.npz"
-        np.savez(probe_path, probe=self._probe())
-        shipped = CountsToObject(self.module.generator, self.module.input_scale).cpu().eval()
+    def _draw(self, module: PtychoModule, epoch: int, step: int) -> None:
+        """Pictures with the weights as they stand: the middle of the first test object, FRC, loss and gradients."""
+        test = self.dataset.test
+        members = np.flatnonzero(test.object_index == test.object_index[0])
+        away = np.abs(test.positions_px[members] - np.median(test.positions_px[members], axis=0)).max(axis=1)
+        part = test.part(np.sort(members[np.argsort(away, kind="stable")[:_PICTURE_PATCHES]]))
+        patches = module.reconstruct(part)
+        if not can_be_stitched(patches):
+            return
+        found = reconstruct(patches, part, self.dataset, module.probe_array, self._free)
+        try:
+            self._log_pictures([found], module.probe_array, f"{self._title}, epoch {epoch}", step)
+        except tracking.StoreAway as away_error:
+            self.report(f"no pictures of epoch {epoch}: {away_error}")
+
+    def _log_pictures(
+        self, found: Sequence[Reconstruction], probe: NDArray[np.complex64], title: str, step: int
+    ) -> None:
+        """Figures that the UI shows by step."""
+        figures = {"reconstruction": reconstruction_figure(found[0], probe, title)}
+        if found[0].comparison:
+            figures["frc"] = frc_figure(found, title)
+        figures["training"] = training_figure(self.history, title)
+        for key, figure in figures.items():
+            self.tracker.log_image(to_rgb(figure), key, step)
+
+    def _log_training_figure(self) -> None:
+        self.tracker.log_figure(training_figure(self.history, self._title), "figures/training.png")
+
+    def _log_outcome(self, verdict: Verdict, results: dict[str, float], evaluation: Evaluation | None) -> None:
+        """Verdict, final numbers and series."""
+        tracker, history = self.tracker, self.history
+        vacuous = evaluation.vacuous if evaluation else []
+        tags = {"verdict": verdict.label, "verdict_reason": verdict.reason, "vacuous": ",".join(vacuous)}
+        if evaluation and evaluation.is_twin is not None:
+            tags["twin"] = str(evaluation.is_twin).lower()
+        tracker.set_tags(tags)
+        layout = {"verdict": verdict.label, "verdict_reason": verdict.reason, "evidence": verdict.evidence}
+        layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | results
+        tracker.log_text(json.dumps(plain(layout), indent=2, allow_nan=False), "metrics.json")
+        tracker.log_text(history.to_json(), "history.json")
+        for path in (self.checkpoints.best, self.checkpoints.last):
+            if path.exists():
+                tracker.log_artifact(path, "checkpoints")
+
+    def _log_model(self, module: PtychoModule) -> None:
+        probe_path = self._folder / "probe.npz"
+        np.savez(probe_path, probe=module.probe_array)
+        shipped = CountsToObject(module.generator, module.input_scale).cpu().eval()
         example = np.array(self.dataset.test.counts[:_EXAMPLE_PATTERNS])
-        tracker.log_model(shipped, example, extra_files=[probe_path])
+        self.tracker.log_model(shipped, example, extra_files=[probe_path])
 
     def log_interrupted(self, interrupt: Interrupted) -> None:
         """Store what an interrupted run has so far, with its verdict."""
@@ -255,17 +276,6 @@ class _Run:
             self.tracker.log_text(self.history.to_json(), "history.json")
         except tracking.StoreAway as away:
             self.report(str(away))
-
-
-def _empty_beam(probe: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Far-field amplitude (N, N) of the probe alone."""
-    field = torch.from_numpy(np.array(probe))
-    return np.asarray(far_field_amplitude(torch.ones_like(field), field).numpy())
-
-
-def _objects(split: Split) -> list[tuple[int, NDArray[np.int64]]]:
-    """(object, its patches) of a split."""
-    return [(int(k), np.flatnonzero(split.object_index == k)) for k in np.unique(split.object_index)]
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,0 +1,162 @@
+"""What a trained network makes of the test patterns: ONE object each, and how good it is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fnostab import metrics
+from fnostab.dataset import Dataset, Split
+from fnostab.optics import far_field_amplitude
+from fnostab.scan import Reassembly, reassemble, stitched_r_factor
+
+#: Objects are about 1; squares of numbers beyond this, and their sums, overflow in single precision.
+_LARGEST = 1e12
+#: The numbers of a comparison that come in pairs in `metrics.json`, amplitude first.
+_PAIRS = ("ssim", "mae", "psnr")
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """One object put together from patches, beside what it should be.
+
+    `object` complex (H, W) is in the phase, and where it was compared also in the scale and place, of `truth`, complex
+    (H, W) or None; `lit` bool (H, W) are the pixels with light enough to be looked at.
+    """
+
+    object: NDArray[np.complexfloating]
+    lit: NDArray[np.bool_]
+    stitched: Reassembly
+    r_factor: float
+    truth: NDArray[np.complexfloating] | None = None
+    comparison: metrics.Comparison | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """All test objects of a run, and its final metrics under their tracked names (`test/...`)."""
+
+    reconstructions: list[Reconstruction]
+    metrics: dict[str, float]
+
+    @property
+    def compared(self) -> bool:
+        """Whether there was something to compare with."""
+        return self.reconstructions[0].comparison is not None
+
+    @property
+    def vacuous(self) -> list[str]:
+        """Names of the metrics that mean nothing here, and are NaN."""
+        return metrics.vacuous({name.removeprefix("test/"): value for name, value in self.metrics.items()})
+
+    @property
+    def is_twin(self) -> bool | None:
+        """Whether the patches are closer to the twin image than to the object; None where the truth is not known."""
+        if "test/twin_correlation" not in self.metrics:
+            return None
+        return self.metrics["test/twin_correlation"] > self.metrics["test/object_correlation"]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The final numbers in the layout of `metrics.json`: pairs are of amplitude and phase."""
+        found = {name.removeprefix("test/"): value for name, value in self.metrics.items()}
+        pairs = {name: [found[f"amp_{name}"], found[f"phase_{name}"]] for name in _PAIRS} if self.compared else {}
+        curves = [
+            {"frequency": one.comparison["frc_frequency"], "correlation": one.comparison["frc"]}
+            for one in self.reconstructions
+            if one.comparison is not None
+        ]
+        return pairs | {"frc": curves} | found
+
+
+def can_be_stitched(patches: NDArray[np.complex64]) -> bool:
+    """Whether all `patches` are finite, and small enough for the sums of squares that stitching takes."""
+    return bool(np.abs(patches).max() < _LARGEST)
+
+
+def evaluate(
+    patches: NDArray[np.complex64], dataset: Dataset, probe: NDArray[np.complex64], probe_learnt: bool
+) -> Evaluation:
+    """Evaluate the predicted `patches` (n, N, N) of all test patterns, with the `probe` (N, N) as it was learnt.
+
+    Metrics that compare an object with the truth, or with a scan's reference, are means over the test objects.
+    """
+    test = dataset.test
+    amplitudes = np.sqrt(test.counts) / dataset.scale
+    groups = [np.flatnonzero(test.object_index == index) for index in np.unique(test.object_index)]
+    found = [reconstruct(patches[group], test.part(group), dataset, probe, probe_learnt) for group in groups]
+    shares = [float(amplitudes[group].sum(dtype=np.float64)) for group in groups]
+    predicted = far_field_amplitude(torch.from_numpy(patches), torch.from_numpy(probe)).numpy()
+    results = {
+        "test/r_factor": float(np.average([one.r_factor for one in found], weights=shares)),
+        "test/r_factor_patch": metrics.r_factor(predicted, amplitudes),
+        "test/overlap_consistency": float(np.mean([one.stitched.consistency for one in found])),
+    }
+    comparisons = [one.comparison for one in found if one.comparison is not None]
+    for key in metrics.SCALARS if comparisons else ():
+        results[f"test/{key}"] = float(np.mean([comparison[key] for comparison in comparisons]))
+    if dataset.test_objects is not None:
+        side = metrics.orientation(patches, test.patches_of(dataset.test_objects), probe)
+        results |= {"test/object_correlation": side.object, "test/twin_correlation": side.twin}
+    else:
+        # The knowledge of nothing on the whole scan: what `test/r_factor` is to be compared with.
+        results["test/r_factor_constant"] = metrics.constant_object_r_factor(_empty_beam(probe), amplitudes)
+        results["test/r_factor_mean_pattern"] = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
+    return Evaluation(found, results)
+
+
+def reconstruct(
+    patches: NDArray[np.complex64], split: Split, dataset: Dataset, probe: NDArray[np.complex64], probe_learnt: bool
+) -> Reconstruction:
+    """Put the predicted `patches` (n, N, N) of one object together and compare it with what it should be, if known.
+
+    `split` holds their patterns. Where the probe is learnt, and against the reference object that came with a scan, a
+    phase ramp and a common shift are free; else only the global phase and the scale are.
+    """
+    stitched = reassemble(patches, split.positions_px, probe)
+    r_factor = stitched_r_factor(stitched, split.positions_px, probe, np.sqrt(split.counts) / dataset.scale)
+    lit = stitched.light > metrics.LIT_SHARE * stitched.light.max()
+    whole = dataset.reference
+    if dataset.test_objects is not None:
+        whole = dataset.test_objects[split.object_index[0]]
+    if whole is None:
+        return Reconstruction(_in_mean_phase(stitched.object, lit), lit, stitched, r_factor)
+    top, left = stitched.origin_px
+    truth = whole[top : top + lit.shape[0], left : left + lit.shape[1]]
+    free = probe_learnt or dataset.measured
+    aligned = metrics.align(stitched.object, truth, lit & (truth != 0), ramp=free, shift=free)
+    comparison = metrics.compare_aligned(aligned, truth)
+    return Reconstruction(aligned.object, aligned.mask, stitched, r_factor, truth, comparison)
+
+
+def baselines(dataset: Dataset) -> dict[str, float]:
+    """R-factors on the validation patches of knowing nothing, and of photon noise alone, under their tracked names.
+
+    The noise is that of the true objects' patterns; for a measured scan it is estimated, as the least that any model of
+    the mean training pattern leaves.
+    """
+    amplitudes = np.sqrt(dataset.val.counts) / dataset.scale
+    training = np.sqrt(dataset.train.counts) / dataset.scale
+    if dataset.val_objects is None:
+        floor = metrics.photon_noise_r_factor(dataset.train.counts.mean(axis=0, dtype=np.float64), fitted=True)
+    else:
+        truth = torch.from_numpy(dataset.val.patches_of(dataset.val_objects))
+        floor = metrics.r_factor(far_field_amplitude(truth, torch.from_numpy(dataset.probe)).numpy(), amplitudes)
+    return {
+        "val/loss_constant": metrics.constant_object_r_factor(_empty_beam(dataset.probe), amplitudes),
+        "val/loss_mean_pattern": metrics.mean_pattern_r_factor(amplitudes, training),
+        "val/loss_floor": floor,
+    }
+
+
+def _empty_beam(probe: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Far-field amplitude (N, N) of the probe alone."""
+    field = torch.from_numpy(np.array(probe))
+    return np.asarray(far_field_amplitude(torch.ones_like(field), field).numpy())
+
+
+def _in_mean_phase(obj: NDArray[np.complex64], lit: NDArray[np.bool_]) -> NDArray[np.complex64]:
+    """`obj` (H, W) turned so that its mean over `lit` is real."""
+    return np.asarray(obj * np.exp(-1j * np.angle(obj[lit].sum())))

@@ -1,0 +1,46 @@
+"""Small real trainings for tests: no MLflow, only the series."""
+
+import torch
+
+from fnostab.callbacks import Checkpoints, SeriesRecorder
+from fnostab.datamodule import PtychoDataModule
+from fnostab.dataset import load_or_build
+from fnostab.evaluation import baselines
+from fnostab.history import History
+from fnostab.training import PtychoModule, make_trainer
+
+
+class Sink:
+    """Keeps the rows that it is given."""
+
+    def __init__(self):
+        self.rows = []
+
+    def log_series(self, rows):
+        self.rows += rows
+
+    def flush(self):
+        return True
+
+
+def new_module(config):
+    torch.manual_seed(config.seed)
+    return PtychoModule(config, load_or_build(config.data))
+
+
+def fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, extra=()):
+    """Train; returns the module, the history and the sink. `extra` callbacks run after the recorder's."""
+    module = module or new_module(config)
+    dataset = load_or_build(config.data)
+    history, sink = History(), Sink()
+    for key, value in baselines(dataset).items():
+        setattr(history, key.replace("/", "_"), value)
+    checkpoints = Checkpoints(folder, checkpoint_every_s)
+    trainer = make_trainer(config, [SeriesRecorder(history, sink), checkpoints, *extra], folder)
+    trainer.fit(
+        module,
+        datamodule=PtychoDataModule(dataset, config),
+        ckpt_path=checkpoints.last if resume else None,
+        weights_only=True,
+    )
+    return module, history, sink

@@ -1,0 +1,145 @@
+"""What is reported of a trained network, with the true patches, or others, in the place of its predictions."""
+
+import numpy as np
+import pytest
+
+from fnostab import npz
+from fnostab.config import resolve_config
+from fnostab.dataset import load_or_build
+from fnostab.evaluation import baselines, can_be_stitched, evaluate
+
+_SMALL = {
+    "preset": "smoke",
+    "data.N": 32,
+    "data.object_size": 96,
+    "nimgs_test": 2,
+    "data.stride_test_px": 4,
+    "data.max_train_patches": 64,
+}
+_COMPARED = {"amp_ssim", "phase_ssim", "amp_mae", "phase_mae", "amp_psnr", "phase_psnr", "frc50", "frc_one_seventh"}
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return load_or_build(resolve_config(_SMALL).data)
+
+
+@pytest.fixture(scope="module")
+def phaseless():
+    return load_or_build(resolve_config(_SMALL | {"data.phase": "none"}).data)
+
+
+def _scan(folder, **arrays):
+    """A simulated scan in a file, as if measured, and its true patches."""
+    source = load_or_build(resolve_config(_SMALL | {"nimgs_test": 1}).data)
+    counts, positions = source.test.counts, source.test.positions_px
+    path = folder / "scan.npz"
+    npz.write_scan(path, counts=counts, probe=source.probe * source.scale, positions_px=positions, **arrays)
+    return load_or_build(resolve_config({"preset": "scan", "data": str(path), "N": 32}).data), source
+
+
+def _truth(dataset):
+    """The true test patches, each with a phase of its own."""
+    patches = dataset.test.patches_of(dataset.test_objects)
+    phases = np.random.default_rng(0).uniform(-3, 3, len(patches))
+    return (patches * np.exp(1j * phases)[:, None, None]).astype(np.complex64)
+
+
+def test_true_patches_whatever_their_phases_are_reported_as_perfect(simulated):
+    found = evaluate(_truth(simulated), simulated, simulated.probe, False).metrics
+    assert {f"test/{name}" for name in _COMPARED} < set(found)
+    assert found["test/amp_ssim"] > 0.999
+    assert found["test/phase_ssim"] > 0.999
+    assert found["test/phase_mae"] < 1e-3
+    assert found["test/frc50"] > 0.45
+    assert found["test/overlap_consistency"] > 0.999
+    assert found["test/r_factor"] == pytest.approx(found["test/r_factor_patch"], rel=0.05)
+
+
+def test_metrics_are_means_over_the_test_objects(simulated):
+    patches = _truth(simulated)
+    rng = np.random.default_rng(1)
+    second = simulated.test.object_index == 1
+    patches[second] *= 1 + 0.3 * rng.standard_normal(patches[second].shape)
+    found = evaluate(patches, simulated, simulated.probe, False)
+    each = [one.comparison["amp_ssim"] for one in found.reconstructions]
+    assert each[1] < 0.95 < each[0]
+    assert found.metrics["test/amp_ssim"] == pytest.approx(np.mean(each))
+
+
+def test_a_ramp_counts_as_an_error_only_where_the_probe_is_known(simulated):
+    # A ramp on the object that every patch takes part in: patches that agree, and a wrong object.
+    column = np.arange(32)
+    left = simulated.test.positions_px[:, 1, None]
+    ramp = np.exp(0.01j * (left + column))[:, None, :]
+    patches = (simulated.test.patches_of(simulated.test_objects) * ramp).astype(np.complex64)
+    known = evaluate(patches, simulated, simulated.probe, False).metrics
+    learnt = evaluate(patches, simulated, simulated.probe, True).metrics
+    assert known["test/phase_mae"] > 0.05
+    assert learnt["test/phase_mae"] < 0.01
+
+
+def test_on_objects_without_phase_no_metric_claims_a_phase(phaseless):
+    for patches in (_truth(phaseless), np.ones_like(_truth(phaseless))):
+        found = evaluate(patches, phaseless, phaseless.probe, False)
+        assert {"phase_mae", "phase_psnr", "phase_ssim"} <= set(found.vacuous)
+        assert np.isnan(found.metrics["test/phase_ssim"])
+        assert np.isnan(found.summary["ssim"][1])
+
+
+def test_a_constant_prediction_has_no_ssim_no_frc_and_no_consistency(simulated):
+    found = evaluate(np.ones_like(_truth(simulated)), simulated, simulated.probe, False)
+    assert {"amp_ssim", "phase_ssim", "frc50", "frc_one_seventh", "overlap_consistency"} <= set(found.vacuous)
+    assert found.metrics["test/amp_mae"] > 0.01
+    assert found.metrics["test/object_correlation"] == 0
+
+
+def test_the_twin_is_recognised(simulated):
+    truth = simulated.test.patches_of(simulated.test_objects)
+    assert evaluate(truth, simulated, simulated.probe, False).is_twin is False
+    assert evaluate(truth[:, ::-1, ::-1].conj(), simulated, simulated.probe, False).is_twin is True
+
+
+def test_a_scan_reports_r_factor_and_consistency_and_nothing_made_up(tmp_path):
+    scan, source = _scan(tmp_path)
+    # The scale of a measured object is a convention: an object of ones has the scan's mean counts.
+    found = evaluate((_truth(source) / scan.scale).astype(np.complex64), scan, scan.probe, True)
+    assert set(found.metrics) == {
+        "test/r_factor",
+        "test/r_factor_patch",
+        "test/overlap_consistency",
+        "test/r_factor_constant",
+        "test/r_factor_mean_pattern",
+    }
+    assert found.is_twin is None
+    assert "ssim" not in found.summary
+    assert found.metrics["test/r_factor"] < 0.2 * found.metrics["test/r_factor_constant"]
+    assert found.metrics["test/overlap_consistency"] > 0.99
+
+
+def test_a_reference_object_that_comes_with_the_scan_is_compared_with(tmp_path):
+    source = load_or_build(resolve_config(_SMALL | {"nimgs_test": 1}).data)
+    reference = np.roll(source.test_objects[0], (2, -1), axis=(0, 1))  # a reference in a frame of its own
+    scan, _ = _scan(tmp_path, object=reference)
+    found = evaluate(_truth(source), scan, scan.probe, True)
+    assert found.metrics["test/amp_ssim"] > 0.98
+    assert found.metrics["test/frc50"] > 0.3
+
+
+def test_photon_noise_is_estimated_for_a_scan_from_its_mean_pattern(tmp_path):
+    scan, source = _scan(tmp_path)
+    assert baselines(scan)["val/loss_floor"] == pytest.approx(baselines(source)["val/loss_floor"], rel=0.2)
+
+
+def test_numbers_beyond_single_precision_are_not_stitched():
+    patches = np.ones((2, 4, 4), np.complex64)
+    assert can_be_stitched(patches)
+    for value in (np.nan, np.inf, 1e20):
+        patches[1, 2, 3] = value
+        assert not can_be_stitched(patches)
+
+
+def test_pairs_in_the_summary_are_of_amplitude_and_phase(simulated):
+    found = evaluate(_truth(simulated), simulated, simulated.probe, False)
+    assert found.summary["mae"] == [found.metrics["test/amp_mae"], found.metrics["test/phase_mae"]]
+    assert len(found.summary["frc"]) == 2
