@@ -131,9 +131,11 @@ def reconstruct(
     return Reconstruction(aligned.object, aligned.mask, stitched, r_factor, truth, comparison)
 
 
-def baselines(dataset: Dataset) -> dict[str, float]:
+def baselines(dataset: Dataset, probe_learnt: bool) -> dict[str, float]:
     """R-factors on the validation patches of knowing nothing, and of photon noise alone, under their tracked names.
 
+    With a probe that is learnt, a constant object can show any one pattern everywhere, so it is no worse than the mean
+    pattern.
     The noise is that of the true objects' patterns; for a measured scan it is estimated, as the least that any model of
     the mean training pattern leaves.
     """
@@ -144,9 +146,11 @@ def baselines(dataset: Dataset) -> dict[str, float]:
     else:
         truth = torch.from_numpy(dataset.val.patches_of(dataset.val_objects))
         floor = metrics.r_factor(far_field_amplitude(truth, torch.from_numpy(dataset.probe)).numpy(), amplitudes)
+    constant = metrics.constant_object_r_factor(_empty_beam(dataset.probe), amplitudes)
+    mean_pattern = metrics.mean_pattern_r_factor(amplitudes, training)
     return {
-        "val/loss_constant": metrics.constant_object_r_factor(_empty_beam(dataset.probe), amplitudes),
-        "val/loss_mean_pattern": metrics.mean_pattern_r_factor(amplitudes, training),
+        "val/loss_constant": min(constant, mean_pattern) if probe_learnt else constant,
+        "val/loss_mean_pattern": mean_pattern,
         "val/loss_floor": floor,
     }
 

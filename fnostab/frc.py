@@ -19,20 +19,23 @@ class FRC:
     correlation: NDArray[np.float64]
 
     def crossing(self, threshold: float) -> float:
-        """First frequency, in cycles per pixel, at which the curve falls below `threshold`.
+        """Frequency, in cycles per pixel, at which the curve, once above `threshold`, first falls below it.
 
-        Linear between rings; 0 if the first ring is under it already, 0.5 (Nyquist) if none is, NaN if a correlation is
-        NaN or there is no ring. Usual thresholds are 0.5 and 1/7 (0.143: Rosenthal and Henderson 2003, J. Mol. Biol.
-        333, 721).
+        Linear between rings; 0 if it is not above on any of the lowest tenth of the rings, 0.5 (Nyquist) if it stays
+        above, NaN if a correlation is NaN or there is no ring. The lowest rings may be under it: they hold a few
+        coefficients each, and a slow phase error of an otherwise sharp object spoils them. Usual thresholds are 0.5 and
+        1/7 (0.143: Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721).
         """
         if not len(self.correlation) or np.isnan(self.correlation).any():
-            return math.nan
-        below = np.flatnonzero(self.correlation < threshold)
-        if not len(below):
-            return 0.5
-        if below[0] == 0:
+            return float("nan")
+        above = self.correlation >= threshold
+        if not above[: math.ceil(len(above) / 10)].any():
             return 0.0
-        pair = slice(below[0] - 1, below[0] + 1)
+        first = int(np.argmax(above))
+        if above[first:].all():
+            return 0.5
+        below = first + int(np.argmin(above[first:]))
+        pair = slice(below - 1, below + 1)
         return float(np.interp(-threshold, -self.correlation[pair], self.frequency[pair]))
 
 

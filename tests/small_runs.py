@@ -33,7 +33,7 @@ def fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, e
     module = module or new_module(config)
     dataset = load_or_build(config.data)
     history, sink = History(), Sink()
-    for key, value in baselines(dataset).items():
+    for key, value in baselines(dataset, config.train.learn_probe).items():
         setattr(history, key.replace("/", "_"), value)
     checkpoints = Checkpoints(folder, checkpoint_every_s)
     trainer = make_trainer(config, [SeriesRecorder(history, sink), checkpoints, *extra], folder)

@@ -132,6 +132,12 @@ def test_a_curve_that_never_falls_crosses_at_nyquist_and_one_that_starts_low_at_
     assert _curve(0.4, 0.9, 0.9).crossing(0.5) == 0
 
 
+def test_a_dip_on_the_lowest_rings_is_no_crossing():
+    curve = [0.3] + 30 * [0.9] + 19 * [0.1]
+    assert _curve(*curve).crossing(0.5) == pytest.approx(0.5 * (31 + 0.5) / 50)
+    assert _curve(*[0.3] * 6, *curve).crossing(0.5) == 0  # lost on all of them
+
+
 def test_the_crossing_of_an_unknown_or_empty_curve_is_nan():
     assert np.isnan(_curve(1, np.nan).crossing(0.5))
     assert np.isnan(_curve().crossing(0.5))

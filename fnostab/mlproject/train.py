@@ -39,7 +39,7 @@ Report = Callable[[str], None]
 #: Counts shown to people who open the model: patterns of the input example.
 _EXAMPLE_PATTERNS = 2
 #: Pictures on the way show this many patches around the middle of the first test object: all would take too long.
-_PICTURE_PATCHES = 196
+_PICTURE_PATCHES = 121
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class _Run:
         self.history = History()
         self.checkpoints = Checkpoints(folder, config.train.checkpoint_every_s)
         self._folder = folder
-        self._baselines = baselines(dataset)
+        self._baselines = baselines(dataset, config.train.learn_probe)
 
     def train(self, interruption: Interruption) -> ArmResult:
         """Train, evaluate, judge, log."""
