@@ -14,6 +14,8 @@ from fnostab.scan import Reassembly, reassemble, stitched_r_factor
 
 #: Objects are about 1; squares of numbers beyond this, and their sums, overflow in single precision.
 _LARGEST = 1e12
+#: A reference that covers less than this share of the lit pixels is in a frame of its own, or empty: none is better.
+_LEAST_COVERED = 0.5
 #: The numbers of a comparison that come in pairs in `metrics.json`, amplitude first.
 _PAIRS = ("ssim", "mae", "psnr")
 
@@ -50,13 +52,6 @@ class Evaluation:
     def vacuous(self) -> list[str]:
         """Names of the metrics that mean nothing here, and are NaN."""
         return metrics.vacuous({name.removeprefix("test/"): value for name, value in self.metrics.items()})
-
-    @property
-    def is_twin(self) -> bool | None:
-        """Whether the patches are closer to the twin image than to the object; None where the truth is not known."""
-        if "test/twin_correlation" not in self.metrics:
-            return None
-        return self.metrics["test/twin_correlation"] > self.metrics["test/object_correlation"]
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -121,10 +116,10 @@ def reconstruct(
     whole = dataset.reference
     if dataset.test_objects is not None:
         whole = dataset.test_objects[split.object_index[0]]
-    if whole is None:
-        return Reconstruction(_in_mean_phase(stitched.object, lit), lit, stitched, r_factor)
     top, left = stitched.origin_px
-    truth = whole[top : top + lit.shape[0], left : left + lit.shape[1]]
+    truth = None if whole is None else whole[top : top + lit.shape[0], left : left + lit.shape[1]]
+    if truth is None or (lit & (truth != 0)).sum() < _LEAST_COVERED * lit.sum():
+        return Reconstruction(_in_mean_phase(stitched.object, lit), lit, stitched, r_factor)
     free = probe_learnt or dataset.measured
     aligned = metrics.align(stitched.object, truth, lit & (truth != 0), ramp=free, shift=free)
     comparison = metrics.compare_aligned(aligned, truth)
@@ -136,8 +131,8 @@ def baselines(dataset: Dataset, probe_learnt: bool) -> dict[str, float]:
 
     With a probe that is learnt, a constant object can show any one pattern everywhere, so it is no worse than the mean
     pattern.
-    The noise is that of the true objects' patterns; for a measured scan it is estimated, as the least that any model of
-    the mean training pattern leaves.
+    The noise is that of the true objects' patterns; for a measured scan it is estimated from the mean training pattern,
+    to some tens of per cent.
     """
     amplitudes = np.sqrt(dataset.val.counts) / dataset.scale
     training = np.sqrt(dataset.train.counts) / dataset.scale

@@ -59,7 +59,7 @@ def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | Non
     `loss` calls `network` and returns the loss. That is the first layer to give a non-finite output; `loss` if all of
     them are finite and the loss is not; else the layer that ran last among those whose parameters get a non-finite
     gradient, as `<layer> (gradient)`, since gradients come from behind; and if only the sum of all squared gradients
-    overflows, the layer with the largest one. Gradients are none before and after.
+    overflows, the layer with the largest one. Without grad mode gradients are not looked at. There are none after.
     """
     ran: list[str] = []
     bad: list[str] = []
@@ -70,7 +70,7 @@ def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | Non
             bad.append(name)
 
     network.zero_grad()
-    with torch.enable_grad(), _watching(network, watch):
+    with _watching(network, watch):
         value = loss()
     if bad:
         return bad[0]

@@ -136,11 +136,6 @@ class Orientation:
     object: float
     twin: float
 
-    @property
-    def is_twin(self) -> bool:
-        """Whether the twin is closer."""
-        return self.twin > self.object
-
 
 def orientation(
     predicted: NDArray[np.complexfloating],

@@ -122,19 +122,29 @@ class PtychoModule(lightning.LightningModule):
         every = self.config.train.layer_norms_every_steps
         self.layer_norms = layer_norms(self.generator) if self.trainer.global_step % every == 0 else {}
         stats: ClipStats = clip_gradients_(self.generator, clip.algo, clip.val, clip.granularity)
-        self.step_record = torch.stack([self._loss, stats.norm_preclip, stats.norm_postclip, stats.clipped_fraction])
+        norm = stats.norm_preclip
+        if self.probe_parameter.grad is not None:  # is not clipped, and must be finite all the same
+            norm = norm + 0 * self.probe_parameter.grad.sum()
+        self.step_record = torch.stack([self._loss, norm, stats.norm_postclip, stats.clipped_fraction])
         # Fused optimizers leave weights and state alone where this is 1, as they do for gradient scalers.
         self._bad = self._bad.to(self.device) | ~self.step_record[:2].isfinite().all()
         optimizer.found_inf = self._bad.float()  # type: ignore[attr-defined]
 
+    @property
+    def has_stopped(self) -> bool:
+        """Whether a step was not finite, so that none is taken any more; waits for the device."""
+        return bool(self._bad)
+
     def first_bad_layer(self, batch: Batch, *, training: bool = True) -> str | None:
         """Name the layer at which a number that is not finite first appears on `batch`; see `layers.first_bad_layer`.
 
-        A training step is run without being taken; if not `training`, the network alone.
+        A training step is run without being taken; if not `training`, the network alone, forwards.
         """
-        return first_bad_layer(
-            self.generator, lambda: self.training_step(batch, 0) if training else self(batch.sqrt_counts).abs().sum()
-        )
+        with torch.set_grad_enabled(training):
+            return first_bad_layer(
+                self.generator,
+                lambda: self.training_step(batch, 0) if training else self(batch.sqrt_counts).abs().sum(),
+            )
 
     def observe(self) -> dict[str, float]:
         """Activations of the blocks on a fixed batch, and the norm weights of stable ones; see `layers`."""
@@ -175,7 +185,7 @@ class PtychoModule(lightning.LightningModule):
             numerator, light = stitch(waves, self.probe, corners, truth.shape)
             mask = (light > metrics.LIT_SHARE * light.max()).cpu().numpy()
             stitched = (numerator.real / light.clamp_min(torch.finfo(light.dtype).tiny)).cpu().numpy()
-            finite = bool(np.isfinite(stitched[mask]).all())
+            finite = bool(mask.any() and np.isfinite(stitched[mask]).all())
             values.append(metrics.amplitude_ssim(stitched, np.abs(truth), mask) if finite else math.nan)
         return float(np.mean(values))
 

@@ -98,8 +98,9 @@ def test_a_constant_prediction_has_no_ssim_no_frc_and_no_consistency(simulated):
 
 def test_the_twin_is_recognised(simulated):
     truth = simulated.test.patches_of(simulated.test_objects)
-    assert evaluate(truth, simulated, simulated.probe, False).is_twin is False
-    assert evaluate(truth[:, ::-1, ::-1].conj(), simulated, simulated.probe, False).is_twin is True
+    for patches, closer, other in ((truth, "object", "twin"), (truth[:, ::-1, ::-1].conj(), "twin", "object")):
+        found = evaluate(patches, simulated, simulated.probe, False).metrics
+        assert found[f"test/{closer}_correlation"] > found[f"test/{other}_correlation"] + 0.1
 
 
 def test_a_scan_reports_r_factor_and_consistency_and_nothing_made_up(tmp_path):
@@ -113,7 +114,7 @@ def test_a_scan_reports_r_factor_and_consistency_and_nothing_made_up(tmp_path):
         "test/r_factor_constant",
         "test/r_factor_mean_pattern",
     }
-    assert found.is_twin is None
+    assert "test/twin_correlation" not in found.metrics
     assert "ssim" not in found.summary
     assert found.metrics["test/r_factor"] < 0.2 * found.metrics["test/r_factor_constant"]
     assert found.metrics["test/overlap_consistency"] > 0.99
@@ -126,6 +127,14 @@ def test_a_reference_object_that_comes_with_the_scan_is_compared_with(tmp_path):
     found = evaluate(_truth(source), scan, scan.probe, True)
     assert found.metrics["test/amp_ssim"] > 0.98
     assert found.metrics["test/frc50"] > 0.3
+
+
+@pytest.mark.parametrize("reference", [np.zeros((96, 96)), np.ones((10, 10))])
+def test_a_reference_that_covers_little_or_nothing_is_none(tmp_path, reference):
+    scan, source = _scan(tmp_path, object=reference.astype(np.complex64))
+    found = evaluate(_truth(source), scan, scan.probe, True)
+    assert not found.compared
+    assert "test/amp_ssim" not in found.metrics
 
 
 def test_photon_noise_is_estimated_for_a_scan_from_its_mean_pattern(tmp_path):

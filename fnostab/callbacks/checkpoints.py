@@ -44,9 +44,9 @@ class Checkpoints(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time; not after an epoch's last batch, whose validation is still to come."""
+        """Save if it is time; not after an epoch's last batch, or a bad step: the validation is still to come."""
         due = time.monotonic() - self._saved_at > self._every_s
-        if due and batch_idx + 1 < trainer.num_training_batches:
+        if due and batch_idx + 1 < trainer.num_training_batches and not module.has_stopped:
             self._save(trainer, self.last)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:

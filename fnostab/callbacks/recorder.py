@@ -53,6 +53,7 @@ class SeriesRecorder(lightning.Callback):
         self._best_std = 0.0
         self._pending: list[torch.Tensor] = []
         self._pending_layers: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self._layers: list[tuple[int, dict[str, float]]] = []
         self._step_times_ms: list[int] = []
         #: Last step and time in ms of each epoch, and the time before the first step.
         self._epochs: list[tuple[int, int]] = []
@@ -64,12 +65,14 @@ class SeriesRecorder(lightning.Callback):
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Offer the sink what a checkpoint brought, also if nothing is left to train."""
         self._offer_steps(0)
+        self._offer_layers(0)
         self._offer_start()
         self._offer_epochs(0)
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Observe the network as it starts, look at the steps that a checkpoint brought along, start the clock."""
-        self.drain(trainer, module)
+        """Observe the network as it starts, and start the clock; a run that had to stop stops again."""
+        if "non_finite" in self.history.events:
+            trainer.should_stop = True
         if not self._begun_ms:
             self._begun_ms = _now_ms()
             self.history.add_health(module.observe())
@@ -103,15 +106,10 @@ class SeriesRecorder(lightning.Callback):
             self._stop(trainer, first + bad, module.first_bad_layer(batch))
         self.history.add_steps(rows)
         self._offer_steps(first)
-        for step, norms in self._pending_layers:
-            if step >= self.history.steps:
-                continue
-            values = torch.stack(list(norms.values())).tolist()
-            self._sink.log_series(
-                (f"weight_grad_norm/{name}", value, step, self._step_times_ms[step])
-                for name, value in zip(norms, values, strict=True)
-            )
+        known = len(self._layers)
+        self._layers += [entry for entry in self._layer_rows() if entry[0] < self.history.steps]
         self._pending_layers = []
+        self._offer_layers(known)
 
     def _stop(self, trainer: lightning.Trainer, step: int, layer: str | None) -> None:
         self.history.events.setdefault("non_finite", {"step": step} | ({"layer": layer} if layer else {}))
@@ -129,6 +127,18 @@ class SeriesRecorder(lightning.Callback):
         rows: list[list[float]] = torch.stack([record.to(device) for record in self._pending]).tolist()
         return rows
 
+    def _layer_rows(self) -> list[tuple[int, dict[str, float]]]:
+        """The pending norms of parameters, one copy from the device a step."""
+        return [
+            (step, dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)))
+            for step, norms in self._pending_layers
+        ]
+
+    def _offer_layers(self, first: int) -> None:
+        for step, norms in self._layers[first:]:
+            time_ms = self._step_times_ms[step]
+            self._sink.log_series((f"weight_grad_norm/{name}", value, step, time_ms) for name, value in norms.items())
+
     def _offer_steps(self, first: int) -> None:
         series = [getattr(self.history, name) for name in STEP_SERIES]
         self._sink.log_series(
@@ -145,10 +155,11 @@ class SeriesRecorder(lightning.Callback):
     def _offer_epochs(self, first: int) -> None:
         for epoch, (step, time_ms) in list(enumerate(self._epochs))[first:]:
             series = [(key, getattr(self.history, name)) for key, name in EPOCH_KEYS.items()]
-            # Those of health have one value more, from before the first step.
-            series += [(f"health/{name}", values[1:]) for name, values in self.history.health.items()]
             series += [("val/progress", self._progress)]
             self._sink.log_series((key, values[epoch], step, time_ms) for key, values in series if epoch < len(values))
+            # Those of health have one value more, from before the first step; they count the steps done.
+            health = self.history.health.items()
+            self._sink.log_series((f"health/{name}", values[epoch + 1], step + 1, time_ms) for name, values in health)
 
     @property
     def _progress(self) -> list[float]:
@@ -192,9 +203,8 @@ class SeriesRecorder(lightning.Callback):
         return {
             "history": self.history.to_mapping(),
             "pending": self._rows(),
-            "pending_layers": [
-                (step, {name: float(norm) for name, norm in norms.items()}) for step, norms in self._pending_layers
-            ],
+            "layers": list(self._layers),
+            "pending_layers": self._layer_rows(),
             "step_times_ms": list(self._step_times_ms),
             "epochs": list(self._epochs),
             "begun_ms": self._begun_ms,
@@ -205,6 +215,7 @@ class SeriesRecorder(lightning.Callback):
         """Continue the saved history."""
         self.history.load(state["history"])
         self._pending = [torch.tensor(row) for row in state["pending"]]
+        self._layers = state["layers"]
         self._pending_layers = [
             (step, {name: torch.tensor(norm) for name, norm in norms.items()})
             for step, norms in state["pending_layers"]

@@ -1,12 +1,14 @@
 """Train one arm, everything logged: the entry point `main` of `MLproject`, and `fnostab train`."""
 
+import gc
 import json
 import logging
 import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,14 +123,18 @@ class _Run:
         tracker, history = self.tracker, self.history
         for key, value in self._baselines.items():
             setattr(history, key.replace("/", "_"), value)
-        results = self._baselines | self._fit(interruption)
+        results = dict(self._baselines)
+        with self._running_out_of_memory():
+            results |= self._fit(interruption)
         if history.val_loss:
             results["best_val_loss"] = self.checkpoints.best_val_loss
+        _free_memory()
         evaluation = None
-        if module := self._best():
-            evaluation = self._evaluate(module)
-            results |= evaluation.metrics if evaluation else {}
-            self._log_model(module)
+        with self._running_out_of_memory():
+            if module := self._best():
+                evaluation = self._evaluate(module)
+                results |= evaluation.metrics if evaluation else {}
+                self._log_model(module)
         self._log_training_figure()
         verdict = judge(history.to_mapping())
         tracker.log_metrics({k: v for k, v in results.items() if k not in self._baselines}, step=history.steps - 1)
@@ -154,12 +160,20 @@ class _Run:
         except SystemExit:  # Lightning's own answer to SIGTERM, where it sees the signal before the callback does
             interruption.check()
             raise
+        # Nothing is left to train where only the upload was.
+        return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
+
+    @contextmanager
+    def _running_out_of_memory(self) -> Iterator[None]:
+        """Make an event of an error that says that the memory does not suffice."""
+        try:
+            yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self.history.events["out_of_memory"] = {"step": self.history.steps, "peak_bytes": peak_bytes(self._device)}
-        # Nothing is left to train where only the upload was.
-        return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
+            device = _device_name(self._device)
+            peak = peak_bytes(self._device)
+            self.history.events["out_of_memory"] = {"step": self.history.steps, "peak_bytes": peak, "device": device}
 
     def _log_beginning(self) -> None:
         config, tracker, device = self.config, self.tracker, _device_name(self._device)
@@ -248,8 +262,8 @@ class _Run:
         tracker, history = self.tracker, self.history
         vacuous = evaluation.vacuous if evaluation else []
         tags = {"verdict": verdict.label, "verdict_reason": verdict.reason, "vacuous": ",".join(vacuous)}
-        if evaluation and evaluation.is_twin is not None:
-            tags["twin"] = str(evaluation.is_twin).lower()
+        if "twin" in verdict.evidence:
+            tags["twin"] = str(verdict.evidence["twin"]).lower()
         tracker.set_tags(tags)
         layout = {"verdict": verdict.label, "verdict_reason": verdict.reason, "evidence": verdict.evidence}
         layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | results
@@ -268,7 +282,7 @@ class _Run:
 
     def log_interrupted(self, interrupt: Interrupted) -> None:
         """Store what an interrupted run has so far, with its verdict."""
-        self.history.events["interrupted"] = True
+        self.history.events = {"interrupted": True}
         reason = f"{interrupt} after {self.history.steps} steps; the same command continues it"
         self.report(reason)
         try:
@@ -276,6 +290,12 @@ class _Run:
             self.tracker.log_text(self.history.to_json(), "history.json")
         except tracking.StoreAway as away:
             self.report(str(away))
+
+
+def _free_memory() -> None:
+    """Free the network that was trained and its optimizer, which Lightning's objects keep alive in circles."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _device_name(device: torch.device) -> str:
