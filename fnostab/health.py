@@ -97,6 +97,9 @@ def judge(history: Mapping[str, Any], config: HealthConfig = _DEFAULTS) -> Verdi
         evidence["twin"] = twin > ours
         if twin > ours:
             reason += f"; but the twin image is closer (correlation {twin:.3g}) than the object ({ours:.3g})"
+    pattern, best = _number(history.get("val_loss_mean_pattern")), evidence["best_val_loss"]
+    if label == "converged" and best >= pattern:
+        reason += f"; but one mean pattern everywhere is no worse, with a val_loss of {pattern:.3g}"
     return Verdict(label, reason, _ready_for_json(evidence))
 
 

@@ -464,3 +464,9 @@ def test_a_spike_needs_sixteen_values_before_it(before, count):
 @pytest.mark.parametrize("series", [[], [1.0], [math.nan] * 100, [0.0] * 100 + [1.0]])
 def test_series_without_a_level_have_no_spikes(series):
     assert spikes(series) == []
+
+
+def test_a_run_that_is_no_better_than_one_pattern_everywhere_says_so():
+    assert "one mean pattern everywhere is no worse" in judge(_history(0.5, 0.4, val_loss_mean_pattern=0.4)).reason
+    assert "mean pattern" not in judge(_history(0.5, 0.4, val_loss_mean_pattern=0.45)).reason
+    assert "mean pattern" not in judge(_history(0.5, 0.4)).reason
