@@ -28,7 +28,7 @@ MODULES = {
 #: Import neither Lightning nor MLflow, not even through another module of the package.
 PURE = (
     *("optics", "objects", "scan", "models", "clipping", "gradients", "layers"),
-    *("metrics", "alignment", "comparison", "frc", "evaluation", "health", "ranking"),
+    *("metrics", "alignment", "comparison", "frc", "evaluation", "health", "ranking", "intervals", "decision"),
 )
 MAY_IMPORT_LIGHTNING = {"dataset", "datamodule", "training", "callbacks"}
 MAY_IMPORT_MLFLOW = {"tracking"}

@@ -1,0 +1,172 @@
+"""Estimates with their intervals, for few runs of which some failed: pure functions of arrays.
+
+Lower values are better, and a failed run's value is infinite: medians, trimmed means, comparisons and quantiles all
+stay defined. Every interval is two-sided at 95 %. The definitions are those of rliable for one task: Agarwal et al.
+2021, "Deep reinforcement learning at the edge of the statistical precipice", https://arxiv.org/abs/2108.13264.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CONFIDENCE: Final = 0.95
+#: Chance with which `seeds_to_tell_apart` seeds give a clear interval, if the probability is the true one.
+POWER: Final = 0.8
+
+Values = NDArray[np.float64]
+#: Both ends, or neither: one value has no spread.
+Interval = tuple[float, float] | tuple[None, None]
+
+
+def wilson_interval(failures: int, runs: int) -> tuple[float, float]:
+    """Score interval, between 0 and 1, of the failure rate behind `failures` in `runs` independent runs.
+
+    Raises `ValueError` unless 0 <= failures <= runs and runs > 0. Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209,
+    without continuity correction.
+    """
+    if runs <= 0:
+        raise ValueError(f"`runs` (={runs}) must be > 0")
+    if not 0 <= failures <= runs:
+        raise ValueError(f"`failures` (={failures}) must lie between 0 and `runs` (={runs})")
+    rate, z2 = failures / runs, _two_sided_z() ** 2
+    centre = (rate + z2 / (2 * runs)) / (1 + z2 / runs)
+    half = math.sqrt(z2 * (rate * (1 - rate) / runs + z2 / (4 * runs**2))) / (1 + z2 / runs)
+    # At the ends the two terms are equal, but for rounding.
+    return 0.0 if failures == 0 else centre - half, 1.0 if failures == runs else centre + half
+
+
+def interquartile_mean(values: ArrayLike) -> float:
+    """Mean of `values` (n,) without the floor(n/4) lowest and highest; infinite if what remains holds an infinity.
+
+    It is the 25 % trimmed mean, `scipy.stats.trim_mean(values, 0.25)`. Raises `ValueError` where there is no value or a
+    NaN among them. Source: rliable, section 4.3.
+    """
+    return float(middle_half_means(np.sort(_checked("values", values))))
+
+
+def middle_half_means(ordered: Values) -> Values:
+    """Interquartile means over the last axis of `ordered` (..., n), which ascends along it."""
+    n = ordered.shape[-1]
+    return np.asarray(ordered[..., n // 4 : n - n // 4].mean(axis=-1))
+
+
+def medians(ordered: Values) -> Values:
+    """Medians over the last axis; between a number and an infinity lies infinity."""
+    return np.asarray(np.median(ordered, axis=-1))
+
+
+def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:
+    """Probability that a run of `a` (n,) is better, that is lower, than a run of `b` (m,); a tie counts one half.
+
+    It is the Mann-Whitney statistic over n m; two infinities tie. Raises `ValueError` where there is no value or a NaN
+    among them. Source: rliable, section 4.3, where higher is better.
+    """
+    return float(_wins(_checked("a", a), _checked("b", b)).mean())
+
+
+def seeds_to_tell_apart(probability: float) -> int | None:
+    """Seeds per arm at which the interval of the probability of improvement would leave out 0.5; None if it is 0.5.
+
+    An estimate: it takes `probability` for the true one, which after few seeds it is not, asks for a power of `POWER`,
+    and supposes arms of equal size without ties (with ties fewer will do): n = (z_0.975 + z_0.8)^2 / (6 (p - 1/2)^2).
+    Source: Noether 1987, J. Am. Stat. Assoc. 82, 645, with half of the seeds in each arm.
+    """
+    if probability == 0.5:
+        return None
+    return math.ceil((_two_sided_z() + NormalDist().inv_cdf(POWER)) ** 2 / (6 * (probability - 0.5) ** 2))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Probability that a run of arm `a` has a lower best_val_loss than one of `b`, with its 95 % interval.
+
+    The interval's ends are None where an arm has one run only.
+    """
+
+    a: str
+    b: str
+    probability: float
+    low: float | None
+    high: float | None
+
+    @property
+    def reversed(self) -> "Pair":
+        """The same comparison, of `b` with `a`."""
+        low, high = (None if end is None else 1 - end for end in (self.high, self.low))
+        return Pair(self.b, self.a, 1 - self.probability, low, high)
+
+    @property
+    def a_is_better(self) -> bool:
+        """Whether the whole interval lies above 0.5."""
+        return self.low is not None and self.low > 0.5
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the interval holds 0.5, or there is none."""
+        return self.low is None or self.high is None or self.low <= 0.5 <= self.high
+
+    def __str__(self) -> str:
+        interval = "no interval" if self.low is None else f"95 % interval {self.low:.2f} to {self.high:.2f}"
+        return f"{self.a} over {self.b} {self.probability:.2f} ({interval})"
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """One arm's values (n,), ascending, and how often each was drawn in each resample: counts (resamples, n).
+
+    A resample draws n seeds of the arm with replacement. Intervals are percentile intervals (Efron 1979) by the
+    quantiles of method `inverted_cdf`, which are drawn values, so that infinities work. After few seeds they are too
+    narrow: of three seeds the median's is the range, which holds the true median with a chance of 75 %, not 95 %.
+    """
+
+    values: Values
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def draw(cls, values: ArrayLike, rng: np.random.Generator, resamples: int) -> "Bootstrap":
+        """Resample `values` (n,); `ValueError` where there is no value or a NaN among them."""
+        ordered = np.sort(_checked("values", values))
+        n = len(ordered)
+        return cls(ordered, rng.multinomial(n, np.full(n, 1 / n), size=resamples))
+
+    def interval(self, statistic: Callable[[Values], Values]) -> Interval:
+        """Interval of a `statistic` that takes ascending rows (resamples, n) and gives one value a row."""
+        if len(self.values) == 1:
+            return None, None
+        drawn = np.repeat(np.tile(self.values, len(self.counts)), self.counts.ravel()).reshape(self.counts.shape)
+        return _percentile_interval(statistic(drawn))
+
+    def improvement_interval(self, other: "Bootstrap") -> Interval:
+        """Interval of the probability of improvement over `other`, both arms resampled independently."""
+        if min(len(self.values), len(other.values)) == 1:
+            return None, None
+        wins = self.counts @ _wins(self.values, other.values)
+        return _percentile_interval((wins * other.counts).sum(axis=1) / (len(self.values) * len(other.values)))
+
+
+def _two_sided_z() -> float:
+    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+
+
+def _percentile_interval(drawn: Values) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def _wins(a: Values, b: Values) -> Values:
+    """Which of `a` (n,) are lower than which of `b` (m,), as (n, m): 1, or 0.5 for a tie, or 0."""
+    return np.asarray((a[:, None] < b) + 0.5 * (a[:, None] == b))
+
+
+def _checked(name: str, values: ArrayLike) -> Values:
+    array = np.asarray(values, dtype=np.float64).ravel()
+    if not array.size:
+        raise ValueError(f"`{name}` must hold at least one value")
+    if np.isnan(array).any():
+        raise ValueError(f"`{name}` must not hold NaN")
+    return array
