@@ -180,7 +180,7 @@ class PtychoModule(lightning.LightningModule):
         values = []
         for index, truth in enumerate(objects):
             members = torch.from_numpy(np.flatnonzero(self._val.object_index == index)).to(self.device)
-            corners = torch.from_numpy(self._val.positions_px).to(self.device, torch.int64)[members]
+            corners = torch.from_numpy(self._val.positions_px.astype(np.int64)).to(self.device)[members]
             waves = self.probe * amplitudes[members]
             numerator, light = stitch(waves, self.probe, corners, truth.shape)
             mask = (light > metrics.LIT_SHARE * light.max()).cpu().numpy()
