@@ -183,6 +183,13 @@ class PtychoDataModule(lightning.LightningDataModule):
         return batch
 
 
+def training_loader(trainer: lightning.Trainer) -> PatchLoader:
+    """The loader that `trainer` trains from."""
+    loader = trainer.train_dataloader
+    assert isinstance(loader, PatchLoader)
+    return loader
+
+
 def resident(split: Split, device: torch.device | str = "cpu") -> Batch:
     """A whole split as tensors on `device`."""
     return Batch(

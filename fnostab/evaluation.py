@@ -51,12 +51,12 @@ class Evaluation:
     @property
     def vacuous(self) -> list[str]:
         """Names of the metrics that mean nothing here, and are NaN."""
-        return metrics.vacuous({name.removeprefix("test/"): value for name, value in self.metrics.items()})
+        return metrics.vacuous(self._by_short_name)
 
     @property
     def summary(self) -> dict[str, Any]:
         """The final numbers in the layout of `metrics.json`: pairs are of amplitude and phase."""
-        found = {name.removeprefix("test/"): value for name, value in self.metrics.items()}
+        found = self._by_short_name
         pairs = {name: [found[f"amp_{name}"], found[f"phase_{name}"]] for name in _PAIRS} if self.compared else {}
         curves = [
             {"frequency": one.comparison["frc_frequency"], "correlation": one.comparison["frc"]}
@@ -64,6 +64,10 @@ class Evaluation:
             if one.comparison is not None
         ]
         return pairs | {"frc": curves} | found
+
+    @property
+    def _by_short_name(self) -> dict[str, float]:
+        return {name.removeprefix("test/"): value for name, value in self.metrics.items()}
 
 
 def can_be_stitched(patches: NDArray[np.complex64]) -> bool:
@@ -130,9 +134,8 @@ def baselines(dataset: Dataset, probe_learnt: bool) -> dict[str, float]:
     """R-factors on the validation patches of knowing nothing, and of photon noise alone, under their tracked names.
 
     With a probe that is learnt, a constant object can show any one pattern everywhere, so it is no worse than the mean
-    pattern.
-    The noise is that of the true objects' patterns; for a measured scan it is estimated from the mean training pattern,
-    to some tens of per cent.
+    pattern. The noise is that of the true objects' patterns; for a measured scan it is estimated from the mean training
+    pattern, to some tens of per cent.
     """
     amplitudes = np.sqrt(dataset.val.counts) / dataset.scale
     training = np.sqrt(dataset.train.counts) / dataset.scale

@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 import torch
 
-from fnostab.datamodule import PatchLoader
+from fnostab.datamodule import training_loader
 
 
 class Checkpoints(lightning.Callback):
@@ -29,7 +29,7 @@ class Checkpoints(lightning.Callback):
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Note the place in the epoch."""
-        checkpoint["place_in_epoch"] = _loader(trainer).state_dict()
+        checkpoint["place_in_epoch"] = training_loader(trainer).state_dict()
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Take over the place in the epoch."""
@@ -38,7 +38,7 @@ class Checkpoints(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Put the loader where it stood."""
         if self._place is not None:
-            _loader(trainer).load_state_dict(self._place)
+            training_loader(trainer).load_state_dict(self._place)
             self._place = None
 
     def on_train_batch_end(
@@ -73,9 +73,3 @@ class Checkpoints(lightning.Callback):
         """Take them over."""
         self.best_val_loss = state["best_val_loss"]
         torch.set_rng_state(state["torch_rng"])
-
-
-def _loader(trainer: lightning.Trainer) -> PatchLoader:
-    loader = trainer.train_dataloader
-    assert isinstance(loader, PatchLoader)
-    return loader

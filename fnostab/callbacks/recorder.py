@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import lightning
 import torch
 
-from fnostab.datamodule import PatchLoader
+from fnostab.datamodule import training_loader
 from fnostab.history import STEP_SERIES, History
 from fnostab.metrics import progress
 
@@ -100,9 +100,7 @@ class SeriesRecorder(lightning.Callback):
         if bad is not None:  # the guard on the device let none of the later steps happen
             rows = rows[: bad + 1]
             del self._step_times_ms[first + len(rows) :]
-            loader = trainer.train_dataloader
-            assert isinstance(loader, PatchLoader)
-            batch = loader.batch(first + bad - self._steps_before_epoch)
+            batch = training_loader(trainer).batch(first + bad - self._steps_before_epoch)
             self._stop(trainer, first + bad, module.first_bad_layer(batch))
         self.history.add_steps(rows)
         self._offer_steps(first)
@@ -153,12 +151,12 @@ class SeriesRecorder(lightning.Callback):
         )
 
     def _offer_epochs(self, first: int) -> None:
+        series = [(key, getattr(self.history, name)) for key, name in EPOCH_KEYS.items()]
+        series += [("val/progress", self._progress)]
+        health = self.history.health.items()
         for epoch, (step, time_ms) in list(enumerate(self._epochs))[first:]:
-            series = [(key, getattr(self.history, name)) for key, name in EPOCH_KEYS.items()]
-            series += [("val/progress", self._progress)]
             self._sink.log_series((key, values[epoch], step, time_ms) for key, values in series if epoch < len(values))
             # Those of health have one value more, from before the first step; they count the steps done.
-            health = self.history.health.items()
             self._sink.log_series((f"health/{name}", values[epoch + 1], step + 1, time_ms) for name, values in health)
 
     @property

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fnostab import tracking
@@ -204,9 +205,10 @@ class _Run:
         self.history.twin_correlation = found.metrics.get("test/twin_correlation", math.nan)
         for index, reconstruction in enumerate(found.reconstructions):
             self._log_reconstruction(index, reconstruction, module.probe_array)
-        self._log_pictures(found.reconstructions, module.probe_array, self._title, self.history.steps - 1)
-        if found.compared:
-            self.tracker.log_figure(frc_figure(found.reconstructions, self._title), "figures/frc.png")
+        last_step = self.history.steps - 1
+        figures = self._log_pictures(found.reconstructions, module.probe_array, self._title, last_step)
+        if "frc" in figures:
+            self.tracker.log_figure(figures["frc"], "figures/frc.png")
         return found
 
     @property
@@ -245,14 +247,15 @@ class _Run:
 
     def _log_pictures(
         self, found: Sequence[Reconstruction], probe: NDArray[np.complex64], title: str, step: int
-    ) -> None:
-        """Figures that the UI shows by step."""
+    ) -> dict[str, Figure]:
+        """Log the figures that the UI shows by step; returns them by name."""
         figures = {"reconstruction": reconstruction_figure(found[0], probe, title)}
         if found[0].comparison:
             figures["frc"] = frc_figure(found, title)
         figures["training"] = training_figure(self.history, title)
         for key, figure in figures.items():
             self.tracker.log_image(to_rgb(figure), key, step)
+        return figures
 
     def _log_training_figure(self) -> None:
         self.tracker.log_figure(training_figure(self.history, self._title), "figures/training.png")
