@@ -223,15 +223,18 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "train.overlap_weight": 1.0,
         "train.picture_every_epochs": 20,
     },
-    # Seconds, for tests.
+    # Seconds, for tests and first tries; even so it learns.
     "smoke": {
-        "data.object_size": 128,
+        "data.N": 32,
+        "data.object_size": 160,
         "data.nimgs_train": 1,
         "data.nimgs_test": 1,
-        "data.max_train_patches": 64,
-        "data.max_val_patches": 16,
-        "model.width": 4,
-        "train.epochs": 2,
+        "data.max_train_patches": 192,
+        "data.max_val_patches": 32,
+        "model.width": 8,
+        "model.fno_blocks": 2,
+        "optim.lr": 3e-3,
+        "train.epochs": 8,
     },
 }
 

@@ -143,4 +143,4 @@ def test_data_build_reports_the_content_hash_and_is_repeatable(fresh_store, caps
     first = capsys.readouterr().out
     assert main(["data", "build", "--preset", "smoke"]) == 0
     assert capsys.readouterr().out == first
-    assert "64 training, 16 validation, 49 test patterns" in first
+    assert "192 training, 32 validation, 169 test patterns" in first

@@ -48,7 +48,7 @@ def test_auto_leaves_the_decision_to_the_preset_and_a_value_overrides_it(preset)
 
 def test_values_override_the_base_and_the_base_the_preset():
     config = resolve_config({"lr": "0.01"}, base={"preset": "smoke", "optim.lr": 0.1, "width": 6})
-    assert (config.optim.lr, config.model.width, config.train.epochs) == (0.01, 6, 2)
+    assert (config.optim.lr, config.model.width, config.train.epochs) == (0.01, 6, 8)
 
 
 @pytest.mark.parametrize(

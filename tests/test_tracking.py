@@ -54,7 +54,7 @@ def test_a_run_made_by_mlflow_projects_is_written_to_and_its_parameters_are_not_
     run = store.get_run(projects_run.info.run_id)
     assert tracker.run_id == projects_run.info.run_id
     assert run.data.params["optim.lr"] == "1.0e-3"
-    assert run.data.params["model.width"] == "4"
+    assert run.data.params["model.width"] == "8"
     assert run.info.status == "FINISHED"
     assert run.info.run_name == f"control-seed{_CONFIG.seed}"
 

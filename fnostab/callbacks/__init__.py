@@ -2,7 +2,16 @@
 
 from fnostab.callbacks.checkpoints import Checkpoints
 from fnostab.callbacks.interruption import Interrupted, Interruption
-from fnostab.callbacks.progress import Pictures, Progress, in_words
+from fnostab.callbacks.progress import EpochDone, Pictures, Progress, in_words
 from fnostab.callbacks.recorder import SeriesRecorder
 
-__all__ = ["Checkpoints", "Interrupted", "Interruption", "Pictures", "Progress", "SeriesRecorder", "in_words"]
+__all__ = [
+    "Checkpoints",
+    "EpochDone",
+    "Interrupted",
+    "Interruption",
+    "Pictures",
+    "Progress",
+    "SeriesRecorder",
+    "in_words",
+]

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 from tqdm import tqdm
@@ -13,11 +13,30 @@ _SHOW_EVERY_S = 0.5
 _LONG_S = 1800.0
 
 
-class Progress(lightning.Callback):
-    """Says how training goes: a bar with loss, gradient norm and ETA on a terminal, a line an epoch otherwise."""
+class EpochDone(NamedTuple):
+    """Where a run stands after an epoch, for those who watch several."""
 
-    def __init__(self, report: Callable[[str], None], *, terminal: bool | None = None) -> None:
+    epoch: int
+    epochs: int
+    val_loss: float
+    seconds_left: float
+
+
+class Progress(lightning.Callback):
+    """Says how training goes: a bar with loss, gradient norm and ETA on a terminal, a line an epoch otherwise.
+
+    `watch`, if given, is called after every epoch.
+    """
+
+    def __init__(
+        self,
+        report: Callable[[str], None],
+        watch: Callable[[EpochDone], None] | None = None,
+        *,
+        terminal: bool | None = None,
+    ) -> None:
         self._report = report
+        self._watch = watch
         self._terminal = sys.stderr.isatty() if terminal is None else terminal
         self._bar: tqdm[Any] | None = None
         self._started_at = 0.0
@@ -61,6 +80,8 @@ class Progress(lightning.Callback):
         done = trainer.global_step - self._first_step
         elapsed_s = time.monotonic() - self._started_at
         left_s = elapsed_s / max(1, done) * (int(trainer.estimated_stepping_batches) - trainer.global_step)
+        if self._watch:
+            self._watch(EpochDone(trainer.current_epoch + 1, trainer.max_epochs or 0, val_loss, left_s))
         eta = f", {in_words(left_s)} left" if left_s > 0 else ""
         self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: val_loss {val_loss:.4f}{eta}")
 

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fnostab import tracking
-from fnostab.callbacks import Checkpoints, Interrupted, Interruption, Pictures, Progress, SeriesRecorder
+from fnostab.callbacks import Checkpoints, EpochDone, Interrupted, Interruption, Pictures, Progress, SeriesRecorder
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.datamodule import PtychoDataModule
 from fnostab.dataset import Dataset, load_or_build
@@ -39,10 +39,17 @@ from fnostab.training import (
 )
 
 Report = Callable[[str], None]
+Watch = Callable[[EpochDone], None]
 #: Counts shown to people who open the model: patterns of the input example.
 _EXAMPLE_PATTERNS = 2
 #: Pictures on the way show this many patches around the middle of the first test object: all would take too long.
 _PICTURE_PATCHES = 121
+#: What of a verdict's evidence is a metric as well, so that runs can be compared without reading their artifacts.
+_EVIDENCE_METRICS = {
+    "grad/norm_median": "grad_norm_median",
+    "grad/norm_max": "grad_norm_max",
+    "val/plateau_left_epoch": "plateau_left_epoch",
+}
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,19 @@ class ArmResult:
     history: History
 
 
-def train_arm(config: ArmConfig, report: Report, data_progress: Callable[[int, int], None] | None = None) -> ArmResult:
+def train_arm(
+    config: ArmConfig,
+    report: Report,
+    data_progress: Callable[[int, int], None] | None = None,
+    *,
+    watch: Watch | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> ArmResult:
     """Train `config`, log everything to MLflow, and return where it is and what was learnt.
 
-    `report` takes lines for people, `data_progress` (done, total) patterns while a dataset is built. An unfinished run
-    of the same identity is continued where its last checkpoint stands. Raises `ConfigError` for bad input, before
+    `report` takes lines for people, `data_progress` (done, total) patterns while a dataset is built, `watch` an
+    `EpochDone` an epoch; `tags` are set besides the run's own. An unfinished run of the same identity is continued
+    where its last checkpoint stands. Raises `ConfigError` for bad input, before
     anything is written; `AlreadyRunning` if another process trains the same identity; `Interrupted` after SIGTERM or
     Ctrl-C, once everything recorded is stored.
     """
@@ -82,7 +97,8 @@ def train_arm(config: ArmConfig, report: Report, data_progress: Callable[[int, i
                 first_run_id = None
             with tracking.open_run(config, first_run_id=first_run_id) as tracker:
                 folder.begin(tracker.run_id)
-                run = _Run(config, dataset, tracker, folder.path, report)
+                run = _Run(config, dataset, tracker, folder.path, report, watch)
+                tracker.set_tags(tags or {})
                 try:
                     result = run.train(interruption)
                 except Interrupted as interrupt:
@@ -109,11 +125,20 @@ def _quieten_libraries() -> None:
 class _Run:
     """One training from its first tag to its last artifact."""
 
-    def __init__(self, config: ArmConfig, dataset: Dataset, tracker: Tracker, folder: Path, report: Report) -> None:
+    def __init__(
+        self,
+        config: ArmConfig,
+        dataset: Dataset,
+        tracker: Tracker,
+        folder: Path,
+        report: Report,
+        watch: Watch | None,
+    ) -> None:
         self.config = config
         self.dataset = dataset
         self.tracker = tracker
         self.report = report
+        self._watch = watch
         self.history = History()
         self.checkpoints = Checkpoints(folder, config.train.checkpoint_every_s)
         self._folder = folder
@@ -138,6 +163,8 @@ class _Run:
                 self._log_model(module)
         self._log_training_figure()
         verdict = judge(history.to_mapping())
+        found = {key: verdict.evidence[name] for key, name in _EVIDENCE_METRICS.items()}
+        results |= {key: float(value) for key, value in found.items() if value is not None}
         tracker.log_metrics({k: v for k, v in results.items() if k not in self._baselines}, step=history.steps - 1)
         self._log_outcome(verdict, results, evaluation)
         how_to_open = tracking.how_to_open(tracker.run_id, tracker.experiment_id)
@@ -148,7 +175,7 @@ class _Run:
         config = self.config
         recorder = SeriesRecorder(self.history, self.tracker)
         pictures = Pictures(self._draw, config.train.picture_every_epochs)
-        callbacks = [recorder, Progress(self.report), pictures, self.checkpoints, interruption]
+        callbacks = [recorder, Progress(self.report, self._watch), pictures, self.checkpoints, interruption]
         trainer = make_trainer(config, callbacks, self._folder)
         self._device = trainer.strategy.root_device
         self._log_beginning()

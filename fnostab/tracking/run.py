@@ -1,21 +1,15 @@
-"""Everything that fnostab says to MLflow; no other module imports it."""
+"""One MLflow run: written while it trains, read back afterwards."""
 
-import http.client
 import logging
 import os
-import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-import filelock
 import matplotlib.figure
 import mlflow
 import numpy as np
@@ -32,108 +26,15 @@ from numpy.typing import NDArray
 import fnostab
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset
+from fnostab.tracking.store import StoreAway, check_store, connect, sqlite_file, store_errors
 
 logger = logging.getLogger(__name__)
 
 #: MLflow's limits for one `log_batch` call.
 _METRICS_A_CALL: Final = 1000
 _PARAMS_A_CALL: Final = 100
-_DATABASE_PORTS: Final = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 #: MLflow refuses longer tags and parameters.
 _MAX_TAG: Final = 5000
-_REACH_TIMEOUT_S: Final = 5.0
-
-
-class StoreAway(RuntimeError):
-    """The tracking store does not take what it is given; nothing is lost, the same command finishes the run later."""
-
-
-def check_store() -> str:
-    """Check, without writing anything, that the tracking store can be reached, and return its URI, paths absolute.
-
-    The store is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working directory. Raises `ConfigError` within seconds if
-    nothing answers there.
-    """
-    # An outage must not hold up training for MLflow's default of several minutes a call.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    uri = mlflow.get_tracking_uri()
-    if uri.startswith("sqlite:"):
-        database = _sqlite_file(uri)
-        return uri if database is None else f"sqlite:///{database.resolve()}"
-    try:
-        _call(uri)
-    except urllib.error.HTTPError as answer:  # any answer is an answer: other servers have no /health
-        answer.close()
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ConfigError(
-            f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking server that answers: {reason}"
-        ) from None
-    return uri
-
-
-def connect() -> None:
-    """Open the tracking store, initialising a fresh sqlite one; several processes may call this at once.
-
-    Raises `ConfigError` within seconds if it cannot be opened.
-    """
-    uri = check_store()
-    with _sqlite_lock(uri):
-        try:
-            mlflow.MlflowClient().search_experiments(max_results=1)
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store that answers: {reason}"
-            ) from None
-
-
-def _call(uri: str) -> None:
-    """Open a connection to the host that `uri` names; stores without a host pass."""
-    parts = urlsplit(uri)
-    host, port = parts.hostname, parts.port or _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
-    if parts.scheme in ("http", "https"):
-        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_REACH_TIMEOUT_S).close()
-    elif host is not None and port is not None:
-        socket.create_connection((host, port), timeout=_REACH_TIMEOUT_S).close()
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    """The file of a sqlite store, new or a database, in a folder that exists; None for one in memory."""
-    name = uri.removeprefix("sqlite:///")
-    if name in ("", ":memory:"):
-        return None
-    database = Path(name)
-    if not database.parent.is_dir():
-        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must lie in a folder that exists")
-    if database.exists() and database.stat().st_size:
-        with database.open("rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must be a sqlite database")
-    return database
-
-
-@contextmanager
-def _sqlite_lock(uri: str) -> Iterator[None]:
-    """Hold a file lock beside a sqlite store: MLflow's migration breaks when several processes run it at once."""
-    database = _sqlite_file(uri) if uri.startswith("sqlite:") else None
-    if database is None:
-        yield
-        return
-    with filelock.FileLock(database.with_name(database.name + ".lock"), timeout=120):
-        yield
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    """Turn what MLflow raises when its store is away, or refuses, into `StoreAway`."""
-    try:
-        yield
-    except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreAway(f"the tracking store does not answer ({reason}); the same command finishes the run") from error
 
 
 class Tracker:
@@ -193,7 +94,7 @@ class Tracker:
             self._stored[key] = max((metric.step for metric in history), default=-1)
         return self._stored[key]
 
-    @_store_errors()
+    @store_errors()
     def log_config(self, config: ArmConfig) -> None:
         """Log the resolved config under its dotted keys (skipping keys that are there) and as `config.yaml`."""
         there = self._client.get_run(self.run_id).data.params
@@ -202,19 +103,19 @@ class Tracker:
             self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_A_CALL])
         self._client.log_dict(self.run_id, config.model_dump(mode="json"), "config.yaml")
 
-    @_store_errors()
+    @store_errors()
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; values are cut to what MLflow takes."""
         self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)[:_MAX_TAG]) for key, value in tags.items()])
 
-    @_store_errors()
+    @store_errors()
     def delete_tags(self, *keys: str) -> None:
         """Delete those of the tags that are there."""
         there = self._client.get_run(self.run_id).data.tags
         for key in there.keys() & set(keys):
             self._client.delete_tag(self.run_id, key)
 
-    @_store_errors()
+    @store_errors()
     def log_dataset(self, dataset: Dataset) -> None:
         """Log the dataset as the run's input; its digest is the first 32 hex digits of the content hash."""
         config = dataset.config
@@ -223,27 +124,27 @@ class Tracker:
         example = np.asarray(dataset.train.counts[:1])
         mlflow.log_input(from_numpy(example, source=source, name=name, digest=dataset.sha256[:32]), context="training")
 
-    @_store_errors()
+    @store_errors()
     def log_text(self, text: str, name: str) -> None:
         """Log `text` as the artifact `name`."""
         self._client.log_text(self.run_id, text, name)
 
-    @_store_errors()
+    @store_errors()
     def log_figure(self, figure: matplotlib.figure.Figure, name: str) -> None:
         """Log a figure as the artifact `name`."""
         self._client.log_figure(self.run_id, figure, name)
 
-    @_store_errors()
+    @store_errors()
     def log_image(self, image: NDArray[np.uint8], key: str, step: int) -> None:
         """Log an (H, W, 3) picture under `key`, which the UI shows by step."""
         self._client.log_image(self.run_id, image, key=key, step=step)
 
-    @_store_errors()
+    @store_errors()
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file into `folder` of the run's artifacts."""
         self._client.log_artifact(self.run_id, str(path), folder)
 
-    @_store_errors()
+    @store_errors()
     def log_model(
         self, model: torch.nn.Module, example_counts: NDArray[np.float32], extra_files: Sequence[Path] = ()
     ) -> None:
@@ -327,7 +228,7 @@ def open_run(config: ArmConfig, *, first_run_id: str | None = None) -> Iterator[
         except (MlflowException, OSError) as away:
             logger.warning("the run's status could not be stored: %s", away)
         raise
-    with _store_errors():
+    with store_errors():
         mlflow.end_run("FINISHED")
 
 
@@ -367,7 +268,7 @@ class RunRecord:
 def read_run(run_id: str) -> RunRecord:
     """Read `run_id` from the store; raises `ConfigError` if there is no such store or run."""
     uri = check_store()
-    database = _sqlite_file(uri) if uri.startswith("sqlite:") else None
+    database = sqlite_file(uri) if uri.startswith("sqlite:") else None
     if database is not None and not database.exists():
         raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store: there is none yet")
     connect()

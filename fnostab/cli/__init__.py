@@ -1,0 +1,42 @@
+"""The command line: parses, calls, prints. Heavy modules are imported by the command that needs them."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from fnostab import __version__
+from fnostab.cli import data, train
+from fnostab.cli.common import Parser, say_error
+from fnostab.config import ConfigError, resolve_config
+
+_DESCRIPTION = "Train Fourier-neural-operator networks on ptychography data, tracked by MLflow."
+_COMMANDS = (train, data)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 for trouble, 2 for bad input, 128 + n for signal n."""
+    try:
+        arguments, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            _refuse(unknown)
+        code: int = arguments.run(arguments)
+        return code
+    except ConfigError as error:
+        say_error(error)
+        return 2
+
+
+def _refuse(unknown: Sequence[str]) -> NoReturn:
+    """Refuse arguments that no option takes, with a suggestion for a mistyped key."""
+    key, _, value = unknown[0].partition("=")
+    if key.startswith("--"):
+        resolve_config({key[2:]: value or " ".join(unknown[1:2])})
+    raise ConfigError(f"`{key}` is no argument of this command")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="fnostab", description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"fnostab {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in _COMMANDS:
+        module.add(commands)
+    return parser

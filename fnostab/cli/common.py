@@ -1,0 +1,116 @@
+"""What every command shares: arguments, the config they make, and how things are said."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fnostab.config import CONFIG_KEYS, FLAT_KEYS, PRESETS, ArmConfig, ConfigError, read_config_file, resolve_config
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `ConfigError`."""
+        raise ConfigError(message)
+
+
+def add_command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> Parser:
+    """Add the command `name`, which `run` carries out."""
+    parser: Parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_group(commands: Any, name: str, text: str, actions: str = "actions") -> Any:
+    """Add a command that has commands of its own; returns what they are added to."""
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    return parser.add_subparsers(title=actions, metavar=actions.removesuffix("s").upper(), required=True)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, without: frozenset[str] = frozenset()) -> None:
+    """Every flat and dotted key as `--key VALUE`; keys that are not there are refused with a suggestion."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file of nested or dotted keys; options override it")
+    short = parser.add_argument_group("parameters")
+    for key, dotted in FLAT_KEYS.items():
+        text = f"one of {', '.join(PRESETS)}" if key == "preset" else CONFIG_KEYS[dotted]
+        if key not in without:
+            short.add_argument(f"--{key}", dest=f"key:{key}", metavar="VALUE", help=text.replace("%", "%%"))
+    dotted_keys = parser.add_argument_group("any other key")
+    for key, text in CONFIG_KEYS.items():
+        if key not in FLAT_KEYS and key not in without:
+            dotted_keys.add_argument(f"--{key}", dest=f"key:{key}", metavar="VALUE", help=text.replace("%", "%%"))
+
+
+def given_values(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys that were given as options, and those of the `--config` file."""
+    given = {
+        name.removeprefix("key:"): value
+        for name, value in vars(arguments).items()
+        if name.startswith("key:") and value is not None
+    }
+    return given, read_config_file(Path(arguments.config)) if arguments.config else {}
+
+
+def arm_config(arguments: argparse.Namespace) -> ArmConfig:
+    """The config of one arm."""
+    given, base = given_values(arguments)
+    return resolve_config(given, base=base)
+
+
+def is_given(value: str | None) -> bool:
+    """Whether an option has a value: MLproject hands over `auto` or an empty text where nobody gave one."""
+    return value not in (None, "", "auto")
+
+
+def whole_number(name: str, value: str, at_least: int) -> int:
+    """The whole number that an option was given."""
+    try:
+        number = int(value)
+    except ValueError:
+        number = at_least - 1
+    if number < at_least:
+        raise ConfigError(f"`{name}` (={value}) must be a whole number >= {at_least}")
+    return number
+
+
+def say(line: str) -> None:
+    """One line, or several, on stdout, at once."""
+    print(line, flush=True)
+
+
+def say_error(error: BaseException) -> None:
+    """One line on stderr; under `mlflow run` also on the run that MLflow made for this process."""
+    print(f"fnostab: error: {error}", file=sys.stderr, flush=True)
+    if os.environ.get("MLFLOW_RUN_ID"):
+        from fnostab import tracking
+
+        tracking.fail_projects_run(str(error))
+
+
+class PatternBar:
+    """A bar of patterns on a terminal, opened by the first `update`."""
+
+    def __init__(self, name: str = "dataset") -> None:
+        self._name = name
+        self._bar: Any = None
+
+    def __enter__(self) -> "PatternBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, done: int, total: int) -> None:
+        """Show `done` of `total` patterns."""
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="pattern", desc=self._name, disable=None, leave=False)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.close()

@@ -1,0 +1,95 @@
+"""`fnostab data build`, `show` and `import`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fnostab.cli.common import PatternBar, add_command, add_config_arguments, add_group, arm_config, say
+from fnostab.config import ConfigError, DataConfig, resolve_config
+
+if TYPE_CHECKING:
+    from fnostab.dataset import Dataset
+
+
+def add(commands: Any) -> None:
+    """Add the commands."""
+    actions = add_group(commands, "data", "build, import or show a dataset")
+    build = add_command(actions, "build", "build the dataset of a config into the cache", _data_build)
+    show = add_command(actions, "show", "summarise a dataset and draw object, probe and patterns", _data_show)
+    for command in (build, show):
+        add_config_arguments(command)
+    show.add_argument("--out", type=Path, default=Path("dataset.png"), metavar="PNG", help="default: dataset.png")
+    scan = add_command(
+        actions, "import", "check a measured scan (.npz, .npz.bz2) and put it into the cache", _data_import
+    )
+    scan.add_argument("scan", help="tike, PtychoPINN/ptychodus or fnostab layout")
+    scan.add_argument("--N", default="64", help="pattern size; smaller than measured: central crop (default 64)")
+    scan.add_argument("--quantity", default="auto", help="counts or amplitude, for PtychoPINN-style files")
+    scan.add_argument("--probe", default="auto", help="NPZ file with another probe")
+    scan.add_argument("--out", type=Path, metavar="NPZ", help="also write the scan in this package's own layout")
+
+
+def _data_build(arguments: argparse.Namespace) -> int:
+    dataset = _dataset(arm_config(arguments).data)
+    say(
+        f"dataset {dataset.sha256}: {len(dataset.train.counts)} training, {len(dataset.val.counts)} validation, "
+        f"{len(dataset.test.counts)} test patterns"
+    )
+    return 0
+
+
+def _data_show(arguments: argparse.Namespace) -> int:
+    config = arm_config(arguments)
+    _check_out(arguments.out, (".png", ".pdf", ".svg"))
+    dataset = _dataset(config.data)
+    _describe(dataset)
+    from fnostab.report import dataset_figure
+
+    dataset_figure(dataset).savefig(arguments.out, dpi=120)
+    say(f"picture: {arguments.out}")
+    return 0
+
+
+def _data_import(arguments: argparse.Namespace) -> int:
+    values = {"data.path": arguments.scan, "data.N": arguments.N, "data.quantity": arguments.quantity}
+    config = resolve_config({**values, "data.probe": arguments.probe})
+    if arguments.out is not None:
+        _check_out(arguments.out, (".npz", ".npz.bz2"))
+    dataset = _dataset(config.data)
+    _describe(dataset)
+    if arguments.out is not None:
+        from fnostab.npz import write_scan
+
+        write_scan(
+            arguments.out, counts=dataset.test.counts, probe=dataset.probe, positions_px=dataset.test.positions_px
+        )
+        say(f"scan: {arguments.out}")
+    return 0
+
+
+def _check_out(path: Path, endings: tuple[str, ...]) -> None:
+    """Refuse an output file of another kind, or in a folder that is not there, before anything is computed."""
+    if not path.name.endswith(endings):
+        raise ConfigError(f"`out` (={path}) must end in {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"`out` (={path}) must lie in a folder that exists")
+
+
+def _dataset(config: DataConfig) -> "Dataset":
+    """The dataset of `config`, with a bar while it is built; bad input becomes a `ConfigError`."""
+    from fnostab.dataset import load_or_build
+
+    try:
+        with PatternBar() as bar:
+            return load_or_build(config, progress=bar.update)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _describe(dataset: "Dataset") -> None:
+    from fnostab.dataset import describe
+
+    summary = describe(dataset)
+    width = max(map(len, summary))
+    for key, value in summary.items():
+        say(f"{key:<{width}}  {value:.6g}" if isinstance(value, float) else f"{key:<{width}}  {value}")

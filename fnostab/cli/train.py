@@ -1,0 +1,65 @@
+"""`fnostab train` and `fnostab inspect`."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from fnostab.cli.common import PatternBar, add_command, add_config_arguments, arm_config, say, say_error
+
+if TYPE_CHECKING:
+    from fnostab.mlproject.train import ArmResult
+
+
+def add(commands: Any) -> None:
+    """Add both commands."""
+    train = add_command(commands, "train", "train one arm and log it to MLflow", _train)
+    add_config_arguments(train)
+    train.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
+
+    look = add_command(commands, "inspect", "print a run's verdict, its evidence and its metrics", _inspect)
+    look.add_argument("run_id", metavar="RUN_ID", help="of a run in the tracking store (MLFLOW_TRACKING_URI)")
+    look.add_argument("--json", action="store_true", help="as JSON instead of a table")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = arm_config(arguments)
+    if arguments.print_config:
+        say(config.to_yaml().rstrip())
+        return 0
+    from fnostab.callbacks import Interrupted
+    from fnostab.mlproject.train import train_arm
+    from fnostab.runfolder import AlreadyRunning
+    from fnostab.tracking import StoreAway
+
+    try:
+        with PatternBar() as bar:
+            result = train_arm(config, say, bar.update)
+    except (AlreadyRunning, StoreAway) as error:
+        say_error(error)
+        return 1
+    except Interrupted as error:
+        say_error(error)
+        return 128 + error.signum
+    say(_summary(result))
+    return 0
+
+
+def _summary(result: "ArmResult") -> str:
+    """The verdict, what was learnt, where the run is, how to open the UI: one line each."""
+    numbers = result.metrics
+    lines = [f"verdict: {result.verdict.label}: {result.verdict.reason}"]
+    if "test/r_factor" in numbers:
+        lines.append(
+            f"R-factor: {numbers['best_val_loss']:.4f} on validation patches (constant object "
+            f"{numbers['val/loss_constant']:.4f}, photon noise {numbers['val/loss_floor']:.4f}), "
+            f"{numbers['test/r_factor']:.4f} for the stitched test object"
+        )
+    return "\n".join([*lines, f"run {result.run_id}; to see it: {result.how_to_open}"])
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from fnostab.inspection import as_table, inspect_run
+
+    found = inspect_run(arguments.run_id)
+    say(json.dumps(found, indent=2, allow_nan=False) if arguments.json else as_table(found))
+    return 0

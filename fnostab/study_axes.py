@@ -1,0 +1,64 @@
+"""What the figures of a study share: colours of the arms, names, logarithmic axes."""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from fnostab.study_text import shortened
+
+#: The arms of Stage A look the same in every report.
+OWN_COLOURS: Final = {"control": "#0072B2", "stable": "#D55E00", "agc": "#009E73"}
+#: Others take these in turn. Colour-blind-safe: Okabe and Ito 2008, then Tol's "muted" (2021).
+OTHER_COLOURS: Final = (
+    *("#CC79A7", "#E69F00", "#56B4E9", "#332288", "#999933", "#882255", "#44AA99", "#8C6D46"),
+    "#DDCC77",
+    *OWN_COLOURS.values(),
+)
+FAILED_COLOUR: Final = "#4A4A4A"
+
+
+def colours(arms: Sequence[str]) -> dict[str, str]:
+    """A colour for each arm, which does not depend on the order of `arms`."""
+    others = sorted(set(arms) - set(OWN_COLOURS))
+    taken = {OWN_COLOURS[arm] for arm in arms if arm in OWN_COLOURS}
+    free = [colour for colour in OTHER_COLOURS if colour not in taken]
+    return {arm: OWN_COLOURS.get(arm) or free[others.index(arm) % len(free)] for arm in arms}
+
+
+def label(name: str, length: int = 24) -> str:
+    """A name as matplotlib shows it letter by letter: no mathematics between dollars, and not too long."""
+    return shortened(name, length).replace("$", r"\$")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure outside of pyplot, in inches: no global state, no window."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def tidy(axes: Axes, grid: str = "y") -> None:
+    """Frame without top and right, thin grid, small numbers."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("0.6")
+    axes.tick_params(labelsize=8, color="0.6")
+    axes.set_axisbelow(True)
+    if grid != "none":
+        axes.grid(axis="y" if grid == "y" else "x", color="0.9", linewidth=0.7)
+
+
+def log_axis(axes: Axes, low: float, high: float) -> None:
+    """Make the y axis logarithmic, a little wider than `low` to `high`, with plain numbers at a few round places."""
+    decades = math.log10(high / low)
+    margin = 10 ** (0.05 * max(decades, 0.6))
+    axes.set_yscale("log")
+    axes.set_ylim(low / margin, high * margin)
+    axis = axes.yaxis
+    locator: Locator = LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.3 else (1.0,), numticks=9)
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]) if decades < 0.9 else locator)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+    tidy(axes)

@@ -1,0 +1,113 @@
+"""The tracking store: where it is, whether it answers, and what is raised if it does not."""
+
+import http.client
+import os
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import filelock
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from fnostab.config import ConfigError
+
+_DATABASE_PORTS: Final = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_REACH_TIMEOUT_S: Final = 5.0
+
+
+class StoreAway(RuntimeError):
+    """The tracking store does not take what it is given; nothing is lost, the same command finishes the run later."""
+
+
+def check_store() -> str:
+    """Check, without writing anything, that the tracking store can be reached, and return its URI, paths absolute.
+
+    The store is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working directory. Raises `ConfigError` within seconds if
+    nothing answers there.
+    """
+    # An outage must not hold up training for MLflow's default of several minutes a call.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("sqlite:"):
+        database = sqlite_file(uri)
+        return uri if database is None else f"sqlite:///{database.resolve()}"
+    try:
+        _call(uri)
+    except urllib.error.HTTPError as answer:  # any answer is an answer: other servers have no /health
+        answer.close()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError(
+            f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking server that answers: {reason}"
+        ) from None
+    return uri
+
+
+def connect() -> None:
+    """Open the tracking store, initialising a fresh sqlite one; several processes may call this at once.
+
+    Raises `ConfigError` within seconds if it cannot be opened.
+    """
+    uri = check_store()
+    with sqlite_lock(uri):
+        try:
+            mlflow.MlflowClient().search_experiments(max_results=1)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store that answers: {reason}"
+            ) from None
+
+
+def _call(uri: str) -> None:
+    """Open a connection to the host that `uri` names; stores without a host pass."""
+    parts = urlsplit(uri)
+    host, port = parts.hostname, parts.port or _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
+    if parts.scheme in ("http", "https"):
+        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_REACH_TIMEOUT_S).close()
+    elif host is not None and port is not None:
+        socket.create_connection((host, port), timeout=_REACH_TIMEOUT_S).close()
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite store, new or a database, in a folder that exists; None for one in memory."""
+    name = uri.removeprefix("sqlite:///")
+    if name in ("", ":memory:"):
+        return None
+    database = Path(name)
+    if not database.parent.is_dir():
+        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must lie in a folder that exists")
+    if database.exists() and database.stat().st_size:
+        with database.open("rb") as file:
+            if file.read(16) != b"SQLite format 3\0":
+                raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must be a sqlite database")
+    return database
+
+
+@contextmanager
+def sqlite_lock(uri: str) -> Iterator[None]:
+    """Hold a file lock beside a sqlite store: MLflow's migration breaks when several processes run it at once."""
+    database = sqlite_file(uri) if uri.startswith("sqlite:") else None
+    if database is None:
+        yield
+        return
+    with filelock.FileLock(database.with_name(database.name + ".lock"), timeout=120):
+        yield
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn what MLflow raises when its store is away, or refuses, into `StoreAway`."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StoreAway(f"the tracking store does not answer ({reason}); the same command finishes the run") from error
