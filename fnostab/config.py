@@ -129,7 +129,7 @@ class TrainConfig(_Config):
     """How one run trains."""
 
     epochs: int = Field(50, ge=1, description="passes over the training patches")
-    batch_size: int = Field(16, ge=1, description="patches a step")
+    batch_size: int = Field(16, ge=1, description="patches a step, over all devices together")
     loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")
     learn_probe: bool = Field(False, description="learn the probe with the network")
     probe_lr: float = Field(1e-2, gt=0, description="learning rate of the probe over its largest amplitude")
@@ -137,7 +137,12 @@ class TrainConfig(_Config):
         0.0, ge=0, le=1, description="share of the loss taken on the object stitched from each batch of neighbours"
     )
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="device kind")
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores. Changes the last bits")
+    devices: int = Field(1, ge=1, description="devices a machine, or processes on CPUs, that share each batch")
+    nodes: int = Field(1, ge=1, description="machines; more than one are started by torchrun or SLURM")
+    strategy: Literal["auto", "ddp"] = Field("auto", description="how devices share a batch; auto: ddp if several")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads a process; default: all cores, shared by `devices`. Changes the last bits"
+    )
     checkpoint_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints inside an epoch")
     layer_norms_every_steps: int = Field(100, ge=1, description="steps between gradient norms of every parameter")
     picture_every_epochs: int = Field(10, ge=1, description="epochs between pictures of the test object")
@@ -187,9 +192,12 @@ class ArmConfig(_Config):
         return yaml.safe_dump(tree, sort_keys=False)
 
     def sha256(self) -> str:
-        """Hash of everything that decides the numbers: the tags and the pace of checkpoints and pictures do not."""
+        """Hash of everything that decides the numbers: the tags and the pace of checkpoints and pictures do not.
+
+        Nor does the strategy: there is one only, whatever it is called.
+        """
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
-        for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps"):
+        for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy"):
             del config["train"][key]
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
@@ -259,6 +267,8 @@ FLAT_KEYS: Final[Mapping[str, str]] = {
     "study": "study",
     "arm": "arm",
     "accelerator": "train.accelerator",
+    "devices": "train.devices",
+    "strategy": "train.strategy",
 }
 
 _STANDARD_ARMS: Final = {
@@ -285,16 +295,19 @@ def resolve_config(overrides: Mapping[str, Any], base: Mapping[str, Any] | None 
     return _named(config)
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The values of a YAML file, nested or dotted or flat, as dotted or flat keys; raises `ConfigError`."""
+def read_config_file(path: Path, parameter: str = "config") -> dict[str, Any]:
+    """The values of the YAML file that `parameter` names, nested or dotted or flat, as dotted or flat keys.
+
+    Raises `ConfigError`.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"`config` (={path}) must be a readable file: {error.strerror}") from None
+        raise ConfigError(f"`{parameter}` (={path}) must be a readable file: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"`config` (={path}) must be YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"`{parameter}` (={path}) must be YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"`config` (={path}) must hold keys and values")
+        raise ConfigError(f"`{parameter}` (={path}) must hold keys and values")
     return dict(_leaves(tree))
 
 

@@ -29,8 +29,7 @@ MODULES = {
 PURE = (
     *("optics", "objects", "scan", "models", "clipping", "gradients", "layers"),
     *("metrics", "alignment", "comparison", "frc", "evaluation", "health", "ranking", "intervals", "decision"),
-    *("depth", "study_axes", "study_curves", "study_figures", "study_report", "study_result", "study_tables"),
-    "study_text",
+    "study",
 )
 MAY_IMPORT_LIGHTNING = {"dataset", "datamodule", "training", "callbacks"}
 MAY_IMPORT_MLFLOW = {"tracking"}

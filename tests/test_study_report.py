@@ -6,12 +6,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from fnostab.depth import compare_depth
 from fnostab.ranking import rank_arms
 from fnostab.report import to_rgb
-from fnostab.study_axes import colours
-from fnostab.study_curves import binned
-from fnostab.study_report import (
+from fnostab.study.axes import colours
+from fnostab.study.curves import binned
+from fnostab.study.depth import compare_depth
+from fnostab.study.report import (
     StudyResult,
     StudyRun,
     best_and_worst,

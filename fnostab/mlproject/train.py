@@ -305,7 +305,8 @@ class _Run:
 
     def _log_model(self, module: PtychoModule) -> None:
         probe_path = self._folder / "probe.npz"
-        np.savez(probe_path, probe=module.probe_array)
+        # What a reconstruction of another scan needs to know of the training; see `tracking.models`.
+        np.savez(probe_path, probe=module.probe_array, mean_counts=module.mean_counts, scale=module.scale)
         shipped = CountsToObject(module.generator, module.input_scale).cpu().eval()
         example = np.array(self.dataset.test.counts[:_EXAMPLE_PATTERNS])
         self.tracker.log_model(shipped, example, extra_files=[probe_path])

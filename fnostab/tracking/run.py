@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 import fnostab
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset
-from fnostab.tracking.store import StoreAway, check_store, connect, sqlite_file, store_errors
+from fnostab.tracking.store import StoreAway, check_store, connect, store_errors
 
 logger = logging.getLogger(__name__)
 
@@ -185,12 +185,12 @@ def run_tags(config: ArmConfig, dataset: Dataset, device: str) -> dict[str, str]
         "probe_sha256": dataset.probe_sha256,
         "config_sha256": config.sha256(),
         "fnostab_version": fnostab.__version__,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "device": device,
     }
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """Commit of the checkout that tracks this file; `unknown` for an installed package."""
     here = Path(__file__)
     try:
@@ -267,10 +267,7 @@ class RunRecord:
 
 def read_run(run_id: str) -> RunRecord:
     """Read `run_id` from the store; raises `ConfigError` if there is no such store or run."""
-    uri = check_store()
-    database = sqlite_file(uri) if uri.startswith("sqlite:") else None
-    if database is not None and not database.exists():
-        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store: there is none yet")
+    uri = check_store(must_exist=True)
     connect()
     client = mlflow.MlflowClient()
     try:

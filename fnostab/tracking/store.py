@@ -25,11 +25,11 @@ class StoreAway(RuntimeError):
     """The tracking store does not take what it is given; nothing is lost, the same command finishes the run later."""
 
 
-def check_store() -> str:
+def check_store(*, must_exist: bool = False) -> str:
     """Check, without writing anything, that the tracking store can be reached, and return its URI, paths absolute.
 
     The store is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working directory. Raises `ConfigError` within seconds if
-    nothing answers there.
+    nothing answers there, and, if it `must_exist`, for a database that is not there yet.
     """
     # An outage must not hold up training for MLflow's default of several minutes a call.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -38,6 +38,8 @@ def check_store() -> str:
     uri = mlflow.get_tracking_uri()
     if uri.startswith("sqlite:"):
         database = sqlite_file(uri)
+        if must_exist and database is not None and not database.exists():
+            raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store: there is none yet")
         return uri if database is None else f"sqlite:///{database.resolve()}"
     try:
         _call(uri)

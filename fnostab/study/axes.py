@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from fnostab.study_text import shortened
+from fnostab.study.text import shortened
 
 #: The arms of Stage A look the same in every report.
 OWN_COLOURS: Final = {"control": "#0072B2", "stable": "#D55E00", "agc": "#009E73"}

@@ -14,10 +14,10 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from fnostab.study_axes import colours
-from fnostab.study_figures import figures
-from fnostab.study_result import StudyResult, StudyRun, best_and_worst
-from fnostab.study_tables import (
+from fnostab.study.axes import colours
+from fnostab.study.figures import figures
+from fnostab.study.result import StudyResult, StudyRun, best_and_worst
+from fnostab.study.tables import (
     HOW_TO_READ,
     depth_headline,
     depth_table,
@@ -27,7 +27,7 @@ from fnostab.study_tables import (
     runs_table,
     what_is_missing,
 )
-from fnostab.study_text import interval, markdown, number, shortened
+from fnostab.study.text import interval, markdown, number, shortened
 
 __all__ = [
     "StudyResult",

@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fnostab.depth import DepthChange, DepthComparison, Estimate
-from fnostab.study_axes import colours, label, log_axis, new_figure, tidy
-from fnostab.study_curves import gradient_norms, learning_curves
-from fnostab.study_result import StudyResult, StudyRun
+from fnostab.study.axes import colours, label, log_axis, new_figure, tidy
+from fnostab.study.curves import gradient_norms, learning_curves
+from fnostab.study.depth import DepthChange, DepthComparison, Estimate
+from fnostab.study.result import StudyResult, StudyRun
 
 
 def figures(result: StudyResult) -> dict[str, Figure]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from fnostab.study_text import interval, number, percent_interval
+from fnostab.study.text import interval, number, percent_interval
 
 #: A peak of the gradient norm, its maximum over its median, that grew by this factor is a sign of instability. A
 #: convention: clearly more than the peaks' spread between seeds, clearly less than a blow-up.

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from fnostab.depth import LOSS_GROWTH, PEAK_GROWTH, WORTHWHILE_GAIN, compare_depth
 from fnostab.ranking import rank_arms
+from fnostab.study.depth import LOSS_GROWTH, PEAK_GROWTH, WORTHWHILE_GAIN, compare_depth
 
 
 def ranking(losses, arm="control", arch="hybrid", peak=20.0, middle=2.0):

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import combinations, groupby
 from typing import Any, Final, NamedTuple
 
-from fnostab.depth import DepthChange, DepthComparison, Estimate
 from fnostab.ranking import Ranking
-from fnostab.study_result import StudyResult, StudyRun
-from fnostab.study_text import UNKNOWN, interval, markdown, number, percent_interval
+from fnostab.study.depth import DepthChange, DepthComparison, Estimate
+from fnostab.study.result import StudyResult, StudyRun
+from fnostab.study.text import UNKNOWN, interval, markdown, number, percent_interval
 
 HOW_TO_READ: Final = (
     "val_loss is the R-factor on validation patches, and best val_loss the lowest of a run: lower is better.",

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fnostab.study_axes import FAILED_COLOUR, colours, label, log_axis, new_figure
-from fnostab.study_result import StudyResult, StudyRun
+from fnostab.study.axes import FAILED_COLOUR, colours, label, log_axis, new_figure
+from fnostab.study.result import StudyResult, StudyRun
 
 #: Points that are drawn of a series of steps: about one every two pixels of a panel.
 BINS: Final = 200

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fnostab.depth import DepthComparison
 from fnostab.ranking import FAILED, Ranking
+from fnostab.study.depth import DepthComparison
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""`fnostab compare`: rank the arms of a study, write the report, register the winner."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fnostab.cli.common import add_command, is_given, say, say_error
+from fnostab.config import ConfigError
+
+if TYPE_CHECKING:
+    from fnostab.mlproject.compare import Comparison
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    compare = add_command(commands, "compare", "rank the arms of a study and register the winner", _compare)
+    compare.add_argument("--study", default="stage_a", help="tag of the runs (default stage_a)")
+    compare.add_argument("--dataset", default="", metavar="HASH", help="which dataset, where the study has several")
+    compare.add_argument("--parent", default="", metavar="RUN", help="the runs of this parent run only")
+    compare.add_argument("--promote", default="false", nargs="?", const="true", help="move champion also to a model")
+    compare.add_argument("--register", default="true", help="false: rank and report only")
+    compare.add_argument("--out", default="", metavar="FOLDER", help="also write the files into this folder")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    out = Path(arguments.out) if is_given(arguments.out) else None
+    if out is not None and not (out.is_dir() or (out.parent.is_dir() and not out.exists())):
+        raise ConfigError(f"`out` (={out}) must be a folder, or a new one in a folder that exists")
+    promote, register = _truth("promote", arguments.promote), _truth("register", arguments.register)
+    from fnostab.mlproject.compare import compare_study
+    from fnostab.tracking import StoreAway
+
+    try:
+        found = compare_study(
+            arguments.study,
+            dataset=arguments.dataset if is_given(arguments.dataset) else None,
+            parent=arguments.parent if is_given(arguments.parent) else None,
+            promote=promote,
+            register=register,
+            out=out,
+        )
+    except StoreAway as error:
+        say_error(error)
+        return 1
+    say(_told(found))
+    return 0
+
+
+def _truth(name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ConfigError(f"`{name}` (={value}) must be true or false")
+    return value.lower() == "true"
+
+
+def _told(found: "Comparison") -> str:
+    from fnostab.study.report import summary_markdown
+
+    return "\n".join(
+        [
+            summary_markdown(found.result),
+            found.registry,
+            f"report: {found.files[0]}, among the artifacts of run {found.run_id}; to see it: {found.how_to_open}",
+        ]
+    )

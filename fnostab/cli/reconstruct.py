@@ -1,0 +1,52 @@
+"""`fnostab reconstruct`."""
+
+import argparse
+from typing import Any
+
+from fnostab.cli.common import PatternBar, add_command, say, say_error, whole_number
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "reconstruct", "reconstruct a scan with a trained network", _reconstruct)
+    uris = "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model or a folder"
+    parser.add_argument("--model", required=True, metavar="URI", help=uris)
+    parser.add_argument(
+        "--data", required=True, metavar="SCAN", help="scan (.npz, .npz.bz2) in a layout that training takes"
+    )
+    parser.add_argument(
+        "--out", default="recon.npz", metavar="NPZ", help="default: recon.npz; a picture (.png) is put beside it"
+    )
+    parser.add_argument("--quantity", default="auto", help="counts or amplitude, for PtychoPINN-style files")
+    probe = "file with another probe of the scan; a model that brings its own uses that"
+    parser.add_argument("--probe", default="auto", metavar="NPZ", help=probe)
+    parser.add_argument("--batch_size", default="64", help="patterns that the network sees at a time (default 64)")
+
+
+def _reconstruct(arguments: argparse.Namespace) -> int:
+    batch_size = whole_number("batch_size", arguments.batch_size, at_least=1)
+    from fnostab.mlproject.reconstruct import reconstruct_scan
+    from fnostab.tracking import StoreAway
+
+    try:
+        with PatternBar("patches") as bar:
+            result = reconstruct_scan(
+                arguments.model,
+                arguments.data,
+                arguments.out,
+                quantity=arguments.quantity,
+                probe=arguments.probe,
+                batch_size=batch_size,
+                report=say,
+                progress=bar.update,
+            )
+    except StoreAway as error:
+        say_error(error)
+        return 1
+    say(
+        f"R-factor: {result.r_factor:.4f} for the stitched object (one mean pattern everywhere, no information: "
+        f"{result.r_factor_mean_pattern:.4f})\n"
+        f"overlap consistency: {result.stitched.consistency:.3f} (1: all patches agree)\n"
+        f"object: {result.npz}; picture: {result.png}"
+    )
+    return 0

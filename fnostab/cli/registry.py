@@ -1,0 +1,79 @@
+"""`fnostab registry show` and `rollback`."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from fnostab.cli.common import add_command, add_group, say
+from fnostab.config import ConfigError
+
+if TYPE_CHECKING:
+    from fnostab.tracking import RegistryVersion
+
+_COLUMNS = ("version", "aliases", "arm", "seed", "val_loss", "dataset", "registered", "run")
+
+
+def add(commands: Any) -> None:
+    """Add the commands."""
+    actions = add_group(commands, "registry", "show registered models, or take a champion back")
+    show = add_command(actions, "show", "list registered versions with their aliases and losses", _show)
+    show.add_argument("model", nargs="?", metavar="MODEL", help="default: all models of this package")
+    show.add_argument("--study", help="instead of MODEL: the model of this study")
+    show.add_argument("--json", action="store_true", help="as JSON instead of a table")
+    back = add_command(actions, "rollback", "make the previous champion of a model champion again", _rollback)
+    back.add_argument("model", metavar="MODEL", help="fnostab-<study>, as `fnostab registry show` names it")
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    if arguments.model and arguments.study:
+        raise ConfigError(f"`study` (={arguments.study}) must not be given together with a model")
+    from fnostab.tracking import model_name, read_registry
+
+    versions = read_registry(model_name(arguments.study) if arguments.study else arguments.model)
+    if arguments.json:
+        say(json.dumps([_plain(version) for version in versions], indent=2))
+    elif versions:
+        say("\n\n".join(_table(model, list(group)) for model, group in groupby(versions, key=lambda each: each.model)))
+    else:
+        say("no model version is registered")
+    return 0
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from fnostab.tracking import rollback
+
+    say(rollback(arguments.model).text)
+    return 0
+
+
+def _plain(version: "RegistryVersion") -> dict[str, Any]:
+    return {
+        "model": version.model,
+        "version": version.version,
+        "aliases": list(version.aliases),
+        "tags": version.tags,
+        "created": version.created.isoformat(),
+        "run_id": version.run_id,
+    }
+
+
+def _table(model: str, versions: Sequence["RegistryVersion"]) -> str:
+    """The model's name, then a line a version; a dash where a version has no such tag."""
+    rows = [_COLUMNS, *(tuple(_cells(version)) for version in versions)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([model, *(f"  {line}" for line in lines)])
+
+
+def _cells(version: "RegistryVersion") -> Iterator[str]:
+    marks = [*version.aliases, *(["rolled back"] if version.is_rolled_back else [])]
+    yield str(version.version)
+    yield ", ".join(marks) or "-"
+    yield version.tags.get("arm", "-")
+    yield version.tags.get("seed", "-")
+    yield "-" if version.val_loss is None else f"{version.val_loss:.6g}"
+    yield (version.dataset_sha256 or "-")[:12]
+    yield version.created.astimezone().strftime("%Y-%m-%d %H:%M")
+    yield version.run_id or "-"

@@ -1,0 +1,136 @@
+"""`fnostab study`: Stage A, Stage B, or any table of arms, over seeds."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fnostab.cli.common import (
+    PatternBar,
+    add_command,
+    add_config_arguments,
+    given_values,
+    is_given,
+    say,
+    say_error,
+    whole_number,
+)
+from fnostab.config import ConfigError
+from fnostab.launch import Launcher, Where
+from fnostab.stages import STAGE_B_BLOCKS, StudyPlan, plan_file, plan_stage_a
+
+if TYPE_CHECKING:
+    from fnostab.mlproject.stage import StudyOutcome
+
+_LAUNCHERS = ("processes", "inline", "ray")
+#: What Stage B takes from Stage A, but for these.
+_STAGE_B_KEYS = ("study", "preset", "fno_blocks")
+#: An arm's own keys are for the table of arms.
+_ARM_KEYS = frozenset({"arch", "clip_algo", "clip_val", "arm"})
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    study = add_command(
+        commands, "study", "train every arm over several seeds; only what is missing is trained", _study
+    )
+    study.add_argument("--stage", choices=("a", "b"), default="a", help="b: the winner of Stage A in a deeper network")
+    study.add_argument("--seeds", default="auto", help="how many, or the seeds themselves: 1,2,5")
+    study.add_argument("--arms", default="", metavar="FILE", help="YAML file with a table of arms instead of Stage A's")
+    study.add_argument("--stage_a", default="auto", metavar="STUDY", help="whose winner Stage B takes")
+    study.add_argument("--launcher", default="auto", help=f"{', '.join(_LAUNCHERS)} (default processes)")
+    study.add_argument("--workers", default="auto", help="runs at once (default: as cores and memory allow)")
+    study.add_argument("--gpus_per_run", default="auto", help="share of a GPU that a run takes (launcher ray)")
+    study.add_argument("--ray_address", default="auto", help="a Ray cluster; default: RAY_ADDRESS, or this machine")
+    study.add_argument("--plan", action="store_true", help="print the runs that the study has, and stop")
+    add_config_arguments(study, without=_ARM_KEYS)
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    where, plan = _where(arguments), _plan(arguments)
+    if arguments.plan:
+        for run in plan.runs:
+            say(f"{run.name}: config {run.config.sha256()[:12]}")
+        return 0
+    from fnostab.cli.table import study_view
+    from fnostab.launch import Stopped
+    from fnostab.mlproject.stage import run_study
+    from fnostab.runfolder import AlreadyRunning
+    from fnostab.tracking import StoreAway
+
+    try:
+        with PatternBar() as bar, study_view(plan.study, say) as view:
+            outcome = run_study(plan, where, view, bar.update)
+    except (AlreadyRunning, StoreAway) as error:
+        say_error(error)
+        return 1
+    except Stopped as stopped:
+        say_error(stopped)
+        return 128 + stopped.signum
+    say(_summary(outcome))
+    return 1 if outcome.without_result else 0
+
+
+def _where(arguments: argparse.Namespace) -> Where:
+    launcher = arguments.launcher if is_given(arguments.launcher) else "processes"
+    if launcher not in _LAUNCHERS:
+        raise ConfigError(f"`launcher` (={launcher}) must be one of {', '.join(_LAUNCHERS)}")
+    workers = whole_number("workers", arguments.workers, 1) if is_given(arguments.workers) else None
+    gpus_per_run = 0.0
+    if is_given(arguments.gpus_per_run):
+        gpus_per_run = _share(arguments.gpus_per_run)
+    address = arguments.ray_address if is_given(arguments.ray_address) else None
+    if launcher != "ray" and (gpus_per_run or address):
+        name, value = ("gpus_per_run", gpus_per_run) if gpus_per_run else ("ray_address", address)
+        raise ConfigError(f"`{name}` (={value}) is for launcher ray")
+    return Where(cast(Launcher, launcher), workers, gpus_per_run, address)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not (0 <= share <= 1 or share in range(2, 1025)):
+        raise ConfigError(f"`gpus_per_run` (={text}) must lie between 0 and 1, or be a whole number")
+    return share
+
+
+def _plan(arguments: argparse.Namespace) -> StudyPlan:
+    given, base = given_values(arguments)
+    if arguments.stage == "a":
+        if is_given(arguments.stage_a):
+            raise ConfigError(f"`stage_a` (={arguments.stage_a}) is for Stage B")
+        if not is_given(arguments.arms):
+            return plan_stage_a(given, base, arguments.seeds)
+        if base:
+            raise ConfigError(f"`config` (={arguments.config}) must be given within the table of arms")
+        return plan_file(Path(arguments.arms), given, arguments.seeds)
+    return _stage_b(arguments, given, base)
+
+
+def _stage_b(arguments: argparse.Namespace, given: dict[str, Any], base: dict[str, Any]) -> StudyPlan:
+    if is_given(arguments.arms):
+        raise ConfigError(f"`arms` (={arguments.arms}) is for Stage A: Stage B has the winner alone")
+    for key, value in {**base, **given}.items():
+        if key not in _STAGE_B_KEYS and is_given(str(value)):
+            raise ConfigError(f"`{key}` (={value}) must be that of Stage A: Stage B changes the depth alone")
+    stage_a = arguments.stage_a
+    if not is_given(stage_a):
+        preset = given.get("preset", "auto")
+        stage_a = "stage_a" if preset in ("auto", "stage_a") else "scan" if preset == "scan" else f"stage_a_{preset}"
+    blocks = given.get("fno_blocks", "auto")
+    fno_blocks = whole_number("fno_blocks", blocks, 1) if is_given(blocks) else STAGE_B_BLOCKS
+    from fnostab.mlproject.stage import stage_b_of
+
+    return stage_b_of(stage_a, arguments.seeds, fno_blocks=fno_blocks, study=given.get("study", "auto"))
+
+
+def _summary(outcome: "StudyOutcome") -> str:
+    """What ended how, and what to do next."""
+    lines = [f"{run.name}: no result: {end.text}" for run, end in outcome.without_result]
+    done = len(outcome.ends) - len(outcome.without_result)
+    lines.append(f"study {outcome.plan.study}: {done} of {len(outcome.ends)} runs have a result")
+    if outcome.without_result:
+        lines.append("the same command trains what is missing")
+    lines.append(f"to rank the arms: fnostab compare --study {outcome.plan.study}")
+    return "\n".join([*lines, f"run {outcome.run_id}; to see it: {outcome.how_to_open}"])

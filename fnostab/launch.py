@@ -1,0 +1,335 @@
+"""Where the runs of a study execute: in this process, in several on this machine, or as Ray tasks.
+
+What one run does is somebody else's: this module starts runs, hears how they stand, and ends them. A run is a `Job`,
+carried out by a function `(Job, Tell) -> None`; it tells how it stands by `Update`s, the last of which is not
+`running`. Whatever happens to one run, the others go on.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, Literal
+
+Launcher = Literal["inline", "processes", "ray"]
+State = Literal["running", "done", "failed", "interrupted"]
+
+#: Seconds between two looks for news and for signals.
+_TICK_S: Final = 0.2
+#: Lines that are kept of what a process said, for the case that it dies.
+_KEPT_LINES: Final = 20
+#: Environment variables that Ray's workers need, where they run, besides those that begin so.
+_PASSED_ON: Final = ("MLFLOW_", "FNOSTAB_", "AWS_", "AZURE_", "GOOGLE_")
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where runs execute; `workers` None: as many as cores and memory allow, one where there is a GPU."""
+
+    launcher: Launcher = "processes"
+    workers: int | None = None
+    gpus_per_run: float = 0.0
+    ray_address: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: `config` as JSON takes it, and MLflow tags for it."""
+
+    name: str
+    config: Mapping[str, Any]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Update:
+    """How a run stands; `done` whatever its verdict, `failed` if it has none.
+
+    `text` is for people, in one line; `details`, such as a traceback, for those who mend it.
+    """
+
+    state: State
+    text: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    val_loss: float | None = None
+    seconds_left: float | None = None
+    verdict: str | None = None
+    run_id: str | None = None
+    pid: int | None = None
+    details: str = ""
+
+
+Tell = Callable[[Update], None]
+Run = Callable[[Job, Tell], None]
+Watch = Callable[[int, Update], None]
+
+
+class Stopped(BaseException):
+    """A signal came, and every run has ended."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+def run_inline(jobs: Sequence[Job], run: Run, watch: Watch) -> list[Update]:
+    """Carry out the jobs one after the other in this process; returns how each ended.
+
+    A signal is the run's own affair: one that ends `interrupted` ends the rest, which are not begun.
+    """
+    ends: list[Update] = []
+    for place, job in enumerate(jobs):
+        last = Update("failed", "it said nothing")
+
+        def tell(update: Update, place: int = place) -> None:
+            nonlocal last
+            last = update
+            watch(place, update)
+
+        run(job, tell)
+        ends.append(last)
+        if last.state == "interrupted":
+            break
+    return ends + [_NOT_BEGUN] * (len(jobs) - len(ends))
+
+
+def run_processes(jobs: Sequence[Job], command: Sequence[str], watch: Watch, workers: int) -> list[Update]:
+    """Carry out the jobs in processes of their own, `workers` at once; returns how each ended.
+
+    `command` is called with the path of a JSON file of the job and tells its updates as JSON lines on stdout (see
+    `serve_job`). SIGTERM and Ctrl-C end all of them, and raise `Stopped` once they have stored what they had.
+    """
+    news: queue.SimpleQueue[tuple[int, Update]] = queue.SimpleQueue()
+    running: dict[int, subprocess.Popen[str]] = {}
+    stopping = threading.Event()
+
+    def work(place: int, job: Job) -> Update:
+        if stopping.is_set():
+            return _NOT_BEGUN
+        return _in_process(job, command, lambda update: news.put((place, update)), running, place, stopping)
+
+    with _signals() as caught, ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work, place, job) for place, job in enumerate(jobs)]
+        while not all(future.done() for future in futures) or not news.empty():
+            with contextlib.suppress(queue.Empty):
+                watch(*news.get(timeout=_TICK_S))
+            if caught and not stopping.is_set():
+                stopping.set()
+                for process in list(running.values()):
+                    process.terminate()
+        ends = [future.result() for future in futures]
+    if caught:
+        raise Stopped(caught[0])
+    return ends
+
+
+def serve_job(run: Run, path: Path) -> int:
+    """Be the process of one job for `run_processes`: read it from `path`, tell on stdout, return the exit code.
+
+    Everything else that is printed goes to stderr. The process ends, as after SIGTERM, when the one that started it
+    does, however that came about.
+    """
+    job = Job(**json.loads(path.read_text(encoding="utf-8")))
+    news = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    last = Update("failed", "it said nothing")
+
+    def tell(update: Update) -> None:
+        nonlocal last
+        last = update
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(asdict(update)), file=news, flush=True)
+
+    run(job, tell)
+    return 0 if last.state == "done" else 1
+
+
+def run_ray(
+    jobs: Sequence[Job],
+    run: Run,
+    watch: Watch,
+    *,
+    address: str | None = None,
+    workers: int | None = None,
+    gpus_per_run: float = 0.0,
+) -> list[Update]:
+    """Carry out the jobs as Ray tasks; returns how each ended.
+
+    Without `address`, nor `RAY_ADDRESS` in the environment, Ray is started on this machine and ended afterwards.
+    `workers` limits how many run at once, which otherwise the free resources do: each takes its threads as CPUs and
+    `gpus_per_run`, a fraction or a number, of a GPU. A run whose worker or node is lost is begun again on another, up
+    to three times; it goes on from its last checkpoint where it finds the same cache folder. The tracking store must be
+    one that the workers reach. Raises `ModuleNotFoundError` without the extra `ray`, `ConnectionError` where no cluster
+    answers, and `Stopped` after a signal.
+    """
+    import ray
+    from ray.util.queue import Queue
+
+    if ray.is_initialized():
+        raise RuntimeError("this process is connected to Ray already")
+    environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
+    environment.pop("MLFLOW_RUN_ID", None)
+    local: dict[str, Any] = {}
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        local = {"include_dashboard": False, "num_cpus": (workers or os.cpu_count() or 1) * max(1, jobs[0].threads)}
+    ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": environment}, **local)
+    try:
+        with _signals() as caught:
+            return _ray_tasks(ray, Queue, jobs, run, watch, workers, gpus_per_run, caught)
+    finally:
+        ray.shutdown()
+
+
+def _ray_tasks(
+    ray: Any,
+    queue_class: Any,
+    jobs: Sequence[Job],
+    run: Run,
+    watch: Watch,
+    workers: int | None,
+    gpus_per_run: float,
+    caught: list[int],
+) -> list[Update]:
+    news = queue_class(actor_options={"num_cpus": 0})
+    task = ray.remote(max_retries=3)(_ray_task)
+    waiting = list(enumerate(jobs))[::-1]
+    places: dict[Any, int] = {}
+    ends: dict[int, Update] = {}
+    stopping = False
+    while waiting or places:
+        while waiting and (workers is None or len(places) < workers):
+            place, job = waiting.pop()
+            options = task.options(num_cpus=max(1, job.threads), num_gpus=gpus_per_run)
+            places[options.remote(run, job, place, news)] = place
+        finished, _ = ray.wait(list(places), timeout=_TICK_S, fetch_local=False)
+        _tell_news(news, watch)
+        for reference in finished:
+            place = places.pop(reference)
+            ends[place] = _ray_end(ray, reference)
+            _tell_news(news, watch)
+            watch(place, ends[place])
+        if caught and not stopping:
+            stopping = True
+            waiting.clear()
+            for reference in places:
+                ray.cancel(reference)
+    news.shutdown()
+    if caught:
+        raise Stopped(caught[0])
+    return [ends.get(place, _NOT_BEGUN) for place in range(len(jobs))]
+
+
+def _tell_news(news: Any, watch: Watch) -> None:
+    for place, update in news.get_nowait_batch(news.qsize()):
+        if update.state == "running":  # how it ended, the task itself returns
+            watch(place, update)
+
+
+def _ray_task(run: Run, job: Job, place: int, news: Any) -> Update:
+    """One job in a Ray worker."""
+    last = Update("failed", "it said nothing")
+
+    def tell(update: Update) -> None:
+        nonlocal last
+        last = update
+        news.put((place, update))
+
+    run(job, tell)
+    return last
+
+
+def _ray_end(ray: Any, reference: Any) -> Update:
+    try:
+        end: Update = ray.get(reference)
+    except (ray.exceptions.RayError, Exception) as error:
+        if isinstance(error, ray.exceptions.TaskCancelledError):
+            return Update("interrupted", "cancelled")
+        return Update("failed", str(error).strip().splitlines()[-1])
+    return end
+
+
+_NOT_BEGUN: Final = Update("interrupted", "not begun")
+
+
+def _in_process(
+    job: Job,
+    command: Sequence[str],
+    tell: Tell,
+    running: dict[int, subprocess.Popen[str]],
+    place: int,
+    stopping: threading.Event,
+) -> Update:
+    """One job in a process of its own, which ends if this one does: it reads from a pipe that nobody writes to."""
+    last = Update("running")
+    with tempfile.TemporaryDirectory(prefix="fnostab-job-") as folder, tempfile.TemporaryFile("w+") as said:
+        path = Path(folder) / "job.json"
+        path.write_text(json.dumps(asdict(job)), encoding="utf-8")
+        process = subprocess.Popen(
+            [*command, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(job.threads)},
+            start_new_session=True,  # Ctrl-C comes here alone, and one SIGTERM goes to each run
+        )
+        running[place] = process
+        if stopping.is_set():
+            process.terminate()
+        assert process.stdout is not None
+        for line in process.stdout:
+            last = Update(**json.loads(line))
+            if last.state == "running":
+                tell(last)
+        code = process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+        del running[place]
+        said.seek(0)
+        words = said.read().strip().splitlines()[-_KEPT_LINES:]
+    if last.state == "running":
+        last = Update("failed", _how_it_died(code, words), run_id=last.run_id, details="\n".join(words))
+    tell(last)
+    return last
+
+
+def _how_it_died(code: int, words: Sequence[str]) -> str:
+    if code < 0:
+        memory = "; the memory may not suffice for so many at once" if -code == signal.SIGKILL else ""
+        return f"its process was ended by {signal.Signals(-code).name}{memory}"
+    return words[-1] if words else f"its process ended with exit code {code}"
+
+
+def _end_with_the_parent() -> None:
+    """Wait until the pipe from the process that started this one closes, and then stop as after SIGTERM."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and Ctrl-C instead of dying from them."""
+    caught: list[int] = []
+
+    def catch(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+
+    previous = {signum: signal.signal(signum, catch) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,67 @@
+"""One run of a study, wherever `fnostab.launch` has it executed."""
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Final
+
+from fnostab.callbacks import EpochDone, Interrupted
+from fnostab.config import ArmConfig, ConfigError
+from fnostab.launch import Job, Tell, Update, serve_job
+from fnostab.mlproject.train import train_arm
+from fnostab.runfolder import AlreadyRunning
+from fnostab.tracking import StoreAway
+
+#: Seconds to wait for a process that trains the same run still, such as one whose study was killed.
+_PATIENCE_S: Final = 120.0
+
+
+def run_job(job: Job, tell: Tell) -> None:
+    """Train `job`, and tell how it stands; nothing that goes wrong with it is raised."""
+    config = ArmConfig.model_validate(job.config)
+    pid = os.getpid()
+    tell(Update("running", "starting", epochs=config.train.epochs, pid=pid))
+
+    def watch(done: EpochDone) -> None:
+        tell(Update("running", "", done.epoch, done.epochs, done.val_loss, done.seconds_left, pid=pid))
+
+    def report(line: str) -> None:
+        if not line.startswith("epoch "):
+            tell(Update("running", line, pid=pid, epochs=config.train.epochs))
+
+    started_at = time.monotonic()
+    try:
+        while True:
+            try:
+                result = train_arm(config, report, watch=watch, tags=job.tags)
+                break
+            except AlreadyRunning as error:
+                if time.monotonic() - started_at > _PATIENCE_S:
+                    raise
+                tell(Update("running", f"waiting: {error}", epochs=config.train.epochs, pid=pid))
+                time.sleep(1)
+    except Interrupted as interrupt:
+        tell(Update("interrupted", str(interrupt)))
+    except (ConfigError, AlreadyRunning, StoreAway) as error:
+        tell(Update("failed", str(error)))
+    except Exception as error:
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        tell(Update("failed", f"{type(error).__name__}: {first_line}", details=traceback.format_exc()))
+    else:
+        tell(
+            Update(
+                "done",
+                result.verdict.reason,
+                epoch=len(result.history.val_loss),
+                epochs=config.train.epochs,
+                val_loss=result.metrics.get("best_val_loss"),
+                verdict=result.verdict.label,
+                run_id=result.run_id,
+            )
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(serve_job(run_job, Path(sys.argv[1])))

@@ -1,0 +1,192 @@
+"""Which runs of a study are compared: the newest finished one per arm and seed, and only what may be compared."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fnostab.config import CONFIG_KEYS, ConfigError
+
+#: What makes an arm: architecture, block and clipping. What else a study varies is in the tag `varied` of its runs.
+OWN_KEYS: Final = frozenset(
+    {"model.arch", "model.gamma_init", "model.layerscale_init", "clip.algo", "clip.val", "clip.granularity"}
+)
+#: Names, and what changes no result by more than the last bits or not at all.
+_IRRELEVANT: Final = frozenset(
+    {
+        *("seed", "preset", "study", "arm"),
+        *("train.accelerator", "train.threads", "train.devices", "train.nodes", "train.strategy"),
+        *("train.checkpoint_every_s", "train.layer_norms_every_steps", "train.picture_every_epochs"),
+        "data.path",  # the content hash says it better
+    }
+)
+#: Columns of `rank_arms` and the metrics that they are stored as.
+_COLUMNS: Final = {
+    "best_val_loss": "best_val_loss",
+    "amp_ssim": "test/amp_ssim",
+    "phase_ssim": "test/phase_ssim",
+    "amp_mae": "test/amp_mae",
+    "phase_mae": "test/phase_mae",
+    "grad_norm_median": "grad/norm_median",
+    "grad_norm_max": "grad/norm_max",
+    "plateau_left_epoch": "val/plateau_left_epoch",
+}
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as the tracking store tells it; times are in ms, `status` is MLflow's."""
+
+    run_id: str
+    experiment_id: str
+    status: str
+    ended_ms: int
+    tags: Mapping[str, str]
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def arm(self) -> str:
+        """The arm it trained."""
+        return self.tags["arm"]
+
+    @property
+    def seed(self) -> int:
+        """The seed it had."""
+        return int(self.tags["seed"])
+
+    @property
+    def dataset_sha256(self) -> str:
+        """Content hash of its dataset."""
+        return self.tags["dataset_sha256"]
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it ran to its end and has a verdict."""
+        return self.status == "FINISHED" and "verdict" in self.tags
+
+    def to_row(self) -> dict[str, Any]:
+        """The run as `ranking.rank_arms` takes it."""
+        row: dict[str, Any] = {"arm": self.arm, "seed": self.seed, "run_id": self.run_id}
+        row |= {"verdict": self.tags["verdict"], "arch": self.tags.get("arch")}
+        return row | {column: self.metrics.get(metric) for column, metric in _COLUMNS.items()}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The runs that are compared, by arm and seed, on one dataset; `notes` says what is missing besides them."""
+
+    runs: Sequence[StoredRun]
+    dataset_sha256: str
+    notes: Sequence[str]
+
+
+def select_runs(
+    study: str,
+    found: Iterable[StoredRun],
+    *,
+    dataset: str | None = None,
+    parent: str | None = None,
+    planned: Iterable[tuple[str, int]] = (),
+) -> Selection:
+    """Choose among the runs `found` of `study` those that are compared.
+
+    `dataset` keeps the runs whose content hash begins so, `parent` those of one parent run. `planned` are the arms and
+    seeds that a result is expected of. Raises `ConfigError` where nothing is left, where runs have different datasets,
+    and where their configs differ in more than the arms may, with the difference.
+    """
+    trained = [run for run in found if {"arm", "seed", "dataset_sha256"} <= run.tags.keys()]
+    if not trained:
+        raise ConfigError(f"`study` (={study}) must be the tag of runs in the tracking store: there is none")
+    runs = [run for run in trained if parent is None or run.tags.get("mlflow.parentRunId") == parent]
+    if not runs:
+        raise ConfigError(f"`parent` (={parent}) must be the parent of runs of study {study}: it is of none")
+    if dataset is not None:
+        known = sorted({run.dataset_sha256 for run in runs})
+        runs = [run for run in runs if run.dataset_sha256.startswith(dataset)]
+        if len({run.dataset_sha256 for run in runs}) != 1:
+            raise ConfigError(f"`dataset` (={dataset}) must be the beginning of one of {', '.join(known)}")
+    newest = _newest_results(runs)
+    if not newest:
+        states = ", ".join(sorted({_state(run) for run in runs}))
+        raise ConfigError(f"`study` (={study}) must have a finished run: its {len(runs)} are {states}")
+    chosen = [newest[key] for key in sorted(newest)]
+    _check_datasets(study, chosen)
+    _check_configs(study, chosen)
+    return Selection(chosen, chosen[0].dataset_sha256, _notes(runs, newest, planned))
+
+
+def _newest_results(runs: Iterable[StoredRun]) -> dict[tuple[str, int], StoredRun]:
+    newest: dict[tuple[str, int], StoredRun] = {}
+    for run in sorted((run for run in runs if run.is_result), key=lambda run: (run.ended_ms, run.run_id)):
+        newest[run.arm, run.seed] = run
+    return newest
+
+
+def _check_datasets(study: str, runs: Sequence[StoredRun]) -> None:
+    by_hash: dict[str, list[StoredRun]] = defaultdict(list)
+    for run in runs:
+        by_hash[run.dataset_sha256].append(run)
+    if len(by_hash) > 1:
+        who = "; ".join(f"{sha256} of {_who(of_hash)}" for sha256, of_hash in sorted(by_hash.items()))
+        raise ConfigError(
+            f"`study` (={study}) must have one dataset, and has {len(by_hash)}: {who}; "
+            "choose with --dataset or --parent"
+        )
+
+
+def _check_configs(study: str, runs: Sequence[StoredRun]) -> None:
+    """Runs of an arm differ in the seed alone; arms in their own keys and in those that the study varies."""
+    varied = {key for run in runs for key in run.tags.get("varied", "").split(",") if key}
+    for key in sorted(CONFIG_KEYS.keys() - _IRRELEVANT):
+        with_key = [run for run in runs if key in run.params]  # an earlier version may not have known it
+        by_value: dict[object, list[StoredRun]] = defaultdict(list)
+        for run in with_key:
+            by_value[_comparable(run.params[key])].append(run)
+        if len(by_value) < 2:
+            continue
+        for arm in sorted({run.arm for run in with_key}):
+            values = [value for value, of_value in by_value.items() if any(run.arm == arm for run in of_value)]
+            if len(values) > 1:
+                raise ConfigError(_difference(study, key, by_value, f"be one in all runs of arm {arm}"))
+        if key not in OWN_KEYS | varied:
+            raise ConfigError(_difference(study, key, by_value, "be one in all arms"))
+
+
+def _difference(study: str, key: str, by_value: Mapping[object, Sequence[StoredRun]], rule: str) -> str:
+    values = "; ".join(f"{value} of {_who(runs)}" for value, runs in by_value.items())
+    return (
+        f"`{key}` of study {study} must {rule}, and is {values}; choose with --parent, or give the runs another study"
+    )
+
+
+def _who(runs: Sequence[StoredRun]) -> str:
+    """`control (seeds 1, 2), agc (seed 1)`."""
+    seeds: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        seeds[run.arm].append(str(run.seed))
+    return ", ".join(f"{arm} (seed{'s' if len(of) > 1 else ''} {', '.join(of)})" for arm, of in seeds.items())
+
+
+def _comparable(text: str) -> object:
+    """A parameter's value: numbers are equal however they are spelt."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _notes(
+    runs: Sequence[StoredRun], newest: Mapping[tuple[str, int], StoredRun], planned: Iterable[tuple[str, int]]
+) -> list[str]:
+    """What has no result: runs that did not end, and what was planned and never began."""
+    unfinished = {(run.arm, run.seed): run for run in sorted(runs, key=lambda run: run.ended_ms) if not run.is_result}
+    missing = {key: run for key, run in unfinished.items() if key not in newest}
+    notes = [f"{arm}, seed {seed}: run {run.run_id} is {_state(run)}." for (arm, seed), run in sorted(missing.items())]
+    never = sorted(set(planned) - newest.keys() - missing.keys())
+    return notes + [f"{arm}, seed {seed}: planned, and not begun." for arm, seed in never]
+
+
+def _state(run: StoredRun) -> str:
+    """`interrupted`, or what MLflow says: RUNNING, FAILED, KILLED."""
+    return "interrupted" if run.tags.get("verdict") == "interrupted" else run.status

@@ -1,0 +1,224 @@
+"""Trained networks read back from MLflow, and what was reconstructed with them written to it."""
+
+import contextlib
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import mlflow
+import mlflow.pytorch
+import numpy as np
+import torch
+from mlflow.entities import Metric, RunTag
+from mlflow.models import Model
+from mlflow.types import Schema, TensorSpec
+from numpy.typing import NDArray
+
+from fnostab.config import ConfigError
+from fnostab.npz import NpzFile, read_probe
+from fnostab.tracking.store import check_store, connect, sqlite_file, store_errors
+
+_SIGNATURE: Final = "float32 counts (-1, N, N) to float32 (-1, N, N, 2)"
+_NO_PICKLES: Final = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+_MAX_TAG: Final = 5000
+
+
+@dataclass(frozen=True, eq=False)
+class ShippedModel:
+    """A network as `Tracker.log_model` ships it, on the CPU, and what it was trained with.
+
+    `uri` is what was asked for, `source` the same with an alias replaced by its version and a folder by its full path,
+    `run_id` the run that trained it. `probe` complex64 (N, N) is the probe as that run left it, `mean_counts` the
+    counts of its mean training pattern, `scale` that of A = sqrt(counts) / scale ~ |FFT2(probe * patch)|; None where
+    the model does not bring it.
+    """
+
+    uri: str
+    source: str
+    run_id: str | None
+    N: int
+    probe: NDArray[np.complex64] | None
+    mean_counts: float | None
+    scale: float | None
+    network: torch.nn.Module
+
+    @torch.inference_mode()
+    def predict(self, counts: NDArray[np.float32]) -> NDArray[np.complex64]:
+        """Predict object patches, complex64 (B, N, N), from counts (B, N, N), zero frequency at N // 2."""
+        parts = self.network(torch.from_numpy(np.array(counts, dtype=np.float32)))
+        return np.asarray(torch.view_as_complex(parts.contiguous()).numpy())
+
+
+def load_model(uri: str) -> ShippedModel:
+    """Load the network at `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN/model` or in a folder.
+
+    Nothing is unpickled and no code that comes with a model is run: other models than this package's exports are
+    refused by what their `MLmodel` file says, before anything else of them is fetched, and an export with a pickle
+    inside by MLflow. Raises `ConfigError`, in one line, for those, and if there is no such model or store.
+    """
+    with contextlib.ExitStack() as stack:
+        if uri.startswith(("models:", "runs:")):
+            _open_store()
+            source = _without_alias(uri)
+            description = _describe(uri, source)
+            N = _check_description(description, uri)
+            folder = Path(_fetch(uri, source, stack.enter_context(tempfile.TemporaryDirectory())))
+        else:
+            folder = Path(uri)
+            if not folder.is_dir():
+                raise _fault(uri, "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model or a folder that exists")
+            source = str(folder.resolve())
+            description = _describe(uri, source)
+            N = _check_description(description, uri)
+        network = _load_network(folder, uri)
+        probe, scalars = _read_beside(folder / "extra_files" / "probe.npz", uri, N)
+    mean_counts, scale = scalars.get("mean_counts"), scalars.get("scale")
+    return ShippedModel(uri, source, description.run_id, N, probe, mean_counts, scale, network)
+
+
+def log_to_projects_run(files: Sequence[Path], metrics: Mapping[str, float], tags: Mapping[str, str]) -> str | None:
+    """Log to the run that `mlflow run` made for this process, and return its ID; without one, log nothing.
+
+    Raises `StoreAway` if the store does not take it.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return None
+    connect()
+    with store_errors():
+        client = mlflow.MlflowClient()
+        for path in files:
+            client.log_artifact(run_id, str(path))
+        now_ms = time.time_ns() // 1_000_000
+        client.log_batch(
+            run_id,
+            metrics=[Metric(key, value, now_ms, 0) for key, value in metrics.items()],
+            tags=[RunTag(key, value[:_MAX_TAG]) for key, value in tags.items()],
+        )
+    return run_id
+
+
+def _open_store() -> None:
+    """Open the store to read from it; none is made where there is none."""
+    uri = check_store()
+    database = sqlite_file(uri) if uri.startswith("sqlite:") else None
+    if database is not None and not database.exists():
+        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store: there is none yet")
+    connect()
+
+
+def _without_alias(uri: str) -> str:
+    """`uri` with an alias replaced by the version that it stands for now: it may move at any time."""
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if not at or not uri.startswith("models:/"):
+        return uri
+    try:
+        version = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    except Exception as error:
+        raise _fault(uri, f"a model in the tracking store: {_line(error)}") from None
+    return f"models:/{name}/{version.version}"
+
+
+def _describe(uri: str, source: str) -> Model:
+    """What the `MLmodel` file at `source` says; nothing else is read."""
+    try:
+        return Model.load(source)
+    except Exception as error:  # MLflow's, the store's, or whatever a file that is no MLmodel leads to
+        raise _fault(uri, f"an MLflow model that can be read: {_line(error)}") from None
+
+
+def _fetch(uri: str, source: str, folder: str) -> str:
+    try:
+        return mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=folder)
+    except Exception as error:
+        raise _fault(uri, f"a model whose files can be read: {_line(error)}") from None
+
+
+def _check_description(description: Model, uri: str) -> int:
+    """Refuse what this package did not export; returns N."""
+    flavor = description.flavors.get("pytorch")
+    if flavor is None:
+        raise _foreign(uri, f"its flavors are {', '.join(sorted(description.flavors)) or 'none'}")
+    if flavor.get("code") is not None or flavor.get("model_data") != "data":
+        raise _foreign(uri, "it brings code of its own")
+    inputs = _tensor(description.signature.inputs) if description.signature else None
+    outputs = _tensor(description.signature.outputs) if description.signature else None
+    if inputs is None or outputs is None:
+        raise _foreign(uri, "its signature is not one tensor to one tensor")
+    N = inputs.shape[-1]
+    fits = inputs.shape == (-1, N, N) and outputs.shape == (-1, N, N, 2) and N > 0
+    if not fits or {inputs.type, outputs.type} != {np.dtype(np.float32)}:
+        raise _foreign(uri, f"it takes {inputs.type} {inputs.shape} to {outputs.type} {outputs.shape}")
+    return int(N)
+
+
+def _tensor(schema: Schema | None) -> TensorSpec | None:
+    """The one tensor of `schema`; None if it holds anything else."""
+    if schema is None or len(schema.inputs) != 1:
+        return None
+    (only,) = schema.inputs
+    return only if isinstance(only, TensorSpec) else None
+
+
+def _load_network(folder: Path, uri: str) -> torch.nn.Module:
+    """The exported network in `folder`."""
+    data = folder / "data"
+    if not (data / "model.pt2").is_file() or (data / "model.pth").exists():
+        raise _foreign(uri, "it has no data/model.pt2, or a pickle besides")
+    try:
+        with _pickles_refused():
+            network: torch.nn.Module = mlflow.pytorch.load_model(str(folder))
+    except Exception as error:  # whatever torch makes of a damaged archive
+        raise _fault(uri, f"a whole model without pickles: {_line(error)}") from None
+    return network
+
+
+@contextlib.contextmanager
+def _pickles_refused() -> Iterator[None]:
+    """Have MLflow look through a pt2 archive before torch loads it: torch by itself unpickles what is inside."""
+    before = os.environ.get(_NO_PICKLES)
+    os.environ[_NO_PICKLES] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[_NO_PICKLES]
+        if before is not None:
+            os.environ[_NO_PICKLES] = before
+
+
+def _read_beside(path: Path, uri: str, N: int) -> tuple[NDArray[np.complex64] | None, dict[str, float]]:
+    """The probe and the numbers in the NPZ file beside the network; none if it is not there."""
+    if not path.exists():
+        return None, {}
+    try:
+        probe = read_probe(path, "model")
+        with contextlib.closing(NpzFile(path, "model")) as file:
+            found = {key: file.read(key) for key in file.keys if key in ("mean_counts", "scale")}
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if probe.shape != (N, N):
+        raise _fault(uri, f"a model whose probe is {N} x {N} as its patterns, not {probe.shape}")
+    scalars: dict[str, float] = {}
+    for key, array in found.items():
+        scalars[key] = float(array.real.ravel()[0]) if array.size == 1 else math.nan
+        if not 0 < scalars[key] < math.inf:
+            raise _fault(uri, f"a model whose {key} is one positive number, not {array}")
+    return probe, scalars
+
+
+def _fault(uri: str, rule: str) -> ConfigError:
+    return ConfigError(f"`model` (={uri}) must be {rule}")
+
+
+def _foreign(uri: str, reason: str) -> ConfigError:
+    return _fault(uri, f"a network that this package exported (pt2, {_SIGNATURE}): {reason}")
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error, or its kind where it says nothing."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -1,0 +1,211 @@
+"""Studies in the store: their runs found by tag, their parent runs, and what is written to those."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import mlflow
+import yaml
+from mlflow.entities import Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from fnostab.config import ConfigError
+from fnostab.study.selection import StoredRun
+from fnostab.tracking.store import StoreAway, store_errors
+
+logger = logging.getLogger(__name__)
+
+#: The tag that tells a study's own runs, `parent` and `comparison`, from those that trained something.
+ROLE: Final = "study_role"
+#: The parent's artifact that says which arms and seeds were planned.
+_PLAN: Final = "study.json"
+_PAGE: Final = 1000
+
+
+def find_runs(study: str) -> list[StoredRun]:
+    """All runs tagged with `study` that trained something, in every experiment; a page at a time."""
+    runs = (_stored(run) for run in _search(f"tags.study = '{_quoted(study)}'"))
+    return [run for run in runs if ROLE not in run.tags and "resumed_into" not in run.tags]
+
+
+def find_parents(study: str) -> list[StoredRun]:
+    """The parent runs of `study`, newest first."""
+    return [_stored(run) for run in _search(f"tags.study = '{_quoted(study)}' and tags.{ROLE} = 'parent'")]
+
+
+def planned_runs(parent: StoredRun) -> list[tuple[str, int]]:
+    """The arms and seeds that the study of `parent` was to train; none where it does not say."""
+    client = mlflow.MlflowClient()
+    with store_errors():
+        if not any(artifact.path == _PLAN for artifact in client.list_artifacts(parent.run_id)):
+            return []
+        plan = mlflow.artifacts.load_dict(f"{client.get_run(parent.run_id).info.artifact_uri}/{_PLAN}")
+    return [(str(arm), int(seed)) for arm in plan["arms"] for seed in plan["seeds"]]
+
+
+def read_config(run_id: str) -> dict[str, Any]:
+    """The config that a run was trained with, as it was logged."""
+    content = read_artifact(run_id, "config.yaml")
+    if content is None:
+        raise ConfigError(f"`run` (={run_id}) must have the artifact config.yaml")
+    return dict(yaml.safe_load(content))
+
+
+def read_artifact(run_id: str, path: str) -> bytes | None:
+    """The content of an artifact of a run; None if it is not there."""
+    client = mlflow.MlflowClient()
+    with store_errors():
+        folder = path.rpartition("/")[0] or None
+        if not any(artifact.path == path for artifact in client.list_artifacts(run_id, folder)):
+            return None
+        return Path(client.download_artifacts(run_id, path)).read_bytes()
+
+
+def run_url(run: StoredRun) -> str | None:
+    """The page of a run on a tracking server; None for a store without one."""
+    uri = mlflow.get_tracking_uri()
+    if not uri.startswith("http"):
+        return None
+    return f"{uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A run that holds what belongs to a study as a whole."""
+
+    run_id: str
+    experiment_id: str
+
+    @store_errors()
+    def log_files(self, folder: Path) -> None:
+        """Log every file of `folder` as an artifact."""
+        mlflow.MlflowClient().log_artifacts(self.run_id, str(folder))
+
+    @store_errors()
+    def log_text(self, text: str, name: str) -> None:
+        """Log `text` as the artifact `name`."""
+        mlflow.MlflowClient().log_text(self.run_id, text, name)
+
+    @store_errors()
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags of the run."""
+        client = mlflow.MlflowClient()
+        client.log_batch(self.run_id, tags=[RunTag(key, str(value)[:5000]) for key, value in tags.items()])
+
+
+@contextmanager
+def open_parent(
+    study: str, identity: str, plan: Mapping[str, Any], tags: Mapping[str, str], params: Mapping[str, str]
+) -> Iterator[StudyFolder]:
+    """Open the parent run of a study: the one that has its `identity`, else that of `mlflow run`, else a new one.
+
+    `plan` has `arms` and `seeds`; the plans of one parent add up. A run that `mlflow run` made for a study that has its
+    parent already gets the tag `resumed_into`, and no study tags. The parent ends FINISHED when the block does, KILLED
+    after an interrupt or exit, and FAILED after an error.
+    """
+    projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    with store_errors():
+        earlier = _search(f"tags.{ROLE} = 'parent' and tags.study_sha256 = '{identity}'")
+        client = mlflow.MlflowClient()
+        if earlier and projects_run_id:
+            client.set_tag(projects_run_id, "resumed_into", earlier[0].info.run_id)
+        run_id = earlier[0].info.run_id if earlier else projects_run_id
+        run = client.get_run(run_id) if run_id else client.create_run(_experiment_id(), run_name=study)
+        run_id = run.info.run_id
+        client.update_run(run_id, status="RUNNING", name=study)
+        folder = StudyFolder(run_id, run.info.experiment_id)
+        folder.set_tags({"study": study, ROLE: "parent", "study_sha256": identity, **tags})
+        new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
+        client.log_batch(run_id, params=new)
+        if earlier:
+            known = planned_runs(_stored(run))
+            arms = list(dict.fromkeys([*(arm for arm, _ in known), *plan["arms"]]))
+            seeds = list(dict.fromkeys([*(seed for _, seed in known), *plan["seeds"]]))
+            plan = {**plan, "arms": arms, "seeds": seeds}
+        client.log_text(run_id, json.dumps(plan, indent=2), _PLAN)
+    try:
+        yield folder
+    except BaseException as error:
+        _end(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    _end(run_id, "FINISHED")
+
+
+@contextmanager
+def open_comparison(study: str) -> Iterator[StudyFolder]:
+    """Open a run for what is said of a study that has no parent: that of `mlflow run`, or a new one."""
+    projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    with store_errors():
+        client = mlflow.MlflowClient()
+        run = client.get_run(projects_run_id) if projects_run_id else client.create_run(_experiment_id())
+        client.update_run(run.info.run_id, status="RUNNING", name=f"{study}-comparison")
+        folder = StudyFolder(run.info.run_id, run.info.experiment_id)
+        folder.set_tags({"study": study, ROLE: "comparison"})
+    try:
+        yield folder
+    except BaseException:
+        _end(folder.run_id, "FAILED")
+        raise
+    _end(folder.run_id, "FINISHED")
+
+
+@contextmanager
+def open_existing_parent(parent: StoredRun) -> Iterator[StudyFolder]:
+    """The parent run as it stands; a run that `mlflow run` made for this process gets the tag `compared_into`."""
+    projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    if projects_run_id and projects_run_id != parent.run_id:
+        with store_errors():
+            mlflow.MlflowClient().set_tag(projects_run_id, "compared_into", parent.run_id)
+    yield StudyFolder(parent.run_id, parent.experiment_id)
+
+
+def _end(run_id: str, status: str) -> None:
+    try:
+        with store_errors():
+            mlflow.MlflowClient().set_terminated(run_id, status)
+    except StoreAway as away:
+        logger.warning("the status of run %s could not be stored: %s", run_id, away)
+
+
+def _experiment_id() -> str:
+    """The experiment that a run started here would go to."""
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if name:
+        experiment = mlflow.get_experiment_by_name(name)
+        return experiment.experiment_id if experiment else mlflow.MlflowClient().create_experiment(name)
+    return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+
+
+def _search(query: str) -> Sequence[Run]:
+    """All active runs that `query` finds, newest first."""
+    client = mlflow.MlflowClient()
+    found: list[Run] = []
+    token: str | None = None
+    try:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        while True:
+            page = client.search_runs(experiments, query, max_results=_PAGE, page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return found
+    except MlflowException as error:
+        raise StoreAway(f"the tracking store does not answer ({str(error).splitlines()[0]})") from error
+
+
+def _stored(run: Run) -> StoredRun:
+    info, data = run.info, run.data
+    ended_ms = info.end_time or info.start_time or 0
+    return StoredRun(info.run_id, info.experiment_id, info.status, ended_ms, data.tags, data.params, data.metrics)
+
+
+def _quoted(text: str) -> str:
+    """`text` inside the quotes of a search filter."""
+    if "'" in text or '"' in text or "\\" in text:
+        raise ConfigError(f"`study` (={text}) must be a name without quotes and backslashes")
+    return text
