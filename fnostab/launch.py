@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, Literal
@@ -276,7 +276,7 @@ def _in_process(
     with tempfile.TemporaryDirectory(prefix="fnostab-job-") as folder, tempfile.TemporaryFile("w+") as said:
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(asdict(job)), encoding="utf-8")
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [*command, str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -284,22 +284,22 @@ def _in_process(
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": str(job.threads)},
             start_new_session=True,  # Ctrl-C comes here alone, and one SIGTERM goes to each run
-        )
-        running[place] = process
-        if stopping.is_set():
-            process.terminate()
-        assert process.stdout is not None
-        for line in process.stdout:
-            last = Update(**json.loads(line))
-            if last.state == "running":
-                tell(last)
-        code = process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
-        del running[place]
+        ) as process:
+            running[place] = process
+            if stopping.is_set():
+                process.terminate()
+            assert process.stdout is not None
+            for line in process.stdout:
+                last = Update(**json.loads(line))
+                if last.state == "running":
+                    tell(last)
+            code = process.wait()
+            del running[place]
         said.seek(0)
         words = said.read().strip().splitlines()[-_KEPT_LINES:]
-    if last.state == "running":
+    if last.state == "running" and stopping.is_set() and code == -signal.SIGTERM:
+        last = replace(last, state="interrupted", text="stopped before it began")
+    elif last.state == "running":
         last = Update("failed", _how_it_died(code, words), run_id=last.run_id, details="\n".join(words))
     tell(last)
     return last

@@ -1,0 +1,212 @@
+"""Runs of a study wherever they execute: what is heard of them, and that none takes others along."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from fnostab.launch import Job, Stopped, Update, run_inline, run_processes, run_ray
+
+#: What the jobs of these tests do: the kind of end that their config asks for.
+CHILD = """
+import os, signal, sys, time
+from pathlib import Path
+from fnostab.launch import Update, serve_job
+
+def run(job, tell):
+    tell(Update("running", "starting", pid=os.getpid()))
+    print("noise on stdout")
+    kind = job.config["kind"]
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "exit":
+        print("the last words", file=sys.stderr)
+        sys.exit(3)
+    if kind == "fail":
+        tell(Update("failed", "ValueError: no"))
+        return
+    if kind == "wait":
+        ended = []
+        signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
+        Path(job.config["begun"]).write_text(str(os.getpid()))
+        while not ended:
+            time.sleep(0.02)
+        Path(job.config["ended"]).touch()
+        tell(Update("interrupted", "stopped by SIGTERM"))
+        return
+    tell(Update("running", epoch=1, epochs=1, val_loss=0.5))
+    tell(Update("done", "fine", 1, 1, 0.5, verdict="converged", run_id=str(job.threads)))
+
+if __name__ == "__main__":
+    sys.exit(serve_job(run, Path(sys.argv[1])))
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    path = tmp_path / "child.py"
+    path.write_text(CHILD)
+    return [sys.executable, str(path)]
+
+
+def jobs(*kinds, **config):
+    return [Job(f"{kind} {place}", {"kind": kind, **config}, threads=1) for place, kind in enumerate(kinds)]
+
+
+class News:
+    def __init__(self):
+        self.updates = []
+
+    def __call__(self, place, update):
+        self.updates.append((place, update))
+
+    def of(self, place):
+        return [update for at, update in self.updates if at == place]
+
+
+def test_a_process_tells_its_epochs_and_its_end(command):
+    news = News()
+    (end,) = run_processes(jobs("finish"), command, news, workers=1)
+    assert (end.state, end.verdict, end.val_loss) == ("done", "converged", 0.5)
+    assert [update.state for update in news.of(0)] == ["running", "running", "done"]
+    assert news.of(0)[1].epoch == 1
+
+
+def test_one_that_dies_exits_or_fails_does_not_stop_the_others(command):
+    ends = run_processes(jobs("die", "exit", "fail", "finish"), command, News(), workers=2)
+    assert [end.state for end in ends] == ["failed", "failed", "failed", "done"]
+    assert ends[0].text.startswith("its process was ended by SIGKILL; the memory may not suffice")
+    assert ends[1].text == "the last words"
+    assert ends[2].text == "ValueError: no"
+
+
+def test_no_more_than_the_workers_run_at_once(tmp_path):
+    path = tmp_path / "child.py"
+    path.write_text(
+        textwrap.dedent(
+            """
+            import os, sys, time
+            from pathlib import Path
+            from fnostab.launch import Update, serve_job
+
+            def run(job, tell):
+                folder = Path(job.config["folder"])
+                mine = folder / str(os.getpid())
+                mine.touch()
+                time.sleep(0.3)
+                tell(Update("done", str(len(list(folder.iterdir())))))
+                mine.unlink()
+
+            sys.exit(serve_job(run, Path(sys.argv[1])))
+            """
+        )
+    )
+    folder = tmp_path / "running"
+    folder.mkdir()
+    ends = run_processes(jobs(*["x"] * 6, folder=str(folder)), [sys.executable, str(path)], News(), workers=2)
+    assert max(int(end.text) for end in ends) <= 2
+
+
+def _study_process(tmp_path, command, begun, ended):
+    """A process that runs one waiting job and one that would come after it, and exits with 7 if it was stopped."""
+    code = f"""
+import sys
+from fnostab.launch import Job, Stopped, run_processes
+jobs = [Job("w", {{"kind": "wait", "begun": {str(begun)!r}, "ended": {str(ended)!r}}}), Job("f", {{"kind": "finish"}})]
+try:
+    run_processes(jobs, {command!r}, lambda place, update: print(place, update.state, flush=True), workers=1)
+except Stopped as stopped:
+    print("stopped", stopped.signum, flush=True)
+    sys.exit(7)
+"""
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+
+
+def _wait_for(condition, seconds=60.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_runs_store_what_they_have_and_begins_no_more(tmp_path, command, signum):
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    with _study_process(tmp_path, command, begun, ended) as study:
+        _wait_for(begun.exists)
+        study.send_signal(signum)
+        printed, _ = study.communicate(timeout=60)
+    assert study.returncode == 7
+    assert ended.exists()
+    assert f"stopped {int(signum)}" in printed
+    assert "1 running" not in printed
+
+
+def test_runs_end_when_the_process_that_started_them_is_killed(tmp_path, command):
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    with _study_process(tmp_path, command, begun, ended) as study:
+        _wait_for(lambda: begun.exists() and begun.read_text())
+        study.kill()
+    _wait_for(ended.exists)
+    pid = int(begun.read_text())
+    _wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+
+
+def test_inline_runs_come_one_after_the_other_and_an_interrupted_one_ends_the_rest():
+    def run(job, tell):
+        tell(Update("running", "starting"))
+        tell(Update("interrupted" if job.config["kind"] == "stop" else "done", job.name))
+
+    news = News()
+    ends = run_inline(jobs("finish", "stop", "finish"), run, news)
+    assert [(end.state, end.text) for end in ends] == [
+        ("done", "finish 0"),
+        ("interrupted", "stop 1"),
+        ("interrupted", "not begun"),
+    ]
+    assert news.of(2) == []
+
+
+def test_what_a_job_prints_does_not_disturb_what_it_tells(tmp_path, command):
+    news = News()
+    run_processes(jobs("finish"), command, news, workers=1)
+    assert all("noise" not in update.text for update in news.of(0))
+
+
+def _ray_run(job, tell):
+    tell(Update("running", "starting", pid=os.getpid()))
+    marker = Path(job.config["folder"]) / job.name.replace(" ", "-")
+    if job.config["kind"] == "lost" and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.config["kind"] == "fail":
+        raise ValueError("no")
+    tell(Update("done", os.environ.get("FNOSTAB_TEST", ""), verdict="converged"))
+
+
+def test_ray_runs_the_jobs_and_begins_a_lost_one_again(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("FNOSTAB_TEST", "passed on")
+    # Workers import what they run; pickling by value spares them this file, which is in no package.
+    import ray.cloudpickle
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    news = News()
+    try:
+        ends = run_ray(jobs("finish", "lost", "fail", folder=str(tmp_path)), _ray_run, news, workers=2)
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert [end.state for end in ends] == ["done", "done", "failed"]
+    assert ends[0].text == "passed on"
+    assert (tmp_path / "lost-1").exists()
+    assert "no" in ends[2].text
+    assert {place for place, _ in news.updates} == {0, 1, 2}
+
+
+def test_stopped_names_the_signal():
+    assert str(Stopped(signal.SIGTERM)) == "stopped by SIGTERM"

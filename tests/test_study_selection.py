@@ -1,0 +1,115 @@
+"""Which runs are compared, and which may not be."""
+
+import pytest
+
+from fnostab.config import ConfigError, resolve_config
+from fnostab.study.selection import StoredRun, select_runs
+
+
+def stored(arm="control", seed=1, dataset="d1", status="FINISHED", ended=0, parent=None, varied="", **overrides):
+    """A run as the store would tell it."""
+    verdict = overrides.pop("verdict", "converged")
+    config = resolve_config({"preset": "smoke", "seed": seed, "arm": arm, **overrides})
+    tags = {"study": "s", "arm": arm, "seed": str(seed), "arch": config.model.arch, "dataset_sha256": dataset * 32}
+    tags |= {"verdict": verdict} if verdict else {}
+    tags |= {"mlflow.parentRunId": parent} if parent else {}
+    tags |= {"varied": varied} if varied else {}
+    params = {key: str(value) for key, value in config.flat().items()}
+    name = f"{arm}-{seed}-{ended}"
+    return StoredRun(name, "0", status, ended, tags, params, {"best_val_loss": 0.1, "test/amp_ssim": 0.9})
+
+
+def ids(selection):
+    return [run.run_id for run in selection.runs]
+
+
+def test_the_newest_finished_run_of_each_arm_and_seed_is_taken():
+    runs = [stored(ended=5), stored(ended=9, status="KILLED"), stored(ended=2), stored(seed=2, ended=1)]
+    assert ids(select_runs("s", runs)) == ["control-1-5", "control-2-1"]
+
+
+def test_a_row_of_the_ranking_holds_the_metrics_under_its_own_names():
+    (run,) = select_runs("s", [stored()]).runs
+    row = run.to_row()
+    assert (row["arm"], row["seed"], row["best_val_loss"], row["amp_ssim"], row["verdict"]) == (
+        *("control", 1, 0.1),
+        *(0.9, "converged"),
+    )
+    assert row["phase_ssim"] is None
+
+
+def test_two_datasets_are_refused_with_both_hashes():
+    runs = [stored(), stored(arm="agc", clip_algo="agc", dataset="d2")]
+    with pytest.raises(ConfigError, match=r"must have one dataset, and has 2: (d1){32} of control.*; (d2){32} of agc"):
+        select_runs("s", runs)
+
+
+def test_a_dataset_is_chosen_by_the_beginning_of_its_hash():
+    runs = [stored(), stored(arm="agc", clip_algo="agc", dataset="d2")]
+    assert ids(select_runs("s", runs, dataset="d2")) == ["agc-1-0"]
+    with pytest.raises(ConfigError, match=r"^`dataset` \(=d\) must be the beginning of one of (d1){32}, (d2){32}"):
+        select_runs("s", runs, dataset="d")
+
+
+def test_a_parent_is_chosen_by_its_run():
+    runs = [stored(parent="p"), stored(ended=3, parent="q", dataset="d2")]
+    assert ids(select_runs("s", runs, parent="p")) == ["control-1-0"]
+    with pytest.raises(ConfigError, match=r"^`parent` \(=r\) must be the parent of runs of study s"):
+        select_runs("s", runs, parent="r")
+
+
+def test_arms_may_differ_in_architecture_block_and_clipping():
+    runs = [stored(), stored(arm="b", arch="stable_hybrid", clip_algo="agc", **{"model.gamma_init": 0.1})]
+    assert len(select_runs("s", runs).runs) == 2
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", 0.1), ("epochs", 3), ("width", 4), ("data.stride_test_px", 20)])
+def test_arms_that_differ_in_anything_else_are_refused_with_the_difference(key, value):
+    runs = [stored(), stored(arm="agc", clip_algo="agc", **{key: value})]
+    with pytest.raises(ConfigError, match=rf"of study s must be one in all arms, and is .*{value}.* of agc \(seed 1\)"):
+        select_runs("s", runs)
+
+
+def test_what_the_study_varies_may_differ_between_arms():
+    runs = [stored(varied="optim.lr"), stored(arm="fast", lr=0.1, varied="optim.lr")]
+    assert len(select_runs("s", runs).runs) == 2
+
+
+def test_runs_of_one_arm_may_not_differ():
+    runs = [stored(), stored(seed=2, **{"model.gamma_init": 0.5})]
+    with pytest.raises(ConfigError, match=r"^`model.gamma_init` of study s must be one in all runs of arm control"):
+        select_runs("s", runs)
+
+
+def test_numbers_are_equal_however_they_are_spelt():
+    run = stored()
+    spelt = StoredRun("x", "0", "FINISHED", 0, {**run.tags, "seed": "2"}, {**run.params, "optim.lr": "3.0E-3"}, {})
+    assert len(select_runs("s", [run, spelt]).runs) == 2
+
+
+def test_threads_and_device_may_differ():
+    runs = [stored(), stored(seed=2, accelerator="cpu", **{"train.threads": 4})]
+    assert len(select_runs("s", runs).runs) == 2
+
+
+def test_what_has_no_result_is_named_with_its_state():
+    runs = [
+        stored(),
+        stored(seed=2, status="KILLED", verdict="interrupted"),
+        stored(seed=3, status="FAILED", verdict=None),
+        stored(seed=4, status="RUNNING", verdict=None),
+    ]
+    selection = select_runs("s", runs, planned=[("control", 1), ("control", 4), ("control", 5)])
+    assert selection.notes == [
+        "control, seed 2: run control-2-0 is interrupted.",
+        "control, seed 3: run control-3-0 is FAILED.",
+        "control, seed 4: run control-4-0 is RUNNING.",
+        "control, seed 5: planned, and not begun.",
+    ]
+
+
+def test_a_study_without_runs_or_without_a_finished_one_is_refused():
+    with pytest.raises(ConfigError, match=r"^`study` \(=s\) must be the tag of runs in the tracking store"):
+        select_runs("s", [])
+    with pytest.raises(ConfigError, match=r"^`study` \(=s\) must have a finished run: its 1 are RUNNING"):
+        select_runs("s", [stored(status="RUNNING", verdict=None)])
