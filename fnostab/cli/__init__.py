@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fnostab import __version__
-from fnostab.cli import compare, data, study, train
+from fnostab.cli import compare, data, registry, study, train
 from fnostab.cli.common import Parser, say_error
 from fnostab.config import ConfigError, resolve_config
 
 _DESCRIPTION = "Train Fourier-neural-operator networks on ptychography data, tracked by MLflow."
-_COMMANDS = (train, study, compare, data)
+_COMMANDS = (train, study, compare, registry, data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

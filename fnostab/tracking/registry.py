@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,13 @@ import filelock
 import mlflow
 from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import ALREADY_EXISTS, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import (
+    ALREADY_EXISTS,
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from fnostab.config import ConfigError
@@ -34,6 +41,8 @@ _PREFIX: Final = "fnostab-"
 #: MLflow's databases hold no longer description.
 _MAX_DESCRIPTION: Final = 5000
 _LOCK_TIMEOUT_S: Final = 120.0
+_LOOK_AGAIN_S: Final = 1.0
+_MAX_LOOKS: Final = 10
 _PAGE: Final = 100
 
 
@@ -74,10 +83,10 @@ def register_winner(candidate: Candidate, description: str, *, promote: bool = F
     worse on the same dataset stays. The alias `previous` goes to the version that was champion. `description`, cut to
     5000 characters, is put on the version, also on one that is there already.
 
-    Processes of one machine wait for each other. On several machines the same run still leaves one version, the first;
-    of two runs registered within the same moment the last writer may leave the worse one as champion, until the better
-    one is registered again. Raises `ConfigError` if there is no such run or it has no logged model, and `StoreAway` if
-    the store stops answering.
+    Processes of one machine wait for each other. From several machines the same run leaves one version too, the first,
+    and who has `champion` on a server looks again after a second whether another machine moved it, and then decides
+    again. Raises `ConfigError` if there is no such run or it has no logged model, and `StoreAway` if the store stops
+    answering.
     """
     if not math.isfinite(candidate.best_val_loss):
         raise ConfigError(f"`best_val_loss` (={candidate.best_val_loss}) of run {candidate.run_id} must be finite")
@@ -88,12 +97,11 @@ def register_winner(candidate: Candidate, description: str, *, promote: bool = F
         there = _versions_of_run(client, name, candidate.run_id)
         number, is_new = (there[0], False) if there else _create_version(client, name, candidate)
         _describe(client, name, number, candidate, description)
-        model = _read_model(client, name)
-        own = model.versions[number]
-        moves, reason = judge(own, candidate, model, promote=promote)
-        if moves:
-            _crown(client, own, model.holder(CHAMPION))
-    is_champion = moves or CHAMPION in own.aliases
+        is_champion, reason = _compete(client, name, number, candidate, promote=promote)
+        looks = 0 if _is_sqlite() else _MAX_LOOKS
+        while is_champion and looks and _is_overtaken(client, name, number):
+            is_champion, reason = _compete(client, name, number, candidate, promote=False)
+            looks -= 1
     state = "is registered as" if is_new else "was registered already as"
     run = f"run {candidate.run_id} ({candidate.arm}, seed {candidate.seed})"
     return Registration(name, number, is_new, is_champion, f"{run} {state} {name} version {number}; {reason}")
@@ -129,7 +137,7 @@ def rollback(name: str) -> Rollback:
         if champion is None:
             client.delete_registered_model_alias(name, PREVIOUS)
         else:
-            client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
+            _set_alias(client, champion, PREVIOUS)
     text = f"the champion of {name} is version {target.version} again"
     if champion is None:
         text += "; there was none before"
@@ -143,14 +151,39 @@ def rollback(name: str) -> Rollback:
     return Rollback(name, target.version, None if champion is None else champion.version, text)
 
 
+def _compete(
+    client: mlflow.MlflowClient, name: str, number: int, candidate: Candidate, *, promote: bool
+) -> tuple[bool, str]:
+    """Move `champion` to version `number` if the rule says so; tells whether it has it now, and the reason in words."""
+    model = _read_model(client, name)
+    own = model.versions[number]
+    moves, reason = judge(own, candidate, model, promote=promote)
+    if moves:
+        _crown(client, own, model.holder(CHAMPION))
+    return moves or CHAMPION in own.aliases, reason
+
+
+def _is_overtaken(client: mlflow.MlflowClient, name: str, number: int) -> bool:
+    """Whether a moment later another version is champion: a machine that decided when we did wrote after us."""
+    time.sleep(_LOOK_AGAIN_S)
+    return _read_model(client, name).aliases.get(CHAMPION) != number
+
+
 def _crown(client: mlflow.MlflowClient, own: RegistryVersion, old: RegistryVersion | None) -> None:
     """Move `champion` to `own`, which then is not rolled back any more, and first `previous` to `old`."""
-    number = str(own.version)
     if old is not None:
-        client.set_registered_model_alias(own.model, PREVIOUS, str(old.version))
-    client.set_registered_model_alias(own.model, CHAMPION, number)
+        _set_alias(client, old, PREVIOUS)
+    _set_alias(client, own, CHAMPION)
     if ROLLED_BACK in own.tags:
-        client.delete_model_version_tag(own.model, number, ROLLED_BACK)
+        client.delete_model_version_tag(own.model, str(own.version), ROLLED_BACK)
+
+
+def _set_alias(client: mlflow.MlflowClient, version: RegistryVersion, alias: str) -> None:
+    """Give `alias` to a version; of two machines that add it at once, MLflow's database refuses one, but once only."""
+    try:
+        client.set_registered_model_alias(version.model, alias, str(version.version))
+    except MlflowException:
+        client.set_registered_model_alias(version.model, alias, str(version.version))
 
 
 def _create_version(client: mlflow.MlflowClient, name: str, candidate: Candidate) -> tuple[int, bool]:
@@ -224,7 +257,7 @@ def _named_model(client: mlflow.MlflowClient, name: str) -> RegisteredModel:
     try:
         return _read_model(client, name)
     except MlflowException as error:
-        if error.error_code not in _codes(RESOURCE_DOES_NOT_EXIST):
+        if error.error_code not in _codes(RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE):  # no such name can exist
             raise
         there = ", ".join(_our_models(client)) or "none of this package"
         raise ConfigError(
@@ -258,11 +291,15 @@ def _codes(*codes: int) -> set[str]:
     return {ErrorCode.Name(code) for code in codes}
 
 
+def _is_sqlite() -> bool:
+    return mlflow.get_registry_uri().startswith("sqlite:")
+
+
 @contextmanager
 def _registry_lock(name: str) -> Iterator[None]:
     """Let one process of this machine at a time change a model: a lock beside a sqlite store, else in the cache."""
     uri = mlflow.get_registry_uri()
-    if uri.startswith("sqlite:"):
+    if _is_sqlite():
         with sqlite_lock(uri):
             yield
         return
