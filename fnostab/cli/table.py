@@ -9,6 +9,7 @@ from typing import Final
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from fnostab.launch import Update
 from fnostab.mlproject.stage import View
@@ -90,7 +91,7 @@ class LiveTable:
         for place in self._shown():
             run, update = self._runs[place], self._stand.get(place)
             if update is None:
-                table.add_row(run.arm, str(run.seed), "", "", "waiting", "", style="dim")
+                table.add_row(Text(run.arm), str(run.seed), "", "", "waiting", "", style="dim")
             else:
                 table.add_row(*_cells(run, update))
         return table
@@ -105,13 +106,13 @@ class LiveTable:
         return sorted([*running, *ended[: _ROWS // 2], *waiting][:_ROWS])
 
 
-def _cells(run: Planned, update: Update) -> list[str]:
+def _cells(run: Planned, update: Update) -> list[Text | str]:
     epoch = f"{update.epoch}/{update.epochs}" if update.epochs else ""
     colour = _COLOURS[update.state if update.verdict in (None, "converged") else "failed"]
     word = update.verdict or (update.text or "training" if update.state == "running" else update.state)
     left = _left(update).removeprefix(", ").removesuffix(" left")
     loss = "" if update.val_loss is None else _loss(update)
-    return [run.arm, str(run.seed), epoch, loss, f"[{colour}]{word[:60]}[/]", left]
+    return [Text(run.arm), str(run.seed), epoch, loss, Text(word[:60], colour), left]
 
 
 def _loss(update: Update) -> str:
