@@ -60,6 +60,12 @@ def smoke(tmp_path_factory):
     return folder, *_only_run(folder), answer.stdout
 
 
+def _model_folder(client, run):
+    """Where the run's model lies."""
+    (model,) = client.search_logged_models(["0"], f"source_run_id = '{run.info.run_id}'")
+    return model.artifact_location
+
+
 def _artifacts(client, run_id, folder=None):
     paths = []
     for entry in client.list_artifacts(run_id, folder):
@@ -167,6 +173,13 @@ np.savez("answers.npz", **{f"b{size}": model.predict(counts[:size]) for size in 
             np.testing.assert_allclose(
                 answer[..., 0] + 1j * answer[..., 1], expected[:size], rtol=1e-4, atol=1e-4 * scale
             )
+
+
+def test_the_model_loads_on_a_machine_with_a_gpu(smoke, monkeypatch):
+    _, client, run, _ = smoke
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # MLflow would move the network there
+    model = mlflow.pyfunc.load_model(_model_folder(client, run))
+    assert model.predict(np.ones((1, 32, 32), np.float32)).shape == (1, 32, 32, 2)
 
 
 def test_bad_input_under_mlflow_run_leaves_one_failed_run_with_the_line_and_no_artifact(tmp_path):

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fnostab import __version__
-from fnostab.cli import compare, data, registry, study, train
+from fnostab.cli import compare, data, reconstruct, registry, study, train
 from fnostab.cli.common import Parser, say_error
 from fnostab.config import ConfigError, resolve_config
 
 _DESCRIPTION = "Train Fourier-neural-operator networks on ptychography data, tracked by MLflow."
-_COMMANDS = (train, study, compare, registry, data)
+_COMMANDS = (train, study, compare, reconstruct, registry, data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         say_error(error)
         return 2
+    except KeyboardInterrupt:  # where nothing is trained, and nothing half-written stays
+        return 130
 
 
 def _refuse(unknown: Sequence[str]) -> NoReturn:

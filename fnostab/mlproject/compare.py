@@ -126,6 +126,7 @@ def _of_arm(runs: Sequence[StudyRun], arm: str) -> list[StudyRun]:
 def _study_run(run: StoredRun) -> StudyRun:
     verdict = run.tags["verdict"]
     loss = run.metrics.get("best_val_loss", float("inf"))
+    history = tracking.read_artifact(run.run_id, "history.json")
     return StudyRun(
         arm=run.arm,
         seed=run.seed,
@@ -133,7 +134,7 @@ def _study_run(run: StoredRun) -> StudyRun:
         verdict=verdict,
         verdict_reason=run.tags.get("verdict_reason", ""),
         best_val_loss=float("inf") if verdict in FAILED else loss,
-        history=tracking.read_run(run.run_id).history,
+        history=None if history is None else json.loads(history),
         url=tracking.run_url(run),
     )
 

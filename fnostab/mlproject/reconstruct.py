@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final, cast, get_args
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,6 +22,7 @@ from fnostab.evaluation import Reconstruction, can_be_stitched
 from fnostab.npz import Quantity, Scan
 from fnostab.report import reconstruction_figure
 from fnostab.scan import Reassembly, reassemble, stitched_r_factor
+from fnostab.tracking import check_store
 from fnostab.tracking.models import ShippedModel, load_model, log_to_projects_run
 
 Report = Callable[[str], None]
@@ -91,6 +92,7 @@ def reconstruct_scan(
     r_factor = stitched_r_factor(stitched, positions, used, amplitudes)
     r_factor_mean_pattern = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
     png = out.with_name(out.name.removesuffix(".npz") + ".png")
+    figure = _figure(stitched, r_factor, used, f"{data.name}, {model_uri}: R = {r_factor:.4f}")
     with _whole(out) as partial_npz, _whole(png) as partial_png:
         np.savez_compressed(
             partial_npz,
@@ -103,7 +105,7 @@ def reconstruct_scan(
             consistency=stitched.consistency,
             model=model.source,
         )
-        _figure(stitched, r_factor, used, f"{data.name}, {model_uri}: R = {r_factor:.4f}").savefig(partial_png, dpi=120)
+        figure.savefig(partial_png, dpi=120)
     numbers = {
         "test/r_factor": r_factor,
         "test/r_factor_mean_pattern": r_factor_mean_pattern,
@@ -140,11 +142,13 @@ def _check_arguments(out: Path, data: Path, quantity: str, batch_size: int) -> N
         raise ConfigError(f"`quantity` (={quantity}) must be one of {', '.join(get_args(Quantity))}")
     if batch_size < 1:
         raise ConfigError(f"`batch_size` (={batch_size}) must be >= 1")
+    if os.environ.get("MLFLOW_RUN_ID"):
+        check_store()  # it is written to at the end
 
 
 def _import(data: Path, model: ShippedModel, quantity: str, probe: str | None, report: Report) -> Scan:
     """The scan at the model's N, with its own probe, or else with the model's."""
-    kind: Quantity = "counts" if quantity == "counts" else "amplitude" if quantity == "amplitude" else "auto"
+    kind = cast(Quantity, quantity or "auto")
     try:
         return import_scan(data, model.N, kind, probe)
     except ValueError as error:

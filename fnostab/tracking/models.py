@@ -61,20 +61,18 @@ def load_model(uri: str) -> ShippedModel:
     refused by what their `MLmodel` file says, before anything else of them is fetched, and an export with a pickle
     inside by MLflow. Raises `ConfigError`, in one line, for those, and if there is no such model or store.
     """
-    with contextlib.ExitStack() as stack:
-        if uri.startswith(("models:", "runs:")):
-            _open_store()
-            source = _without_alias(uri)
-            description = _describe(uri, source)
-            N = _check_description(description, uri)
-            folder = Path(_fetch(uri, source, stack.enter_context(tempfile.TemporaryDirectory())))
-        else:
-            folder = Path(uri)
-            if not folder.is_dir():
-                raise _fault(uri, "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model or a folder that exists")
-            source = str(folder.resolve())
-            description = _describe(uri, source)
-            N = _check_description(description, uri)
+    stored = uri.startswith(("models:", "runs:"))
+    if stored:
+        _open_store()
+        source = _without_alias(uri)
+    elif Path(uri).is_dir():
+        source = str(Path(uri).resolve())
+    else:
+        raise _fault(uri, "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model or a folder that exists")
+    description = _describe(uri, source)
+    N = _check_description(description, uri)
+    with tempfile.TemporaryDirectory() as fetched:
+        folder = Path(_fetch(uri, source, fetched) if stored else source)
         network = _load_network(folder, uri)
         probe, scalars = _read_beside(folder / "extra_files" / "probe.npz", uri, N)
     mean_counts, scale = scalars.get("mean_counts"), scalars.get("scale")
@@ -89,7 +87,6 @@ def log_to_projects_run(files: Sequence[Path], metrics: Mapping[str, float], tag
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if not run_id:
         return None
-    connect()
     with store_errors():
         client = mlflow.MlflowClient()
         for path in files:

@@ -3,6 +3,7 @@
 import logging
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
@@ -155,7 +156,7 @@ class Tracker:
         """
         size = example_counts.shape[-1]
         float32 = np.dtype(np.float32)
-        mlflow.pytorch.log_model(
+        logged = mlflow.pytorch.log_model(
             model,
             name="model",
             serialization_format="pt2",
@@ -171,6 +172,12 @@ class Tracker:
                 f"torch=={torch.__version__.split('+')[0]}",
             ],
         )
+        # Exported on the CPU, it runs there; MLflow would otherwise take a GPU that it finds, and refuse to load it.
+        description = Model.load(logged.model_uri)
+        description.flavors["python_function"]["config"] = {"device": "cpu"}
+        with tempfile.TemporaryDirectory() as folder:
+            description.save(str(Path(folder) / "MLmodel"))
+            self._client.log_model_artifact(logged.model_id, str(Path(folder) / "MLmodel"))
 
 
 def run_tags(config: ArmConfig, dataset: Dataset, device: str) -> dict[str, str]:
