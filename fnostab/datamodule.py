@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
@@ -18,18 +18,26 @@ _VALIDATION_BATCH = 64
 
 
 class Batch(NamedTuple):
-    """Patches of one step: `sqrt_counts` (B, N, N) float32, `positions_px` (B, 2) float32."""
+    """One rank's patches of one step: `sqrt_counts` (B, N, N) float32, `positions_px` (B, 2) float32."""
 
     sqrt_counts: torch.Tensor
     positions_px: torch.Tensor
     #: Patches of this step over all ranks; losses are divided by it.
     global_size: int
-    #: Rows and columns that the positions, rounded, span; known to the host, so that nobody waits for the device.
+    #: Rows and columns that the positions of all ranks, rounded, span; known to the host: nobody waits for the device.
     extent_px: tuple[int, int] = (0, 0)
+    #: These are every `world_size`-th patch from `rank` on; or all, whatever number of ranks there are, if that is 1.
+    rank: int = 0
+    world_size: int = 1
 
-    def take(self, index: torch.Tensor | slice, global_size: int, extent_px: tuple[int, int] = (0, 0)) -> "Batch":
-        """The patches at `index`."""
-        return Batch(self.sqrt_counts[index], self.positions_px[index], global_size, extent_px)
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether there was no patch left for this rank: it computes another rank's, as all must, and counts none."""
+        return self.rank >= self.global_size
+
+    def take(self, index: torch.Tensor | slice) -> "Batch":
+        """The patches at `index`, of the same step and rank."""
+        return self._replace(sqrt_counts=self.sqrt_counts[index], positions_px=self.positions_px[index])
 
 
 @dataclass
@@ -88,7 +96,7 @@ def _clusters(
 class PatchLoader:
     """Iterates over batches of resident tensors; its state is its place in the epoch, so that a run resumes mid-epoch.
 
-    Each rank gets every `world_size`-th patch of each batch.
+    Each rank gets every `world_size`-th patch of each batch, or a stand-in where the batch is too small for that.
     """
 
     def __init__(self, patches: Batch, order: EpochOrder, rank: int = 0, world_size: int = 1) -> None:
@@ -111,17 +119,19 @@ class PatchLoader:
             if place < start:
                 continue
             self._place = place + 1
-            yield self._batch(members)
+            yield self._batch(members, self._rank, self._world_size)
 
     def batch(self, place: int) -> Batch:
-        """The batch at `place` in the epoch."""
-        return self._batch(self.sampler.batches()[place])
+        """The whole batch, of all ranks, at `place` in the epoch."""
+        return self._batch(self.sampler.batches()[place], rank=0, world_size=1)
 
-    def _batch(self, members: NDArray[np.int64]) -> Batch:
-        mine = members[self._rank :: self._world_size]
-        extent_px = np.ptp(np.rint(self._positions_px[mine]), axis=0).astype(int).tolist()
+    def _batch(self, members: NDArray[np.int64], rank: int, world_size: int) -> Batch:
+        mine = members[_share(rank, world_size, len(members))]
+        height, width = np.ptp(np.rint(self._positions_px[members]), axis=0).astype(int).tolist()
         index = torch.from_numpy(mine).to(self._patches.sqrt_counts.device)
-        return self._patches.take(index, len(members), (extent_px[0], extent_px[1]))
+        return self._patches.take(index)._replace(
+            global_size=len(members), extent_px=(height, width), rank=rank, world_size=world_size
+        )
 
     def state_dict(self) -> dict[str, int]:
         """Batches of the epoch that were handed out."""
@@ -130,6 +140,11 @@ class PatchLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Make the next pass start where the saved one stood."""
         self._start = state["place"]
+
+
+def _share(rank: int, world_size: int, size: int) -> slice:
+    """Which of `size` patches `rank` gets; the first one, as a stand-in, if there are too few."""
+    return slice(rank, None, world_size) if rank < size else slice(1)
 
 
 @dataclass(frozen=True)
@@ -175,8 +190,12 @@ class PtychoDataModule(lightning.LightningDataModule):
         """This rank's share of the validation batches."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         patches = self._patches("val")
-        share = patches.take(slice(rank, None, world_size), patches.global_size)
-        return InOrder(split_batches(share, _VALIDATION_BATCH))
+        share = patches.take(_share(rank, world_size, patches.global_size))
+        return InOrder(split_batches(share._replace(rank=rank, world_size=world_size), _VALIDATION_BATCH))
+
+    def all_validation_batches(self) -> list[Batch]:
+        """The validation batches of all ranks."""
+        return split_batches(self._patches("val"), _VALIDATION_BATCH)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Return `batch` as it is: it lies there already."""
@@ -188,6 +207,13 @@ def training_loader(trainer: lightning.Trainer) -> PatchLoader:
     loader = trainer.train_dataloader
     assert isinstance(loader, PatchLoader)
     return loader
+
+
+def all_validation_batches(trainer: lightning.Trainer) -> list[Batch]:
+    """The validation batches, of all ranks, of what `trainer` trains on."""
+    data: Any = trainer
+    assert isinstance(data.datamodule, PtychoDataModule)
+    return data.datamodule.all_validation_batches()
 
 
 def resident(split: Split, device: torch.device | str = "cpu") -> Batch:
@@ -202,4 +228,4 @@ def resident(split: Split, device: torch.device | str = "cpu") -> Batch:
 def split_batches(patches: Batch, size: int) -> list[Batch]:
     """Cut `patches` into batches of `size`, in order."""
     starts = range(0, len(patches.sqrt_counts), size)
-    return [patches.take(slice(start, start + size), patches.global_size) for start in starts]
+    return [patches.take(slice(start, start + size)) for start in starts]

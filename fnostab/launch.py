@@ -43,12 +43,12 @@ class Where:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: `config` as JSON takes it, and MLflow tags for it."""
+    """One run: `config` as JSON takes it, MLflow tags for it, and the CPUs that it keeps busy."""
 
     name: str
     config: Mapping[str, Any]
     tags: Mapping[str, str] = field(default_factory=dict)
-    threads: int = 1
+    cpus: int = 1
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def run_ray(
     environment.pop("MLFLOW_RUN_ID", None)
     local: dict[str, Any] = {}
     if address is None and "RAY_ADDRESS" not in os.environ:
-        local = {"include_dashboard": False, "num_cpus": (workers or os.cpu_count() or 1) * max(1, jobs[0].threads)}
+        local = {"include_dashboard": False, "num_cpus": max((workers or 1) * jobs[0].cpus, os.cpu_count() or 1)}
     ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": environment}, **local)
     try:
         with _signals() as caught:
@@ -211,7 +211,7 @@ def _ray_tasks(
     while waiting or places:
         while waiting and (workers is None or len(places) < workers):
             place, job = waiting.pop()
-            options = task.options(num_cpus=max(1, job.threads), num_gpus=gpus_per_run)
+            options = task.options(num_cpus=job.cpus, num_gpus=gpus_per_run)
             places[options.remote(run, job, place, news)] = place
         finished, _ = ray.wait(list(places), timeout=_TICK_S, fetch_local=False)
         _tell_news(news, watch)
@@ -282,7 +282,6 @@ def _in_process(
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(job.threads)},
             start_new_session=True,  # Ctrl-C comes here alone, and one SIGTERM goes to each run
         ) as process:
             running[place] = process

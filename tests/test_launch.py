@@ -40,7 +40,7 @@ def run(job, tell):
         tell(Update("interrupted", "stopped by SIGTERM"))
         return
     tell(Update("running", epoch=1, epochs=1, val_loss=0.5))
-    tell(Update("done", "fine", 1, 1, 0.5, verdict="converged", run_id=str(job.threads)))
+    tell(Update("done", "fine", 1, 1, 0.5, verdict="converged", run_id=str(job.cpus)))
 
 if __name__ == "__main__":
     sys.exit(serve_job(run, Path(sys.argv[1])))
@@ -55,7 +55,7 @@ def command(tmp_path):
 
 
 def jobs(*kinds, **config):
-    return [Job(f"{kind} {place}", {"kind": kind, **config}, threads=1) for place, kind in enumerate(kinds)]
+    return [Job(f"{kind} {place}", {"kind": kind, **config}) for place, kind in enumerate(kinds)]
 
 
 class News:

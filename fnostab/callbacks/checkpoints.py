@@ -9,14 +9,16 @@ import lightning
 import torch
 
 from fnostab.datamodule import training_loader
+from fnostab.processes import first_says
 
 
 class Checkpoints(lightning.Callback):
     """Keeps `last.ckpt` (every epoch, and every `every_s` seconds inside one) and `best.ckpt` (lowest val_loss).
 
     Written to a temporary name and renamed, so a checkpoint is whole or not there. torch's RNG state and the place in
-    the epoch travel along. (Lightning saves the loader's place too, but does not restore it if the number of steps was
-    asked for while the optimizers were made, as a schedule does: seen with Lightning 2.6.)
+    the epoch travel along. Of several processes the first one decides when, and writes. (Lightning saves the loader's
+    place too, but does not restore it if the number of steps was asked for while the optimizers were made, as a
+    schedule does: seen with Lightning 2.6.)
     """
 
     def __init__(self, folder: Path, every_s: float) -> None:
@@ -45,7 +47,7 @@ class Checkpoints(lightning.Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time; not after an epoch's last batch, or a bad step: the validation is still to come."""
-        due = time.monotonic() - self._saved_at > self._every_s
+        due = first_says(time.monotonic() - self._saved_at > self._every_s, module.device)
         if due and batch_idx + 1 < trainer.num_training_batches and not module.has_stopped:
             self._save(trainer, self.last)
 
@@ -54,15 +56,16 @@ class Checkpoints(lightning.Callback):
         val_loss = float(trainer.callback_metrics["val_loss"])
         # A loss that is not a number counts as infinite, so that there is always a best checkpoint, and any number
         # beats it.
-        if val_loss < self.best_val_loss or not self.best.exists():
+        if first_says(val_loss < self.best_val_loss or not self.best.exists(), module.device):
             self.best_val_loss = val_loss if math.isfinite(val_loss) else math.inf
             self._save(trainer, self.best)
         self._save(trainer, self.last)
 
     def _save(self, trainer: lightning.Trainer, path: Path) -> None:
         partial = path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        partial.replace(path)
+        trainer.save_checkpoint(partial)  # all processes have a part in it
+        if trainer.is_global_zero:
+            partial.replace(path)
         self._saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning
 
+from fnostab.processes import are_several, first_says
+
 
 class Interrupted(BaseException):
     """SIGTERM or Ctrl-C came. No `KeyboardInterrupt`: Lightning would turn that one into an exit of its own."""
@@ -19,16 +21,19 @@ class Interruption(lightning.Callback):
     """Raises `Interrupted` on SIGTERM and Ctrl-C: between two steps while training, so that no step is half taken.
 
     As a context manager it takes over both signals. Outside of training, or at the second signal, it raises at once.
+    Of several processes the first one hears the signals, and all raise after the same step; one that `follows` hears
+    none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, follows: bool = False) -> None:
+        self._handler: Any = signal.SIG_IGN if follows else self._on_signal
         self._signum = 0
         self._training = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
         for signum in (signal.SIGTERM, signal.SIGINT):
-            self._previous[signum] = signal.signal(signum, self._on_signal)
+            self._previous[signum] = signal.signal(signum, self._handler)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,14 +53,22 @@ class Interruption(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """From here on a signal waits for the end of the step."""
         self._training = True
+        if are_several():
+            # Lightning's own handler talks to the other processes in the middle of whatever they are about.
+            signal.signal(signal.SIGTERM, self._handler)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Raise if a signal came."""
-        self.check()
+        self._check_all(module)
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """From here on a signal raises at once; one that came after the last step, now."""
         self._training = False
+        self._check_all(module)
+
+    def _check_all(self, module: Any) -> None:
+        if are_several():
+            self._signum = first_says(self._signum, module.device)
         self.check()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import lightning
 import torch
 
-from fnostab.datamodule import training_loader
+from fnostab.datamodule import all_validation_batches, training_loader
 from fnostab.history import STEP_SERIES, History
 from fnostab.metrics import progress
 
@@ -180,8 +180,8 @@ class SeriesRecorder(lightning.Callback):
         )
         self.history.add_health(module.observe())
         if not math.isfinite(found["val_loss"]):
-            validation: Any = trainer.val_dataloaders
-            layers = (module.first_bad_layer(batch, training=False) for batch in validation)
+            batches = all_validation_batches(trainer)
+            layers = (module.first_bad_layer(batch, training=False) for batch in batches)
             self._stop(trainer, self.history.steps - 1, next(filter(None, layers), None))
         self._epochs.append((self.history.steps - 1, _now_ms()))
         self._offer_epochs(len(self._epochs) - 1)

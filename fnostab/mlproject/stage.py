@@ -21,7 +21,7 @@ from fnostab.mlproject.child import run_job
 from fnostab.mlproject.compare import rank_study
 from fnostab.runfolder import AlreadyRunning
 from fnostab.stages import STAGE_B_BLOCKS, Planned, StudyPlan, plan_stage_b
-from fnostab.training import check_accelerator, check_network
+from fnostab.training import check_accelerator, check_devices, check_network
 
 _CHILD: Final = (sys.executable, "-m", "fnostab.mlproject.child")
 #: Memory that a run is counted with when the number of workers is not given.
@@ -60,7 +60,7 @@ def run_study(plan: StudyPlan, where: Where, view: View, data_progress: Progress
     input before anything is written, `AlreadyRunning` if another process runs this study, and `launch.Stopped` after
     SIGTERM or Ctrl-C, once the runs have stored what they had; the same call then goes on.
     """
-    _check(plan, where)
+    _check(plan)
     store_uri = tracking.check_store()
     dataset = _dataset(plan, data_progress)
     tracking.connect()
@@ -112,12 +112,11 @@ def stage_b_of(stage_a: str, seeds: str, *, fno_blocks: int = STAGE_B_BLOCKS, st
     return plan
 
 
-def _check(plan: StudyPlan, where: Where) -> None:
+def _check(plan: StudyPlan) -> None:
     for config in plan.arms.values():
         check_accelerator(config.train.accelerator)
         check_network(config)
-        if where.launcher != "processes" and config.train.devices * config.train.nodes > 1:
-            raise ConfigError(f"`launcher` (={where.launcher}) must be processes where a run has several devices")
+        check_devices(config)
 
 
 def _dataset(plan: StudyPlan, progress: Progress | None) -> Dataset:
@@ -196,14 +195,19 @@ def _launch(
 
 
 def _job(run: Planned, tags: Mapping[str, str]) -> Job:
-    return Job(run.name, run.config.model_dump(mode="json"), tags, run.config.train.threads or 1)
+    return Job(run.name, run.config.model_dump(mode="json"), tags, _cpus(run.config))
+
+
+def _cpus(config: ArmConfig) -> int:
+    """CPUs that a run keeps busy."""
+    return (config.train.threads or 1) * config.train.devices
 
 
 def _workers(config: ArmConfig, jobs: int) -> int:
     """As many processes as cores and free memory allow; one at a time where they would share a GPU."""
     if config.train.accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available()):
         return 1
-    cores = (os.cpu_count() or 1) // ((config.train.threads or 1) * config.train.devices)
+    cores = (os.cpu_count() or 1) // _cpus(config)
     memory = int(psutil.virtual_memory().available // _MEMORY_A_RUN)
     return max(1, min(cores, memory, jobs))
 

@@ -2,11 +2,8 @@
 
 import gc
 import json
-import logging
 import math
-import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,22 +17,30 @@ from numpy.typing import NDArray
 from fnostab import tracking
 from fnostab.callbacks import Checkpoints, EpochDone, Interrupted, Interruption, Pictures, Progress, SeriesRecorder
 from fnostab.config import ArmConfig, ConfigError
-from fnostab.datamodule import PtychoDataModule
 from fnostab.dataset import Dataset, load_or_build
 from fnostab.evaluation import Evaluation, Reconstruction, baselines, can_be_stitched, evaluate, reconstruct
 from fnostab.health import Verdict, judge
 from fnostab.history import History, plain
+from fnostab.mlproject.follow import follow
 from fnostab.report import frc_figure, reconstruction_figure, to_rgb, training_figure
 from fnostab.runfolder import RunFolder
 from fnostab.tracking import Tracker
 from fnostab.training import (
+    ClusterEnvironment,
     CountsToObject,
+    Meeting,
     PtychoModule,
     check_accelerator,
+    check_devices,
     check_network,
+    find_environment,
+    fit,
     is_out_of_memory,
+    leading,
     make_trainer,
     peak_bytes,
+    quieten_libraries,
+    with_threads,
 )
 
 Report = Callable[[str], None]
@@ -77,18 +82,24 @@ def train_arm(
     `EpochDone` an epoch; `tags` are set besides the run's own. An unfinished run of the same identity is continued
     where its last checkpoint stands. Raises `ConfigError` for bad input, before
     anything is written; `AlreadyRunning` if another process trains the same identity; `Interrupted` after SIGTERM or
-    Ctrl-C, once everything recorded is stored.
+    Ctrl-C, once everything recorded is stored. With several devices, this process starts one more for each and leads
+    them; where torchrun or SLURM started all of them, those that do not lead train along and end here: `SystemExit`.
     """
-    _quieten_libraries()
+    quieten_libraries()
     check_accelerator(config.train.accelerator)
+    check_devices(config)
     check_network(config)
+    environment = find_environment(config)
+    if environment is not None and environment.global_rank() > 0:
+        follow(config, environment)
+        raise SystemExit(0)
     with Interruption() as interruption:
         store_uri = tracking.check_store()
         try:
             dataset = load_or_build(config.data, progress=data_progress)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        config = _with_threads(config)
+        config = with_threads(config)
         tracking.connect()
         with RunFolder(config, dataset.sha256, store_uri) as folder:
             first_run_id = folder.first_run_id
@@ -97,7 +108,7 @@ def train_arm(
                 first_run_id = None
             with tracking.open_run(config, first_run_id=first_run_id) as tracker:
                 folder.begin(tracker.run_id)
-                run = _Run(config, dataset, tracker, folder.path, report, watch)
+                run = _Run(config, dataset, tracker, folder.path, report, watch, environment)
                 tracker.set_tags(tags or {})
                 try:
                     result = run.train(interruption)
@@ -106,20 +117,6 @@ def train_arm(
                     raise
             folder.finish()  # everything is in the store, and the run is closed
             return result
-
-
-def _with_threads(config: ArmConfig) -> ArmConfig:
-    """Set torch's CPU threads, and put their number into the config: it changes the last bits."""
-    threads = config.train.threads or os.cpu_count() or 1
-    torch.set_num_threads(threads)
-    return config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
-
-
-def _quieten_libraries() -> None:
-    """Keep news that nobody acts on off the terminal; warnings stay, but for one that Lightning causes in torch."""
-    for name in ("lightning.pytorch", "lightning.fabric", "mlflow.system_metrics"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 
 
 class _Run:
@@ -133,12 +130,14 @@ class _Run:
         folder: Path,
         report: Report,
         watch: Watch | None,
+        environment: ClusterEnvironment | None,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.tracker = tracker
         self.report = report
         self._watch = watch
+        self._environment = environment
         self.history = History()
         self.checkpoints = Checkpoints(folder, config.train.checkpoint_every_s)
         self._folder = folder
@@ -176,15 +175,13 @@ class _Run:
         recorder = SeriesRecorder(self.history, self.tracker)
         pictures = Pictures(self._draw, config.train.picture_every_epochs)
         callbacks = [recorder, Progress(self.report, self._watch), pictures, self.checkpoints, interruption]
-        trainer = make_trainer(config, callbacks, self._folder)
+        trainer = make_trainer(config, callbacks, self._folder, self._environment)
         self._device = trainer.strategy.root_device
         self._log_beginning()
-        resume_from = self.checkpoints.last if self.tracker.resumed and self.checkpoints.last.exists() else None
+        resume_from = str(self.checkpoints.last) if self.tracker.resumed and self.checkpoints.last.exists() else None
         try:
-            torch.manual_seed(config.seed)
-            module = PtychoModule(config, self.dataset)
-            data = PtychoDataModule(self.dataset, config)
-            trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+            with leading(trainer, config, self._environment, Meeting(self.dataset.sha256, resume_from)):
+                fit(trainer, config, self.dataset, resume_from)
         except SystemExit:  # Lightning's own answer to SIGTERM, where it sees the signal before the callback does
             interruption.check()
             raise
@@ -211,7 +208,9 @@ class _Run:
         tracker.log_dataset(self.dataset)
         tracker.log_metrics(self._baselines, step=0)
         verb = "continuing" if tracker.resumed else "training"
-        self.report(f"{verb} {config.arm}, seed {config.seed}, on {device}: MLflow run {tracker.run_id}")
+        processes = config.train.devices * config.train.nodes
+        where = f"{processes} processes ({device})" if processes > 1 else device
+        self.report(f"{verb} {config.arm}, seed {config.seed}, on {where}: MLflow run {tracker.run_id}")
 
     def _best(self) -> PtychoModule | None:
         """The network with its best weights; None if it did not fit into the memory, or never gave finite numbers."""

@@ -1,8 +1,6 @@
 """The LightningModule of one arm: a network trained by pushing its prediction through the physics."""
 
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -13,13 +11,14 @@ from torch import nn
 
 from fnostab import metrics
 from fnostab.clipping import ClipStats, clip_gradients_
-from fnostab.config import ArmConfig, ConfigError
+from fnostab.config import ArmConfig
 from fnostab.datamodule import Batch, resident, split_batches
 from fnostab.dataset import Dataset, Split
 from fnostab.gradients import layer_norms
 from fnostab.layers import block_statistics, first_bad_layer, norm_statistics
 from fnostab.models.registry import build_generator
 from fnostab.optics import far_field_amplitude, fourier_shift
+from fnostab.processes import of_all_ranks
 from fnostab.scan import read_windows, stitch
 
 #: Validation patterns on which the activations of the blocks are observed.
@@ -84,23 +83,34 @@ class PtychoModule(lightning.LightningModule):
         return torch.complex(output[..., 0, 0], output[..., 0, 1])
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """The loss of one batch."""
+        """This rank's part of the loss of one batch; the mean over ranks is the loss of the whole batch."""
         overlap = self.config.train.overlap_weight
         patches = self(batch.sqrt_counts)
         loss = torch.zeros((), device=self.device)
         if overlap < 1:
             loss = loss + (1 - overlap) * self._data_loss(far_field_amplitude(patches, self.probe), batch)
         if overlap > 0:
-            loss = loss + overlap * self._data_loss(
-                stitched_amplitude(patches, self.probe, batch.positions_px, batch.extent_px), batch
-            )
+            loss = loss + overlap * self._data_loss(self._stitched_amplitude(patches, batch), batch)
         self._loss = loss.detach()
         return loss
 
+    def _stitched_amplitude(self, patches: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """This rank's part of `stitched_amplitude` of the patches of all ranks; all of it for a stand-in."""
+        if batch.world_size == 1:
+            return stitched_amplitude(patches, self.probe, batch.positions_px, batch.extent_px)
+        # Each rank's loss depends on the patches of all. Their gradients come back summed, from parts that count
+        # `world_size` times, over which DDP averages.
+        waves = torch.view_as_complex(of_all_ranks(torch.view_as_real(patches), batch.global_size))
+        positions_px = of_all_ranks(batch.positions_px, batch.global_size)
+        amplitude = stitched_amplitude(waves, self.probe, positions_px, batch.extent_px)
+        return amplitude if batch.is_stand_in else amplitude[batch.rank :: batch.world_size]
+
     def _data_loss(self, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Distance of predicted amplitudes (B, N, N) from the batch's, over what a whole batch measures on average."""
+        if batch.is_stand_in:  # DDP wants a gradient of every parameter from every rank
+            return 0 * predicted.sum()
         # DDP averages gradients over ranks, so each rank's sum counts `world_size` times.
-        share = self.trainer.world_size / batch.global_size
+        share = batch.world_size / batch.global_size
         if self.config.train.loss == "mae":
             return (predicted - batch.sqrt_counts / self.scale).abs().sum() * (share / self.mean_amplitude_sum)
         floor = _POISSON_FLOOR * self.mean_counts / predicted[0].numel()
@@ -116,7 +126,8 @@ class PtychoModule(lightning.LightningModule):
     ) -> None:
         """Clip the network's gradients by the arm's rule and record the step; a learnt probe is not clipped.
 
-        The optimizer skips a step that is not finite, and those after it, on the device: nobody waits.
+        By now they are the same on all ranks, and so is what becomes of them. The optimizer skips a step that is not
+        finite, and those after it, on the device: nobody waits.
         """
         clip = self.config.clip
         every = self.config.train.layer_norms_every_steps
@@ -125,7 +136,10 @@ class PtychoModule(lightning.LightningModule):
         norm = stats.norm_preclip
         if self.probe_parameter.grad is not None:  # is not clipped, and must be finite all the same
             norm = norm + 0 * self.probe_parameter.grad.sum()
-        self.step_record = torch.stack([self._loss, norm, stats.norm_postclip, stats.clipped_fraction])
+        loss = self._loss
+        if self.trainer.world_size > 1:
+            loss = self.trainer.strategy.reduce(loss.clone(), reduce_op="mean")
+        self.step_record = torch.stack([loss, norm, stats.norm_postclip, stats.clipped_fraction])
         # Fused optimizers leave weights and state alone where this is 1, as they do for gradient scalers.
         self._bad = self._bad.to(self.device) | ~self.step_record[:2].isfinite().all()
         optimizer.found_inf = self._bad.float()  # type: ignore[attr-defined]
@@ -138,7 +152,8 @@ class PtychoModule(lightning.LightningModule):
     def first_bad_layer(self, batch: Batch, *, training: bool = True) -> str | None:
         """Name the layer at which a number that is not finite first appears on `batch`; see `layers.first_bad_layer`.
 
-        A training step is run without being taken; if not `training`, the network alone, forwards.
+        A training step is run without being taken; if not `training`, the network alone, forwards. `batch` is a whole
+        one, so that no rank needs another.
         """
         with torch.set_grad_enabled(training):
             return first_bad_layer(
@@ -159,7 +174,8 @@ class PtychoModule(lightning.LightningModule):
         patches = self(batch.sqrt_counts)
         measured = batch.sqrt_counts / self.scale
         numerator = (far_field_amplitude(patches, self.probe) - measured).abs().sum()
-        self._validation.append(torch.stack([numerator, measured.sum(), object_std(patches, self.lit).sum()]))
+        sums = torch.stack([numerator, measured.sum(), object_std(patches, self.lit).sum()])
+        self._validation.append(torch.zeros_like(sums) if batch.is_stand_in else sums)
         if self._val_objects is not None:
             self._validation_amplitudes.append(patches.abs())
 
@@ -169,11 +185,19 @@ class PtychoModule(lightning.LightningModule):
         The last is the SSIM of the stitched amplitude, which no patch's global phase touches, where the truth is known.
         """
         # Batches are summed in double precision on the CPU: not every device has it.
-        numerator, denominator, deviation = torch.stack(self._validation).cpu().double().sum(0).tolist()
-        self.log("val_loss", numerator / denominator)
-        self.log("object_std", deviation / len(self._val.counts))
+        sums = torch.stack(self._validation).cpu().double().sum(0)
+        several = self.trainer.world_size > 1
+        if several:
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        numerator, denominator, deviation = sums.tolist()
+        found = {"val_loss": numerator / denominator, "object_std": deviation / len(self._val.counts)}
         if self._val_objects is not None:
-            self.log("val_amp_ssim", self._amplitude_ssim(torch.cat(self._validation_amplitudes), self._val_objects))
+            amplitudes = torch.cat(self._validation_amplitudes)
+            if several:
+                amplitudes = of_all_ranks(amplitudes, len(self._val.counts))
+            found["val_amp_ssim"] = self._amplitude_ssim(amplitudes, self._val_objects)
+        for name, value in found.items():
+            self.log(name, value, sync_dist=several)  # they are the same on all ranks
 
     def _amplitude_ssim(self, amplitudes: torch.Tensor, objects: NDArray[np.complex64]) -> float:
         """Mean SSIM over the validation objects, each stitched from its patches' amplitudes (n, N, N)."""
@@ -299,53 +323,3 @@ def _truth_std(dataset: Dataset) -> float | None:
         return None
     split, lit = dataset.val, torch.from_numpy(metrics.lit_region(dataset.probe))
     return float(object_std(torch.from_numpy(split.patches_of(dataset.val_objects)), lit).mean())
-
-
-def make_trainer(config: ArmConfig, callbacks: list[lightning.Callback], folder: Path) -> lightning.Trainer:
-    """The Lightning trainer of an arm: everything it logs, keeps or shows is left to `callbacks`."""
-    return lightning.Trainer(
-        max_epochs=config.train.epochs,
-        accelerator=config.train.accelerator,
-        devices=1,
-        callbacks=callbacks,
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-
-
-def check_accelerator(name: str) -> None:
-    """Raise `ConfigError` if this machine has no accelerator of that name."""
-    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name, True):
-        raise ConfigError(f"`train.accelerator` (={name}) must be one that this machine has; auto finds it")
-
-
-def check_network(config: ArmConfig) -> None:
-    """Raise `ConfigError` if the network of `config` cannot be built; takes no memory."""
-    try:
-        with torch.device("meta"):
-            build_generator(config.model, config.data.N)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that the memory, of the host or of the accelerator, does not suffice."""
-    text = str(error).lower()
-    signs = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory that tensors on a CUDA `device`, or else this process, held at once, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
-    # Kibibytes, but for macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

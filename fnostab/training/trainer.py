@@ -1,0 +1,113 @@
+"""The Lightning trainer of an arm, and what this machine must have for it."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from fnostab.config import ArmConfig, ConfigError
+from fnostab.datamodule import PtychoDataModule
+from fnostab.dataset import Dataset
+from fnostab.models.registry import build_generator
+from fnostab.training.module import PtychoModule
+
+
+def fit(trainer: lightning.Trainer, config: ArmConfig, dataset: Dataset, resume_from: str | None) -> None:
+    """Train the arm, from the checkpoint `resume_from` on if there is one."""
+    torch.manual_seed(config.seed)
+    module = PtychoModule(config, dataset)
+    data = PtychoDataModule(dataset, config)
+    trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+
+
+def make_trainer(
+    config: ArmConfig,
+    callbacks: list[lightning.Callback],
+    folder: Path,
+    environment: ClusterEnvironment | None = None,
+) -> lightning.Trainer:
+    """The Lightning trainer of an arm: everything it logs, keeps or shows is left to `callbacks`.
+
+    `environment` is that of `find_environment`.
+    """
+    several: dict[str, Any] = {"devices": 1}
+    if environment is not None:
+        several = {"devices": config.train.devices, "num_nodes": config.train.nodes, "plugins": [environment]}
+        several |= {"strategy": DDPStrategy()}
+    return lightning.Trainer(
+        **several,
+        max_epochs=config.train.epochs,
+        accelerator=config.train.accelerator,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def check_accelerator(name: str) -> None:
+    """Raise `ConfigError` if this machine has no accelerator of that name."""
+    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name, True):
+        raise ConfigError(f"`train.accelerator` (={name}) must be one that this machine has; auto finds it")
+
+
+def check_devices(config: ArmConfig) -> None:
+    """Raise `ConfigError` if this machine has fewer devices than asked for; CPUs take any number of processes."""
+    asked, kind = config.train.devices, config.train.accelerator
+    if kind == "auto":
+        kind = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"gpu": torch.cuda.device_count(), "mps": 1}.get(kind, asked)
+    if asked > there:
+        raise ConfigError(f"`train.devices` (={asked}) must be <= {there}, the devices ({kind}) of this machine")
+
+
+def with_threads(config: ArmConfig) -> ArmConfig:
+    """Set torch's CPU threads, and put their number into the config: it changes the last bits."""
+    threads = config.train.threads or max(1, (os.cpu_count() or 1) // config.train.devices)
+    torch.set_num_threads(threads)
+    return config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
+
+
+def quieten_libraries() -> None:
+    """Keep news that nobody acts on off the terminal; warnings stay, but for one that Lightning causes in torch."""
+    for name in ("lightning.pytorch", "lightning.fabric", "mlflow.system_metrics"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+
+
+def check_network(config: ArmConfig) -> None:
+    """Raise `ConfigError` if the network of `config` cannot be built; takes no memory."""
+    try:
+        with torch.device("meta"):
+            build_generator(config.model, config.data.N)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the memory, of the host or of the accelerator, does not suffice."""
+    text = str(error).lower()
+    signs = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that tensors on a CUDA `device`, or else this process, held at once, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    # Kibibytes, but for macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

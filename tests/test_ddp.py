@@ -1,0 +1,234 @@
+"""One run shared by two processes: the numbers of one process, one run in the store, and nobody left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import mlflow
+import numpy as np
+import psutil
+import pytest
+import torch
+from small_runs import Sink
+
+from fnostab.callbacks import Checkpoints, Interruption, SeriesRecorder
+from fnostab.config import ConfigError, resolve_config
+from fnostab.dataset import load_or_build
+from fnostab.history import STEP_SERIES, History
+from fnostab.processes import OUT_OF_MEMORY_EXIT, Followers
+from fnostab.training import Meeting, check_devices, find_environment, fit, leading, make_trainer
+
+#: Two processes sum float32 numbers in another order than one: about 1e-6 in the first steps, more as they go on.
+_RTOL = 1e-4
+_SHARED = {"preset": "smoke", "train.threads": 1, "accelerator": "cpu"}
+_TINY = _SHARED | {
+    "epochs": 2,
+    "batch_size": 8,
+    "data.object_size": 64,
+    "data.max_train_patches": 24,
+    "data.max_val_patches": 9,
+}
+_PROBE = {"train.learn_probe": True, "train.probe_lr": 0.3, "optim.name": "sgd", "lr": 0.01}
+
+
+def _train(overrides, folder, devices, extra=()):
+    """Train in this process, and others if need be, without MLflow; returns history and weights."""
+    config = resolve_config(overrides | {"devices": devices})
+    torch.set_num_threads(1)
+    dataset = load_or_build(config.data)
+    recorder = SeriesRecorder(History(), Sink())
+    environment = find_environment(config)
+    callbacks = [recorder, Checkpoints(folder, 1e-3), Interruption(), *extra]
+    trainer = make_trainer(config, callbacks, folder, environment)
+    with leading(trainer, config, environment, Meeting(dataset.sha256, None)):
+        fit(trainer, config, dataset, None)
+    assert trainer.world_size == devices
+    return recorder.history, trainer.lightning_module.state_dict()
+
+
+def _followers(pid):
+    return [child for child in psutil.Process(pid).children() if "fnostab.mlproject.follow" in child.cmdline()]
+
+
+def _assert_same_series(history, expected):
+    for name in (*STEP_SERIES, "train_loss", "val_loss", "object_std_ratio", "val_amp_ssim"):
+        np.testing.assert_allclose(getattr(history, name), getattr(expected, name), rtol=_RTOL, err_msg=name)
+    assert history.events == expected.events
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {
+            "arch": "stable_hybrid",
+            "model.gamma_init": 0.5,
+            "clip_algo": "agc",
+            "loss": "poisson",
+            "data.max_train_patches": 17,  # the last step has one patch for the two
+        },
+        # SGD, unlike Adam, sees by what factor a gradient is wrong, and does not blow up rounding errors of small ones.
+        _PROBE | {"train.overlap_weight": 1.0, "data.max_train_patches": 33},
+        _PROBE | {"train.overlap_weight": 0.5, "batch_size": 1, "data.max_train_patches": 3, "data.max_val_patches": 1},
+        {"lr": 1e30, "clip_algo": "none", "epochs": 4},
+    ],
+    ids=["last batch of one", "stitched", "stitched, one patch a step", "not finite"],
+)
+def test_two_processes_train_like_one_with_the_same_batches(tmp_path, overrides):
+    alone, weights = _train(_TINY | overrides, tmp_path / "one", 1)
+    together, shared_weights = _train(_TINY | overrides, tmp_path / "two", 2)
+    _assert_same_series(together, alone)
+    assert ("non_finite" in alone.events) is (overrides.get("lr") == 1e30)
+    if "optim.name" in overrides:
+        for name, weight in weights.items():
+            assert (shared_weights[name] - weight).abs().max() <= _RTOL * weight.abs().max(), name
+    last = torch.load(tmp_path / "two" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(last[name], weight) for name, weight in shared_weights.items() if name in last)
+    assert not torch.distributed.is_initialized()
+
+
+def test_the_run_fails_with_the_process_that_fails(tmp_path):
+    class KillTheOther(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 2:
+                (follower,) = _followers(os.getpid())
+                follower.kill()
+
+    with pytest.raises(RuntimeError, match=r"^process 1 of the run ended with exit code -9$"):
+        _train(_TINY, tmp_path, 2, [KillTheOther()])
+    assert _followers(os.getpid()) == []
+
+
+def test_a_follower_whose_memory_does_not_suffice_makes_that_the_reason(tmp_path, monkeypatch):
+    script = tmp_path / "follower"
+    script.write_text(f"#!/bin/sh\nread assignment\necho ready\nexit {OUT_OF_MEMORY_EXIT}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    config = resolve_config(_TINY | {"devices": 2})
+
+    def train():
+        with Followers(config, 1) as followers:
+            followers.wait_until_ready()
+            raise RuntimeError("connection closed by peer")
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"^process 1 of the run: out of memory$"):
+        train()
+
+
+def test_followers_end_when_the_first_process_is_killed():
+    code = f"""
+from fnostab.config import resolve_config
+from fnostab.processes import Followers
+with Followers(resolve_config({_TINY | {"devices": 2}!r}), 1) as followers:
+    followers.wait_until_ready()
+    print("ready", flush=True)
+    input()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"ready\n"
+        (follower,) = _followers(first.pid)
+        first.kill()
+    follower.wait(timeout=10)
+
+
+def _only_run(folder: Path):
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (run,) = client.search_runs(["0"])
+    return client, run
+
+
+def _left_over(folder: Path):
+    """Processes that work for `folder` still."""
+
+    def works_there(process):
+        try:
+            return process.environ().get("FNOSTAB_CACHE") == str(folder / "cache")
+        except (psutil.Error, OSError):
+            return False
+
+    return [process for process in psutil.process_iter() if works_there(process)]
+
+
+def test_a_stopped_run_of_two_processes_is_finished_by_two_others_that_torchrun_starts(fresh_store):
+    overrides = {"epochs": 4, "data.max_train_patches": 64, "devices": 2}
+    options = [word for key, value in (_SHARED | overrides).items() for word in (f"--{key}", str(value))]
+    command = ["fnostab", "train", *options, "--train.checkpoint_every_s", "0.001"]
+    loopback = os.environ | {"GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
+    ours = [sys.executable, "-m", *command, "--strategy", "ddp"]
+    with subprocess.Popen(ours, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch 1/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        process.stdout.read()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert _left_over(fresh_store) == []
+    client, run = _only_run(fresh_store)
+    assert (run.info.status, run.data.tags["verdict"]) == ("KILLED", "interrupted")
+    assert 4 <= len(client.get_metric_history(run.info.run_id, "train/loss")) < 16
+
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    torchrun += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    theirs = [sys.executable, "-m", *torchrun, "-m", *command]
+    done = subprocess.run(theirs, env=loopback, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("continuing control, seed 20260128, on 2 processes (cpu)")
+    assert done.stdout.count("verdict: ") == 1
+    assert _left_over(fresh_store) == []
+    client, finished = _only_run(fresh_store)
+    assert (finished.info.run_id, finished.info.status) == (run.info.run_id, "FINISHED")
+    for key, points in {"train/loss": 16, "grad/norm_preclip": 16, "val/loss": 4}.items():
+        assert len(client.get_metric_history(run.info.run_id, key)) == points, key
+    history = json.loads(mlflow.artifacts.load_text(f"{finished.info.artifact_uri}/history.json"))
+    expected, _ = _train(_SHARED | overrides, fresh_store / "alone", 1)
+    for name in (*STEP_SERIES, "val_loss"):
+        np.testing.assert_allclose(history[name], getattr(expected, name), rtol=_RTOL, err_msg=name)
+    model = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
+    assert model.predict(np.ones((3, 32, 32), np.float32)).shape == (3, 32, 32, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "there", "line"),
+    [
+        ({"devices": 0}, {}, r"^`train.devices` \(=0\) must be >= 1$"),
+        ({"strategy": "fsdp"}, {}, r"^`train.strategy` \(=fsdp\) must be 'auto' or 'ddp'$"),
+        (
+            {"train.nodes": 2},
+            {},
+            r"^`train.nodes` \(=2\) must be 1 unless torchrun or SLURM starts the processes$",
+        ),
+        (
+            {"devices": 3},
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"},
+            r"^`train.devices` times `train.nodes` \(=3\) must be the 2 processes of torchrun$",
+        ),
+        (
+            {"devices": 3},
+            {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "train"},
+            r"^`train.devices` times `train.nodes` \(=3\) must be the 2 processes of SLURM$",
+        ),
+    ],
+)
+def test_processes_that_cannot_be_are_refused_in_one_line(monkeypatch, overrides, there, line):
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=line):
+        find_environment(resolve_config(_TINY | overrides))
+
+
+def test_more_devices_than_there_are_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    check_devices(resolve_config(_TINY | {"devices": 2, "accelerator": "gpu"}))
+    with pytest.raises(ConfigError, match=r"^`train.devices` \(=3\) must be <= 2, the devices \(gpu\) of this mach"):
+        check_devices(resolve_config(_TINY | {"devices": 3, "accelerator": "gpu"}))
+
+
+def test_one_device_is_one_process_whoever_starts_it(monkeypatch):
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert find_environment(resolve_config(_TINY)) is None
