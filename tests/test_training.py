@@ -29,6 +29,9 @@ _TINY = {
     "data.max_train_patches": 24,
     "data.max_val_patches": 8,
     "model.fno_blocks": 2,
+    "model.width": 4,
+    "optim.lr": 1e-3,
+    "train.epochs": 2,
     "train.batch_size": 8,
     "data.probe_radius_px": 8,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import threadpoolctl
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -74,9 +75,13 @@ def check_devices(config: ArmConfig) -> None:
 
 
 def with_threads(config: ArmConfig) -> ArmConfig:
-    """Set torch's CPU threads, and put their number into the config: it changes the last bits."""
+    """Set the CPU threads of torch and of NumPy's BLAS, and put their number into the config: it changes the last bits.
+
+    (The environment may set those of BLAS otherwise, as Ray's does, and evaluation would tell the difference.)
+    """
     threads = config.train.threads or max(1, (os.cpu_count() or 1) // config.train.devices)
     torch.set_num_threads(threads)
+    threadpoolctl.threadpool_limits(threads, user_api="blas")
     return config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
 
 
