@@ -47,7 +47,7 @@ class _KillAfter(lightning.Callback):
 
 
 def _config(**overrides):
-    return resolve_config(_TINY | {key.replace("__", "."): value for key, value in overrides.items()})
+    return resolve_config({key.replace("__", "."): value for key, value in overrides.items()}, base=_TINY)
 
 
 def _values(sink):
