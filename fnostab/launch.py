@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, Literal
@@ -90,16 +91,8 @@ def run_inline(jobs: Sequence[Job], run: Run, watch: Watch) -> list[Update]:
     """
     ends: list[Update] = []
     for place, job in enumerate(jobs):
-        last = Update("failed", "it said nothing")
-
-        def tell(update: Update, place: int = place) -> None:
-            nonlocal last
-            last = update
-            watch(place, update)
-
-        run(job, tell)
-        ends.append(last)
-        if last.state == "interrupted":
+        ends.append(_carry_out(run, job, partial(watch, place)))
+        if ends[-1].state == "interrupted":
             break
     return ends + [_NOT_BEGUN] * (len(jobs) - len(ends))
 
@@ -144,16 +137,25 @@ def serve_job(run: Run, path: Path) -> int:
     news = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    last = Update("failed", "it said nothing")
 
     def tell(update: Update) -> None:
-        nonlocal last
-        last = update
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(asdict(update)), file=news, flush=True)
 
-    run(job, tell)
-    return 0 if last.state == "done" else 1
+    return 0 if _carry_out(run, job, tell).state == "done" else 1
+
+
+def _carry_out(run: Run, job: Job, tell: Tell) -> Update:
+    """Carry out `job` in this process and pass on what it tells; returns the last of it."""
+    last = Update("failed", "it said nothing")
+
+    def listen(update: Update) -> None:
+        nonlocal last
+        last = update
+        tell(update)
+
+    run(job, listen)
+    return last
 
 
 def run_ray(
@@ -239,21 +241,13 @@ def _tell_news(news: Any, watch: Watch) -> None:
 
 def _ray_task(run: Run, job: Job, place: int, news: Any) -> Update:
     """One job in a Ray worker."""
-    last = Update("failed", "it said nothing")
-
-    def tell(update: Update) -> None:
-        nonlocal last
-        last = update
-        news.put((place, update))
-
-    run(job, tell)
-    return last
+    return _carry_out(run, job, lambda update: news.put((place, update)))
 
 
 def _ray_end(ray: Any, reference: Any) -> Update:
     try:
         end: Update = ray.get(reference)
-    except (ray.exceptions.RayError, Exception) as error:
+    except Exception as error:
         if isinstance(error, ray.exceptions.TaskCancelledError):
             return Update("interrupted", "cancelled")
         return Update("failed", str(error).strip().splitlines()[-1])

@@ -20,8 +20,9 @@ from fnostab.tracking import Candidate, Registration, StudyFolder
 
 #: Resampling is repeatable: the same runs give the same intervals.
 _BOOTSTRAP_SEED: Final = 20260128
-#: Pictures of a run that the report shows: artifact and caption.
+#: Pixels per inch of the figures that are files.
 _DPI: Final = 150
+#: Pictures of a run that the report shows: artifact and caption.
 _PICTURES: Final = {"recon/object_0.png": "first test object"}
 
 

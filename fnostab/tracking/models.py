@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fnostab.config import ConfigError
 from fnostab.npz import NpzFile, read_probe
-from fnostab.tracking.store import check_store, connect, sqlite_file, store_errors
+from fnostab.tracking.store import check_store, connect, store_errors
 
 _SIGNATURE: Final = "float32 counts (-1, N, N) to float32 (-1, N, N, 2)"
 _NO_PICKLES: Final = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -63,7 +63,8 @@ def load_model(uri: str) -> ShippedModel:
     """
     stored = uri.startswith(("models:", "runs:"))
     if stored:
-        _open_store()
+        check_store(must_exist=True)
+        connect()
         source = _without_alias(uri)
     elif Path(uri).is_dir():
         source = str(Path(uri).resolve())
@@ -98,15 +99,6 @@ def log_to_projects_run(files: Sequence[Path], metrics: Mapping[str, float], tag
             tags=[RunTag(key, value[:_MAX_TAG]) for key, value in tags.items()],
         )
     return run_id
-
-
-def _open_store() -> None:
-    """Open the store to read from it; none is made where there is none."""
-    uri = check_store()
-    database = sqlite_file(uri) if uri.startswith("sqlite:") else None
-    if database is not None and not database.exists():
-        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store: there is none yet")
-    connect()
 
 
 def _without_alias(uri: str) -> str:

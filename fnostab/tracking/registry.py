@@ -5,11 +5,11 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Final
 
 import filelock
 import mlflow
@@ -35,7 +35,7 @@ from fnostab.tracking.promotion import (
     RegistryVersion,
     judge,
 )
-from fnostab.tracking.store import check_store, connect, sqlite_file, sqlite_lock, store_errors
+from fnostab.tracking.store import all_pages, check_store, connect, sqlite_file, sqlite_lock, store_errors
 
 _PREFIX: Final = "fnostab-"
 #: MLflow's databases hold no longer description.
@@ -246,11 +246,11 @@ def _describe(client: mlflow.MlflowClient, name: str, number: int, candidate: Ca
 def _versions_of_run(client: mlflow.MlflowClient, name: str, run_id: str) -> list[int]:
     """The numbers of the versions that a run was registered as, ascending; deleted ones do not count."""
     query = f"name = '{name}' and run_id = '{run_id}'"
-    return sorted(int(version.version) for version in _all_pages(client.search_model_versions, query))
+    return sorted(int(version.version) for version in all_pages(client.search_model_versions, query, _PAGE))
 
 
 def _our_models(client: mlflow.MlflowClient) -> list[str]:
-    return sorted(model.name for model in _all_pages(client.search_registered_models, f"name LIKE '{_PREFIX}%'"))
+    return sorted(model.name for model in all_pages(client.search_registered_models, f"name LIKE '{_PREFIX}%'", _PAGE))
 
 
 def _named_model(client: mlflow.MlflowClient, name: str) -> RegisteredModel:
@@ -269,22 +269,12 @@ def _read_model(client: mlflow.MlflowClient, name: str) -> RegisteredModel:
     """Read versions and aliases; a search gives versions without their aliases."""
     aliases = {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
     versions = {}
-    for found in _all_pages(client.search_model_versions, f"name = '{name}'"):
+    for found in all_pages(client.search_model_versions, f"name = '{name}'", _PAGE):
         number = int(found.version)
         own = tuple(sorted(alias for alias, of in aliases.items() if of == number))
         created = datetime.fromtimestamp(found.creation_timestamp / 1000, timezone.utc)
         versions[number] = RegistryVersion(name, number, own, dict(found.tags), created, found.run_id or None)
     return RegisteredModel(dict(sorted(versions.items())), aliases)
-
-
-def _all_pages(search: Callable[..., Any], query: str) -> Iterator[Any]:
-    token = None
-    while True:
-        found = search(query, max_results=_PAGE, page_token=token)
-        yield from found
-        token = found.token
-        if not token:
-            return
 
 
 def _codes(*codes: int) -> set[str]:

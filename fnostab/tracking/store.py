@@ -5,10 +5,10 @@ import os
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import filelock
@@ -113,3 +113,14 @@ def store_errors() -> Iterator[None]:
     except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StoreAway(f"the tracking store does not answer ({reason}); the same command finishes the run") from error
+
+
+def all_pages(search: Callable[..., Any], query: str, page: int = 1000) -> Iterator[Any]:
+    """Everything that one of MLflow's searches finds, `page` entries at a time."""
+    token = None
+    while True:
+        found = search(filter_string=query, max_results=page, page_token=token)
+        yield from found
+        token = found.token
+        if not token:
+            return

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from fnostab.config import ConfigError
 from fnostab.study.selection import StoredRun
-from fnostab.tracking.store import StoreAway, store_errors
+from fnostab.tracking.store import StoreAway, all_pages, store_errors
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 ROLE: Final = "study_role"
 #: The parent's artifact that says which arms and seeds were planned.
 _PLAN: Final = "study.json"
-_PAGE: Final = 1000
 
 
 def find_runs(study: str) -> list[StoredRun]:
@@ -40,11 +40,10 @@ def find_parents(study: str) -> list[StoredRun]:
 
 def planned_runs(parent: StoredRun) -> list[tuple[str, int]]:
     """The arms and seeds that the study of `parent` was to train; none where it does not say."""
-    client = mlflow.MlflowClient()
-    with store_errors():
-        if not any(artifact.path == _PLAN for artifact in client.list_artifacts(parent.run_id)):
-            return []
-        plan = mlflow.artifacts.load_dict(f"{client.get_run(parent.run_id).info.artifact_uri}/{_PLAN}")
+    content = read_artifact(parent.run_id, _PLAN)
+    if content is None:
+        return []
+    plan = json.loads(content)
     return [(str(arm), int(seed)) for arm in plan["arms"] for seed in plan["seeds"]]
 
 
@@ -184,16 +183,9 @@ def _experiment_id() -> str:
 def _search(query: str) -> Sequence[Run]:
     """All active runs that `query` finds, newest first."""
     client = mlflow.MlflowClient()
-    found: list[Run] = []
-    token: str | None = None
     try:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        while True:
-            page = client.search_runs(experiments, query, max_results=_PAGE, page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                return found
+        return list(all_pages(partial(client.search_runs, experiments), query))
     except MlflowException as error:
         raise StoreAway(f"the tracking store does not answer ({str(error).splitlines()[0]})") from error
 
