@@ -77,7 +77,7 @@ def test_the_first_layer_that_overflows_is_named():
 def test_a_bad_weight_is_named_by_its_layer():
     network = _network()
     with torch.no_grad():
-        network.bottleneck.spectral.weight.view(-1)[0] = float("nan")
+        network.bottleneck.spectral.weight[0, 0, 0, 0, 0] = float("nan")
     assert first_bad_layer(network, _loss(network)) == "bottleneck.spectral"
 
 

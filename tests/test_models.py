@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fnostab.config import ARCHITECTURES, ModelConfig
-from fnostab.models import build_generator, resolve_generator
+from fnostab.models import build_generator, contiguous_copy, resolve_generator
 from fnostab.models.blocks import Level, PtychoBlock, StablePtychoBlock, encoder_levels
 from fnostab.models.cnn import CNNGenerator
 from fnostab.models.hybrid import HybridUNOGenerator, StableHybridUNOGenerator
@@ -124,14 +124,16 @@ def test_every_parameter_tensor_gets_a_gradient(arch):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_exported_program_survives_saving_and_takes_any_batch(arch):
     network, x = build(arch, N=32, fno_blocks=2), torch.randn(3, 1, 32, 32)
-    program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    program = torch.export.export(
+        contiguous_copy(network), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+    )
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
     loaded = torch.export.load(file).module()
     with torch.no_grad():
-        for batch in (torch.randn(1, 1, 32, 32), x, torch.randn(7, 1, 32, 32)):
-            torch.testing.assert_close(loaded(batch), network(batch))
+        for patterns in (torch.randn(1, 1, 32, 32), x, torch.randn(7, 1, 32, 32)):
+            torch.testing.assert_close(loaded(patterns), network(patterns))
 
 
 def test_state_dict_keys_are_stable():

@@ -1,10 +1,14 @@
-"""The parts that the networks are built from: residual spectral blocks, lifter, decoder stage, widths by level."""
+"""The parts that the networks are built from: residual spectral blocks, lifter, decoder stage, widths by level.
+
+Inside the networks images lie in memory with channels last: the lifter sees to that, and every layer keeps it.
+"""
 
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fnostab.models.convolution import Conv3x3
 from fnostab.models.spectral import OneSidedSpectralConv2d, SpectralConv2d, require_at_least
 
 
@@ -21,7 +25,7 @@ class PtychoBlock(nn.Module):
     def __init__(self, channels: int, modes: int = 12, resolution: int | tuple[int, int] = 64) -> None:
         super().__init__()
         self.spectral = self.spectral_cls(channels, channels, modes, resolution)
-        self.local = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.local = Conv3x3(channels, channels, resolution)
         self.activation = nn.GELU()
 
     def update(self, x: Tensor) -> Tensor:
@@ -77,13 +81,13 @@ class UpStage(nn.Module):
     """Decoder stage: transposed convolution to twice the grid, concatenated skip, two 3x3 convolutions with GELU.
 
     Shapes: `(B, in_channels, h, w)` and a skip `(B, skip_channels, H, W)` -> `(B, skip_channels, H, W)`, where H is 2h,
-    or 2h - 1 (cropped), and W likewise.
+    or 2h - 1 (cropped), and W likewise. `resolution` is the grid, H, that it is made for.
     """
 
-    def __init__(self, in_channels: int, skip_channels: int) -> None:
+    def __init__(self, in_channels: int, skip_channels: int, resolution: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, skip_channels, kernel_size=2, stride=2)
-        self.convs = conv_pair(2 * skip_channels, skip_channels)
+        self.convs = conv_pair(2 * skip_channels, skip_channels, resolution)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Bring `x` to the grid of `skip` and merge the two."""
@@ -120,18 +124,24 @@ def encoder_levels(N: int, hidden_channels: int, n_blocks: int, min_resolution: 
     return levels
 
 
-def lifter(in_channels: int, channels: int) -> nn.Sequential:
-    """Two 3x3 convolutions with a GELU between: `(B, in_channels, H, W)` -> `(B, channels, H, W)`."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, kernel_size=3, padding=1),
-        nn.GELU(),
-        nn.Conv2d(channels, channels, kernel_size=3, padding=1),
-    )
+class Lifter(nn.Sequential):
+    """Two 3x3 convolutions with a GELU between: `(B, in_channels, H, W)` -> `(B, channels, H, W)`, channels last."""
+
+    def __init__(self, in_channels: int, channels: int, resolution: int) -> None:
+        first, second = Conv3x3(in_channels, channels, resolution), Conv3x3(channels, channels, resolution)
+        super().__init__(first, nn.GELU(), second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Lift `x`, whatever its layout."""
+        # A copy, for with one channel every layout is `contiguous` and torch would go by the strides.
+        lifted: Tensor = super().forward(x.clone(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
+        return lifted
 
 
-def conv_pair(in_channels: int, channels: int) -> nn.Sequential:
+def conv_pair(in_channels: int, channels: int, resolution: int) -> nn.Sequential:
     """Two 3x3 convolutions, each with its GELU: `(B, in_channels, H, W)` -> `(B, channels, H, W)`."""
-    return nn.Sequential(*lifter(in_channels, channels), nn.GELU())
+    first, second = Conv3x3(in_channels, channels, resolution), Conv3x3(channels, channels, resolution)
+    return nn.Sequential(first, nn.GELU(), second, nn.GELU())
 
 
 def halving_conv(in_channels: int, channels: int) -> nn.Conv2d:

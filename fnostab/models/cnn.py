@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fnostab.config import ModelConfig
-from fnostab.models.blocks import conv_pair, encoder_levels, halving_conv, lifter, to_patches
+from fnostab.models.blocks import Lifter, conv_pair, encoder_levels, halving_conv, to_patches
 from fnostab.models.spectral import require_at_least
 
 
@@ -32,14 +32,14 @@ class CNNGenerator(nn.Module):
         require_at_least(1, in_channels=in_channels, out_channels=out_channels, C=C)
         levels = encoder_levels(N, hidden_channels, n_blocks, min_resolution, max_channels)
         self.C = C
-        self.lifter = lifter(in_channels * C, hidden_channels)
-        encoder: list[nn.Module] = [conv_pair(hidden_channels, hidden_channels) for _ in range(levels[0].blocks)]
+        self.lifter = Lifter(in_channels * C, hidden_channels, N)
+        encoder: list[nn.Module] = [conv_pair(hidden_channels, hidden_channels, N) for _ in range(levels[0].blocks)]
         decoder: list[nn.Module] = []
         for fine, coarse in zip(levels, levels[1:], strict=False):
             encoder += [halving_conv(fine.channels, coarse.channels), nn.GELU()]
-            encoder += [conv_pair(coarse.channels, coarse.channels) for _ in range(coarse.blocks)]
+            encoder += [conv_pair(coarse.channels, coarse.channels, coarse.resolution) for _ in range(coarse.blocks)]
             up = nn.ConvTranspose2d(coarse.channels, fine.channels, kernel_size=2, stride=2)
-            decoder = [up, nn.GELU(), conv_pair(fine.channels, fine.channels), *decoder]
+            decoder = [up, nn.GELU(), conv_pair(fine.channels, fine.channels, fine.resolution), *decoder]
         self.encoder = nn.Sequential(*encoder)
         self.decoder = nn.Sequential(*decoder)
         self.out = nn.Conv2d(hidden_channels, out_channels * C, kernel_size=1)

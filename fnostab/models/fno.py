@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fnostab.config import ModelConfig
-from fnostab.models.blocks import PtychoBlock, conv_pair, lifter, to_patches
+from fnostab.models.blocks import Lifter, PtychoBlock, conv_pair, to_patches
 from fnostab.models.spectral import require_at_least, require_modes
 
 
@@ -33,10 +33,10 @@ class CascadedFNOGenerator(nn.Module):
         require_at_least(2, N=N)
         require_modes(modes, N)
         self.C = C
-        self.lifter = lifter(in_channels * C, hidden_channels)
+        self.lifter = Lifter(in_channels * C, hidden_channels, N)
         self.blocks = nn.Sequential(*(PtychoBlock(hidden_channels, modes, N) for _ in range(n_blocks)))
         self.project = nn.Conv2d(hidden_channels, hidden_channels, kernel_size=1)
-        self.refine = conv_pair(hidden_channels, hidden_channels)
+        self.refine = conv_pair(hidden_channels, hidden_channels, N)
         self.out = nn.Conv2d(hidden_channels, out_channels * C, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from fnostab.config import ModelConfig
 from fnostab.models.blocks import (
+    Lifter,
     OriginalPtychoBlock,
     PtychoBlock,
     StablePtychoBlock,
     UpStage,
     encoder_levels,
     halving_conv,
-    lifter,
     to_patches,
 )
 from fnostab.models.spectral import require_at_least, require_modes
@@ -51,7 +51,7 @@ class HybridUNOGenerator(nn.Module):
         levels = encoder_levels(N, hidden_channels, n_blocks, min_resolution, max_channels)
         require_modes(modes, N)
         self.C = C
-        self.lifter = lifter(in_channels * C, hidden_channels)
+        self.lifter = Lifter(in_channels * C, hidden_channels, N)
         self.encoder = nn.ModuleList(
             nn.Sequential(*(block_cls(level.channels, modes, level.resolution) for _ in range(level.blocks)))
             for level in levels
@@ -59,7 +59,9 @@ class HybridUNOGenerator(nn.Module):
         steps = list(zip(levels, levels[1:], strict=False))
         self.downs = nn.ModuleList(halving_conv(fine.channels, coarse.channels) for fine, coarse in steps)
         self.bottleneck = block_cls(levels[-1].channels, max(1, modes // 2), levels[-1].resolution)
-        self.ups = nn.ModuleList(UpStage(coarse.channels, fine.channels) for fine, coarse in reversed(steps))
+        self.ups = nn.ModuleList(
+            UpStage(coarse.channels, fine.channels, fine.resolution) for fine, coarse in reversed(steps)
+        )
         self.out = nn.Conv2d(hidden_channels, out_channels * C, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Architectures by name. A new one is a file with a generator class and a line here (and its name in `config`)."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+import torch
 from torch import nn
 
 from fnostab.config import ModelConfig
@@ -41,6 +43,19 @@ def resolve_generator(name: str) -> GeneratorClass:
 def build_generator(config: ModelConfig, N: int) -> nn.Module:
     """The network that `config` describes, for patterns of N x N pixels.
 
-    Each architecture takes the settings that it has: `modes` mean nothing to a CNN, for example.
+    Each architecture takes the settings that it has: `modes` mean nothing to a CNN, for example. Convolutions' weights
+    lie in memory with their channels last, as the images that they meet do.
     """
-    return resolve_generator(config.arch).from_config(config, N)
+    network = resolve_generator(config.arch).from_config(config, N)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
+
+
+def contiguous_copy(network: nn.Module) -> nn.Module:
+    """A copy of `network` whose parameters lie in memory in the order of their axes, as `torch.export.save` wants."""
+    network = copy.deepcopy(network)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous()
+    return network

@@ -1,11 +1,15 @@
 """Spectral convolution: a learnt linear map per Fourier mode, on the lowest modes of the grid."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+#: Axes of a weight as it lies in memory, (rows, cols, in, out, 2), and back: (out, in, rows, cols, 2).
+_MODES_FIRST: Final = (2, 3, 1, 0, 4)
+_CHANNELS_FIRST: Final = (3, 2, 0, 1, 4)
 
 
 def require_at_least(minimum: int, **values: int) -> None:
@@ -47,11 +51,14 @@ class SpectralConv2d(nn.Module):
     the Nyquist frequencies of both grids it is the same operator on the functions that the grids sample.
 
     The transforms are products with truncated DFT matrices, everything real: no padded spectrum, no complex tensor,
-    and for a dozen modes less work than an FFT. They are not meant for hundreds of modes.
+    and for a dozen modes less work than an FFT. They are not meant for hundreds of modes. They want the input channels
+    last in memory and give the output so, as `weight` has its channels last: mode by mode, (rows, cols, in, out, 2),
+    so that neither it nor its gradient, most of the network's numbers, is ever moved.
     """
 
     across: Tensor
     down: Tensor
+    up: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, modes: int, resolution: int | Sequence[int]) -> None:
         super().__init__()
@@ -62,11 +69,10 @@ class SpectralConv2d(nn.Module):
         self.resolution = (height, width)
         rows, cols = self._weight_grid()
         weight = torch.randn(out_channels, in_channels, rows, cols, 2) * math.sqrt(0.5 / in_channels)
-        self.weight = nn.Parameter(weight)
-        across, down = _transforms(height, width, *self._kept(height, width))
+        self.weight = nn.Parameter(weight.permute(_MODES_FIRST).contiguous().permute(_CHANNELS_FIRST))
         # Not persistent: they follow from the resolution, and a checkpoint holds what was learnt.
-        self.register_buffer("across", across.to(weight), persistent=False)
-        self.register_buffer("down", down.to(weight), persistent=False)
+        for name, matrix in _transforms(height, width, *self._kept(height, width))._asdict().items():
+            self.register_buffer(name, matrix.to(weight), persistent=False)
 
     def _kept(self, height: int, width: int) -> tuple[int, int, int]:
         """How many rows r >= 0, rows r < 0 and columns are multiplied on a grid of this size."""
@@ -82,11 +88,11 @@ class SpectralConv2d(nn.Module):
         """Apply the layer to `x`, `(B, in_channels, H, W)`."""
         size = (x.shape[-2], x.shape[-1])
         kept = tuple(map(min, self._kept(*size), self._kept(*self.resolution)))
-        across, down = self.across, self.down
+        transforms = _Transforms(self.across, self.down, self.up)
         if size != self.resolution or x.dtype == torch.float64:  # the buffers are no better than single precision
-            across, down = (matrix.to(x) for matrix in _transforms(*size, *kept))
-        weight = _lowest(self.weight, *kept)
-        return _from_modes(_multiply(_to_modes(x, across, down), weight), across, down)
+            transforms = _Transforms(*(matrix.to(x) for matrix in _transforms(*size, *kept)))
+        weight = _lowest(self.weight, *kept).permute(_MODES_FIRST)
+        return _apply(x.permute(0, 2, 3, 1), transforms, weight).permute(0, 3, 1, 2)
 
 
 class OneSidedSpectralConv2d(SpectralConv2d):
@@ -112,67 +118,46 @@ def _lowest(weight: Tensor, positive: int, negative: int, cols: int) -> Tensor:
     return weight[:, :, :, :cols]
 
 
-def _transforms(height: int, width: int, positive: int, negative: int, cols: int) -> tuple[Tensor, Tensor]:
-    """Truncated, orthonormally scaled DFT matrices, float64: `across` (W, cols, 2) and `down` (rows, 2, H, 2).
+class _Transforms(NamedTuple):
+    """Truncated, orthonormally scaled DFT matrices of a grid; p, q, s are 0 for a real part, 1 for an imaginary one."""
 
-    `across` takes a real row to real and imaginary parts, times sqrt(k_c), so that the adjoint of both matrices is
-    the inverse transform; `down` takes the parts (last axis) of a column to the parts (second axis) of its modes.
-    """
+    across: Tensor  #: (p cols, W): each row of the image to its modes
+    down: Tensor  #: (rows q, H p): columns of those to the modes of the image
+    up: Tensor  #: (H p, rows q s): the adjoint of `down`, from parts q of modes times parts s of weights
+
+
+def _transforms(height: int, width: int, positive: int, negative: int, cols: int) -> _Transforms:
+    """The matrices, float64. The factors k_c are shared by both directions, as square roots, in `across`."""
     c, n, m = (torch.arange(count, device="cpu") for count in (cols, width, height))  # not every device has float64
-    angle = (n[:, None] * c % width).double() * (2 * math.pi / width)
+    angle = (c[:, None] * n % width).double() * (2 * math.pi / width)
     mirror = (c == 0) | (2 * c == width)
-    across = torch.stack([angle.cos(), -angle.sin()], dim=-1) / math.sqrt(width)
+    across = torch.stack([angle.cos(), -angle.sin()]) / math.sqrt(width)
     across = across * torch.where(mirror, 1.0, 2.0).double().sqrt()[:, None]
 
     r = torch.tensor([*range(positive), *range(-negative, 0)], device="cpu")
     angle = (r[:, None] * m % height).double() * (2 * math.pi / height)
     cos, sin = angle.cos(), angle.sin()
-    down = torch.stack([torch.stack([cos, sin], dim=-1), torch.stack([-sin, cos], dim=-1)], dim=1)
-    return across, down / math.sqrt(height)
+    # Of exp(-i angle) (x_0 + i x_1): axes r, q, m, p.
+    down = torch.stack([torch.stack([cos, sin], dim=-1), torch.stack([-sin, cos], dim=-1)], dim=1) / math.sqrt(height)
+    # (x_0 + i x_1)(w_0 + i w_1) has real part x_0 w_0 - x_1 w_1 and imaginary part x_0 w_1 + x_1 w_0.
+    product = torch.tensor([[[1, 0], [0, -1]], [[0, 1], [1, 0]]], dtype=torch.float64, device="cpu")
+    up = torch.einsum("rtmp,tqs->mprqs", down, product)
+    return _Transforms(across.flatten(0, 1), down.flatten(2).flatten(0, 1), up.flatten(2).flatten(0, 1))
 
 
-def _to_modes(x: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """Image `(B, C, H, W)` -> its kept modes `(rows, cols, 2, B, C)`."""
-    return torch.einsum("bchpk,rqhp->rkqbc", torch.einsum("bchw,wkp->bchpk", x, across), down)
+def _apply(x: Tensor, transforms: _Transforms, weight: Tensor) -> Tensor:
+    """Transform, multiply mode by mode, transform back: `(B, H, W, in)` -> `(B, H, W, out)`.
 
-
-class _Transpose(torch.autograd.Function):
-    """Matrix transpose in memory, forwards and backwards.
-
-    Autograd would leave the gradient strided, and gathering the five-dimensional weight's takes a tenth of the step.
+    `weight` is `(rows, cols, in, out, 2)`. Matrix products alone, each of contiguous arrays, and two copies that bring
+    the modes to the front and back again.
     """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(matrix: Tensor) -> Tensor:
-        return matrix.t().contiguous()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Nothing to keep: a linear map."""
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _transpose(gradient)
-
-
-_transpose: Callable[[Tensor], Tensor] = _Transpose.apply
-
-
-def _multiply(modes: Tensor, weight: Tensor) -> Tensor:
-    """Complex product over channels.
-
-    Modes `(rows, cols, 2, B, in)`, weight `(out, in, rows, cols, 2)` -> `(2, rows, cols, B, out)`.
-    """
-    out, channels, rows, cols, _ = weight.shape
-    by_mode = _transpose(weight.reshape(out * channels, -1)).reshape(rows * cols, 2 * out, channels)
+    batch, height, width, channels = x.shape
+    rows, cols, _, out, _ = weight.shape
+    lines = torch.matmul(transforms.across, x).reshape(batch, height * 2, cols * channels)
+    modes = torch.matmul(transforms.down, lines).reshape(batch, rows, 2, cols, channels)
+    modes = modes.permute(1, 3, 2, 0, 4).reshape(rows * cols, 2 * batch, channels)
     # One real product per mode, of (real; imaginary) with (real, imaginary), holds the four that a complex one needs.
-    products = torch.bmm(modes.reshape(rows * cols, -1, channels), by_mode.mT)
-    real, imaginary = products.reshape(rows, cols, 2, -1, 2, out).unbind(2)
-    return torch.stack([real[..., 0, :] - imaginary[..., 1, :], real[..., 1, :] + imaginary[..., 0, :]])
-
-
-def _from_modes(modes: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """Modes `(2, rows, cols, B, C)` -> image `(B, C, H, W)`: the adjoint of `_to_modes`."""
-    return torch.einsum("bchpk,wkp->bchw", torch.einsum("qrkbc,rqhp->bchpk", modes, down), across)
+    products = torch.bmm(modes, weight.reshape(rows * cols, channels, out * 2)).reshape(rows, cols, 2, batch, out, 2)
+    products = products.permute(3, 0, 2, 5, 1, 4).reshape(batch, rows * 4, cols * out)
+    lines = torch.matmul(transforms.up, products).reshape(batch, height, 2 * cols, out)
+    return torch.matmul(transforms.across.t(), lines)

@@ -16,10 +16,11 @@ from fnostab.datamodule import Batch, resident, split_batches
 from fnostab.dataset import Dataset, Split
 from fnostab.gradients import layer_norms
 from fnostab.layers import block_statistics, first_bad_layer, norm_statistics
-from fnostab.models.registry import build_generator
+from fnostab.models import build_generator, contiguous_copy
 from fnostab.optics import far_field_amplitude, fourier_shift
 from fnostab.processes import of_all_ranks
 from fnostab.scan import read_windows, stitch
+from fnostab.training.optimizers import Adam, AdamW
 
 #: Validation patterns on which the activations of the blocks are observed.
 _WATCHED_PATTERNS = 16
@@ -229,7 +230,7 @@ class PtychoModule(lightning.LightningModule):
                 for parameter in group["params"]:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         else:
-            optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name](groups, **common)
+            optimizer = {"adam": Adam, "adamw": AdamW}[optim.name](groups, **common)
         if optim.schedule == "constant":
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)
@@ -262,12 +263,12 @@ class _WarmupCosine:
 class CountsToObject(nn.Module):
     """What is shipped: detector counts float32 (B, N, N) in, object patches float32 (B, N, N, 2) out.
 
-    The last axis holds real and imaginary part; the scaling of the counts is inside.
+    The last axis holds real and imaginary part; the scaling of the counts is inside. The generator is copied.
     """
 
     def __init__(self, generator: nn.Module, input_scale: float) -> None:
         super().__init__()
-        self.generator = generator
+        self.generator = contiguous_copy(generator)
         self.input_scale = input_scale
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
