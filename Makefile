@@ -13,7 +13,7 @@ BIN := .venv/bin
 IN_VENV = PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types format ui lock clean
+.PHONY: help install demo test bench lint types format ui lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -25,6 +25,9 @@ demo: .venv/.installed ## train one arm for some minutes: a real network on simu
 
 test: lint types ## lint, types and all tests
 	$(BIN)/python -m pytest
+
+bench: .venv/.installed-dev ## measure this machine beside its peers: the table of the README
+	$(BIN)/python -m benchmarks
 
 lint: .venv/.installed-dev ## ruff: rules and format
 	$(BIN)/ruff check

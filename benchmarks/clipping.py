@@ -1,7 +1,7 @@
 """What clipping costs: each rule as a share of one training step, beside PyTorch's own and a plain loop.
 
-    python benchmarks/clipping.py --device cpu --width 16
-    python benchmarks/clipping.py --device cuda --width 32 --repeats 50
+    python -m benchmarks.clipping --device cpu --width 32
+    python -m benchmarks.clipping --device cuda --width 32 --repeats 50
 
 A step is forward, backward and Adam of the hybrid network on random patterns, without clipping. Steps and clippings are
 interleaved, so that a drift of the machine meets them alike; times are medians with quartiles over the repeats.
@@ -11,15 +11,16 @@ Our rules also give the norms before and after and the clipped fraction; the pee
 import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import timed
 from fnostab.clipping import clip_gradients_
 from fnostab.config import ModelConfig
-from fnostab.models.registry import build_generator
+from fnostab.models import build_generator
+from fnostab.training.optimizers import Adam
 
 
 def agc_loop_(parameters: Iterable[nn.Parameter], clip_factor: float = 0.01, eps: float = 1e-3) -> None:
@@ -35,25 +36,22 @@ def agc_loop_(parameters: Iterable[nn.Parameter], clip_factor: float = 0.01, eps
         parameter.grad.copy_(torch.where(gradient_norm > limit, clipped, parameter.grad))
 
 
-def timed_ms(function: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds that `function` takes, the device's queue drained before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return 1e3 * (time.perf_counter() - start)
-
-
-def measure(arguments: argparse.Namespace) -> tuple[str, dict[str, list[float]]]:
+def measure(
+    arch: str = "hybrid",
+    width: int = 32,
+    fno_blocks: int = 4,
+    N: int = 64,
+    batch_size: int = 16,
+    repeats: int = 20,
+    device: str = "cpu",
+) -> tuple[str, dict[str, list[float]]]:
     """What was measured, in words, and milliseconds of every repeat by name; `step` is the training step."""
-    device = torch.device(arguments.device)
+    where = torch.device(device)
     torch.manual_seed(0)
-    config = ModelConfig(arch=arguments.arch, width=arguments.width, fno_blocks=arguments.fno_blocks)
-    network = build_generator(config, arguments.N).to(device)
-    patterns = torch.rand(arguments.batch_size, 1, arguments.N, arguments.N, device=device)
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+    config = ModelConfig(arch=arch, width=width, fno_blocks=fno_blocks)
+    network = build_generator(config, N).to(where)
+    patterns = torch.rand(batch_size, 1, N, N, device=where)
+    optimiser = Adam(network.parameters(), lr=1e-3, fused=True)
 
     def step() -> None:
         optimiser.zero_grad()
@@ -79,19 +77,19 @@ def measure(arguments: argparse.Namespace) -> tuple[str, dict[str, list[float]]]
         "agc, plain loop": lambda: torch.no_grad()(agc_loop_)(parameters),
     }
     times: dict[str, list[float]] = {name: [] for name in ("step", *rules)}
-    for repeat in range(arguments.repeats + 2):  # the first two warm up
-        measured = {"step": timed_ms(step, device)}
+    for repeat in range(repeats + 2):  # the first two warm up
+        measured = {"step": 1e3 * timed(step, where)}
         for name, rule in rules.items():
             restore()
-            measured[name] = timed_ms(rule, device)
+            measured[name] = 1e3 * timed(rule, where)
         if repeat >= 2:
             for name, value in measured.items():
                 times[name].append(value)
     n_parameters = sum(p.numel() for p in parameters)
     what = (
-        f"{arguments.arch}, width {arguments.width}, {arguments.fno_blocks} blocks, N {arguments.N}, batch "
-        f"{arguments.batch_size}: {n_parameters:,} parameters in {len(parameters)} tensors; torch {torch.__version__}, "
-        f"{device}, {torch.get_num_threads()} threads, {arguments.repeats} repeats"
+        f"{arch}, width {width}, {fno_blocks} blocks, N {N}, batch "
+        f"{batch_size}: {n_parameters:,} parameters in {len(parameters)} tensors; torch {torch.__version__}, "
+        f"{device}, {torch.get_num_threads()} threads, {repeats} repeats"
     )
     return what, times
 
@@ -120,7 +118,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    what, times = measure(arguments)
+    del arguments.threads
+    what, times = measure(**vars(arguments))
     print(what, table(times), sep="\n\n")
 
 

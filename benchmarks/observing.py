@@ -1,6 +1,6 @@
 """What observing costs: a training with every series, verdict input and picture on, beside the same with all of it off.
 
-    python benchmarks/observing.py --preset quick --epochs 1 --repeats 8
+    python -m benchmarks.observing --preset quick --epochs 1 --repeats 8
 
 Observed: loss, norms and clipped fraction of every step, per-parameter norms, activations and SSIM of every epoch, the
 writing to a fresh sqlite store, MLflow's system metrics. Off: the network, the physics, clipping by PyTorch, the
@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -72,33 +73,47 @@ class Stopwatch:
         return timed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="quick")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    arguments = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(arguments.threads)
+class Observed(NamedTuple):
+    """Seconds of each training without and with observing, the share inside of what observes, seconds of pictures."""
 
-    whole = resolve_config({"preset": arguments.preset}).train
-    config = resolve_config({"preset": arguments.preset, "epochs": arguments.epochs})
+    off: list[float]
+    on: list[float]
+    inside: list[float]
+    picture: list[float]
+    epochs: int
+    #: Of the whole preset: epochs, and sets of pictures on the way.
+    whole_epochs: int
+    sets: int
+
+    @property
+    def picture_share(self) -> float:
+        """What all sets of pictures take of a whole run, over its time without."""
+        run_s = statistics.median(self.off) / self.epochs * self.whole_epochs
+        return statistics.median(self.picture) * self.sets / run_s
+
+
+def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observed:
+    """Train `repeats` times each way, by turns."""
+    for name in ("lightning.pytorch", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    whole = resolve_config({"preset": preset}).train
+    config = resolve_config({"preset": preset, "epochs": epochs})
     dataset = load_or_build(config.data)
     off, on, inside, picture = [], [], [], []
+    before, store = Path.cwd(), os.environ.get("MLFLOW_TRACKING_URI")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
         os.chdir(folder)
         tracking.connect()
-        for repeat in range(2 * arguments.repeats):
+        for repeat in range(2 * repeats):
             observed = repeat % 4 in (1, 2)  # off, on, on, off: a steady drift favours neither
             if not observed:
                 off.append(train_s(Unobserved(config, dataset), [], dataset, folder))
                 continue
             with tracking.open_run(config) as tracker:
-                run = _Run(config, dataset, tracker, folder, lambda line: None)
+                run = _Run(config, dataset, tracker, folder, lambda line: None, None, None)
                 module = PtychoModule(config, dataset)
                 recorder, watch = SeriesRecorder(run.history, tracker), Stopwatch()
                 watch.watch(recorder, "on_fit_start", "on_train_start", "on_train_batch_end", "on_train_epoch_end")
@@ -106,16 +121,36 @@ def main() -> None:
                 on.append(train_s(module, [recorder], dataset, folder))
                 inside.append(watch.total_s / on[-1])
                 picture.append(_seconds(lambda run=run, module=module: run._draw(module, 1, 0)))
-        os.chdir("/")
-
-    middle, least = statistics.median(on) / statistics.median(off) - 1, min(on) / min(off) - 1
+        os.chdir(before)
+    os.environ.pop("MLFLOW_TRACKING_URI")
+    if store is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = store
     sets = (whole.epochs - 1) // whole.picture_every_epochs
-    share = statistics.median(picture) * sets / (statistics.median(off) / arguments.epochs * whole.epochs)
+    return Observed(off, on, inside, picture, epochs, whole.epochs, sets)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    found = measure(arguments.preset, arguments.epochs, arguments.repeats)
+    middle, least = statistics.median(found.on) / statistics.median(found.off) - 1, min(found.on) / min(found.off) - 1
     print(f"{arguments.preset}, {arguments.epochs} epochs, {arguments.repeats} repeats, {arguments.threads} threads")
-    print(f"off: {_spread(off)}; observed, without pictures: {_spread(on)}")
+    print(f"off: {_spread(found.off)}; observed, without pictures: {_spread(found.on)}")
     print(f"series, health, writing: {100 * middle:.1f} % by the medians, {100 * least:.1f} % by the fastest")
-    print(f"the same by the stopwatch: {100 * statistics.median(inside):.1f} % ({100 * max(inside):.1f} % at most)")
-    print(f"one set of pictures: {_spread(picture)}; {sets} in {whole.epochs} epochs: {100 * share:.1f} %")
+    print(
+        f"the same by the stopwatch: {100 * statistics.median(found.inside):.1f} % "
+        f"({100 * max(found.inside):.1f} % at most)"
+    )
+    print(
+        f"one set of pictures: {_spread(found.picture)}; {found.sets} in {found.whole_epochs} epochs: "
+        f"{100 * found.picture_share:.1f} %"
+    )
 
 
 def _seconds(function) -> float:

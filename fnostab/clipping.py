@@ -32,6 +32,9 @@ from fnostab.gradients import (
 
 Granularity = Literal["unit", "tensor"]
 
+#: Tensors of fewer elements are not worth several calls.
+_SMALL: Final = 2**17
+
 #: The floor under `||W||`, so that weights which start at zero can leave it (Brock et al. 2021).
 AGC_EPS: Final = 1e-3
 
@@ -71,7 +74,7 @@ def clip_gradients_(
 
     parameters = parameters_with_gradient(parameters_or_module)
     norm = total_norm(parameters)
-    gradients = [gradient_of(parameter) for parameter in parameters]
+    gradients = [_in_memory_order(gradient_of(parameter)) for parameter in parameters]
     if algorithm == "norm" and value > 0:
         return _clip_norm_(gradients, value, norm)
     if algorithm == "value" and value > 0:
@@ -178,22 +181,20 @@ def _by_unit(tensor: Tensor, axis: int | None) -> Tensor:
     """
     if axis is None:
         return tensor.unsqueeze(0).unsqueeze(0)
-    order = memory_order(tensor)
-    laid_out = tensor.permute(order)
+    laid_out, place = _in_memory_order(tensor), memory_order(tensor).index(axis)
     if not laid_out.is_contiguous():
         return tensor.movedim(axis, 0).unsqueeze(0)
-    before, after = (math.prod(part) for part in _around(laid_out.shape, order.index(axis)))
-    return laid_out.view(before, tensor.shape[axis], after)
+    return laid_out.view(math.prod(laid_out.shape[:place]), laid_out.shape[place], -1)
 
 
-def _around(shape: tuple[int, ...], place: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lengths before and after the axis at `place`."""
-    return shape[:place], shape[place + 1 :]
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """A view of `tensor` that is contiguous if it lies in memory without gaps."""
+    return tensor.permute(memory_order(tensor))
 
 
 def _norms_along(tensor: Tensor, axis: int) -> Tensor:
     units = _by_unit(tensor, axis).to(torch.promote_types(tensor.dtype, torch.float32))
-    if len(units) > 1 and units.is_cpu:
+    if len(units) > 1 and units.is_cpu and units.numel() > _SMALL:
         # On CPUs (torch 2.13) the norm over a first axis is slow; adding up squares is as fast as reading.
         first, *others = units.view(math.gcd(len(units), 16), -1, *units.shape[1:])
         squares = first.square()

@@ -45,12 +45,12 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
         height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
         self.resolution = (height, width)
-        self._saves = _share_of_products(in_channels, out_channels, height, width) <= _WORTHWHILE
+        self.tiled = _share_of_products(in_channels, out_channels, height, width) <= _WORTHWHILE
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x`, `(B, in_channels, H, W)`."""
         fits = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        if not (self._saves and self.training and fits and x.shape[-2:] == self.resolution) or _is_traced():
+        if not (self.tiled and self.training and fits and x.shape[-2:] == self.resolution) or _is_traced():
             return super().forward(x)
         assert self.bias is not None
         return _winograd(x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1), self.bias).permute(0, 3, 1, 2)

@@ -1,0 +1,79 @@
+"""What blocks cost: time and memory of a step at 4 to 32 blocks, beside the straight line through 4 and 8.
+
+    python -m benchmarks.depth --rounds 3
+
+Each depth runs in a process of its own, whose peak memory is what the system says; rounds take turns.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+import torch
+
+from benchmarks.step import training_step
+from benchmarks.timing import by_turns
+from fnostab.config import ModelConfig
+from fnostab.models import build_generator
+from fnostab.training.trainer import peak_bytes
+
+DEPTHS = (4, 8, 16, 32)
+
+
+def one_depth(blocks: int, width: int, device: str) -> dict[str, float]:
+    """Seconds of a step (median of 5) and peak bytes of this process, or of the GPU."""
+    torch.manual_seed(0)
+    where = torch.device(device)
+    network = build_generator(ModelConfig(width=width, fno_blocks=blocks), 64).to(where)
+    step = training_step("ours", network, 64, 16, where)
+    seconds = statistics.median(by_turns({"step": step}, 5, where, warm_up=1)["step"])
+    return {"seconds": seconds, "bytes": peak_bytes(where)}
+
+
+def measure(rounds: int = 3, width: int = 32, device: str = "cpu") -> dict[int, dict[str, float]]:
+    """Medians over the rounds of seconds and bytes by depth."""
+    found: dict[int, list[dict[str, float]]] = {blocks: [] for blocks in DEPTHS}
+    for _ in range(rounds):
+        for blocks in DEPTHS:
+            command = [sys.executable, "-m", "benchmarks.depth", "--only", str(blocks)]
+            command += ["--width", str(width), "--device", device, "--threads", str(torch.get_num_threads())]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found[blocks].append(json.loads(said))
+    return {
+        blocks: {key: statistics.median(one[key] for one in ones) for key in ("seconds", "bytes")}
+        for blocks, ones in found.items()
+    }
+
+
+def over_linear(costs: dict[int, dict[str, float]], blocks: int, key: str) -> float:
+    """The cost of `blocks` over c(4) + (blocks - 4) (c(8) - c(4)) / 4."""
+    four, eight = costs[4][key], costs[8][key]
+    return costs[blocks][key] / (four + (blocks - 4) * (eight - four) / 4)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--only", type=int, help="measure this depth in this process and print it as JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.only:
+        print(json.dumps(one_depth(arguments.only, arguments.width, arguments.device)))
+        return
+    costs = measure(arguments.rounds, arguments.width, arguments.device)
+    print("| blocks | step ms | over linear | peak MiB | over linear |\n|---|---|---|---|---|")
+    for blocks, cost in costs.items():
+        time, memory = (over_linear(costs, blocks, key) for key in ("seconds", "bytes"))
+        mib = cost["bytes"] / 2**20
+        print(f"| {blocks} | {1e3 * cost['seconds']:.0f} | {time:.2f} | {mib:.0f} | {memory:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
