@@ -275,13 +275,18 @@ class _Plan:
     object_index: NDArray[np.int64]
     noise_seeds: list[np.random.SeedSequence]
 
-    def patches(self, N: int) -> Iterator[tuple[int, NDArray[np.complex64]]]:
-        """Chunks of patches in the order of the split, each with its object."""
+    def patches(self, N: int) -> Iterator[NDArray[np.complex64]]:
+        """Chunks of patches in the order of the split."""
+        for k in range(len(self.objects)):
+            yield from (patches for _, patches in self.patches_of(k, N))
+
+    def patches_of(self, k: int, N: int) -> Iterator[tuple[int, NDArray[np.complex64]]]:
+        """Chunks of the patches of object `k`, each with the place of its first one in the split."""
+        places = np.flatnonzero(self.object_index == k)  # without gaps
         chunk = max(1, _CHUNK_PIXELS // N**2)
-        for k, obj in enumerate(self.objects):
-            positions = self.positions_px[self.object_index == k]
-            for start in range(0, len(positions), chunk):
-                yield k, extract_patches(obj, positions[start : start + chunk], N)
+        for start in range(0, len(places), chunk):
+            members = places[start : start + chunk]
+            yield int(members[0]), extract_patches(self.objects[k], self.positions_px[members], N)
 
 
 def _simulated(config: DataConfig) -> _Writer:
@@ -294,11 +299,11 @@ def _simulated(config: DataConfig) -> _Writer:
     least = _MIN_TRAIN_PHOTONS / len(plans["train"].positions_px)
     if not least <= config.nphotons <= _MAX_PHOTONS:
         raise ValueError(f"`data.nphotons` (={config.nphotons:g}) must be {least:.2g} to {_MAX_PHOTONS:g}")
-    peaks = [np.abs(patches).max(axis=(1, 2)) for _, patches in plans["train"].patches(config.N)]
+    peaks = [np.abs(patches).max(axis=(1, 2)) for patches in plans["train"].patches(config.N)]
     level = np.concatenate(peaks).mean()
     plans = {split: replace(plan, objects=plan.objects / level) for split, plan in plans.items()}
     # By Parseval the exit wave holds the pattern's energy; `photon_scale` needs no more of a pattern than that.
-    energies = np.concatenate([_energy(patches * probe) for _, patches in plans["train"].patches(config.N)])
+    energies = np.concatenate([_energy(patches * probe) for patches in plans["train"].patches(config.N)])
     scale = optics.photon_scale(np.sqrt(energies)[:, None, None], config.nphotons)
 
     def write(directory: Path, progress: Progress) -> float:
@@ -311,7 +316,9 @@ def _simulated(config: DataConfig) -> _Writer:
                 np.save(directory / f"{split}_objects.npy", plan.objects)
             shape = (len(plan.positions_px), config.N, config.N)
             with _npy_stream(directory / f"{split}_counts.npy", shape) as stream:
-                for counts in _patterns(plan, probe, scale):
+                start = stream.tell()
+                for place, counts in _patterns(plan, probe, scale):
+                    stream.seek(start + place * counts[0].nbytes)
                     stream.write(counts.data)
                     done += len(counts)
                     progress(done, total)
@@ -337,12 +344,25 @@ def _plan(config: DataConfig, split: str, seed: np.random.SeedSequence) -> _Plan
     )
 
 
-def _patterns(plan: _Plan, probe: NDArray[np.complex64], scale: float) -> Iterator[NDArray[np.float32]]:
-    """Chunks of noisy counts in the order of the split."""
-    rngs = [np.random.default_rng(seed) for seed in plan.noise_seeds]
-    for k, patches in plan.patches(len(probe)):
-        amplitudes = optics.far_field_amplitude(torch.from_numpy(patches), torch.from_numpy(probe))
-        yield optics.poisson_counts(amplitudes, scale, rngs[k])
+def _patterns(plan: _Plan, probe: NDArray[np.complex64], scale: float) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Chunks of noisy counts, each with the place of its first pattern in the split.
+
+    A thread an object, as each has its noise from a generator of its own: NumPy draws Poisson numbers, which take most
+    of the time, without holding the other threads up.
+    """
+
+    def of_object(k: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        rng = np.random.default_rng(plan.noise_seeds[k])
+        for place, patches in plan.patches_of(k, len(probe)):
+            amplitudes = optics.far_field_amplitude(torch.from_numpy(patches), torch.from_numpy(probe))
+            yield place, optics.poisson_counts(amplitudes, scale, rng)
+
+    objects = [of_object(k) for k in range(len(plan.objects))]
+    with ThreadPoolExecutor(len(objects)) as pool:
+        while objects:
+            chunks = list(pool.map(lambda chunks: next(chunks, None), objects))
+            yield from (chunk for chunk in chunks if chunk)
+            objects = [rest for rest, chunk in zip(objects, chunks, strict=True) if chunk]
 
 
 def _subset(n: int, limit: int | None, seed: np.random.SeedSequence) -> NDArray[np.int64]:
@@ -496,7 +516,7 @@ def _file_sha256(path: str, parameter: str, alternatives: str = "") -> str:
 
 @contextmanager
 def _npy_stream(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    """A float32 `.npy` file of `shape`, to be filled in order. (A memory map would crash on a full disk.)"""
+    """A float32 `.npy` file of `shape`, to be filled. (A memory map would crash on a full disk.)"""
     with open(path, "wb") as stream:
         header = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32))}
         np.lib.format.write_array_header_1_0(stream, header)

@@ -79,3 +79,25 @@ def test_weights_start_as_those_of_torch():
     torch.manual_seed(0)
     theirs = nn.Conv2d(8, 8, 3, padding=1).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_function_transforms_take_tiles_too():
+    layer, _, x = _layers(TILED[0])
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, patch):
+        return torch.func.functional_call(layer, parameters, (patch.unsqueeze(0),)).square().sum()
+
+    of_patches = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for patch, gradient in zip(x, of_patches["weight"], strict=True):
+        layer.zero_grad()
+        layer(patch.unsqueeze(0)).square().sum().backward()
+        assert (gradient - layer.weight.grad).norm() < 1e-5 * gradient.norm()
+
+
+def test_second_derivatives_are_refused():
+    layer, _, x = _layers(TILED[0])
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -105,15 +105,25 @@ class _Winograd(torch.autograd.Function):
     well, so that the weight's gradient comes to lie in memory as the weight does.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The convolution; and image and filters in the points, for the way back."""
         rows, cols = _transforms(x.shape[1]), _transforms(x.shape[2])
         points = _to_points(x, rows.to_points, cols.to_points)
         filters = torch.matmul(_filter_transform(), weight.reshape(len(weight), 9, -1))  # (out, 36, in)
         products = torch.bmm(points, filters.permute(1, 2, 0))
+        return _to_pixels(products, rows.to_pixels, cols.to_pixels) + bias, points, filters
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the way back needs."""
+        _, points, filters = output
+        ctx.mark_non_differentiable(points, filters)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(points, filters)
-        ctx.size = x.shape[1:3]
-        return _to_pixels(products, rows.to_pixels, cols.to_pixels).add_(bias)
+        ctx.size = inputs[0].shape[1:3]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -130,7 +140,7 @@ class _Winograd(torch.autograd.Function):
 
 
 def _winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    convolved: Tensor = _Winograd.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    convolved: Tensor = _Winograd.apply(x, weight, bias)[0]  # type: ignore[no-untyped-call]
     return convolved
 
 

@@ -86,10 +86,13 @@ def with_threads(config: ArmConfig) -> ArmConfig:
 
 
 def quieten_libraries() -> None:
-    """Keep news that nobody acts on off the terminal; warnings stay, but for one that Lightning causes in torch."""
+    """Keep news that nobody acts on off the terminal; warnings stay, but for two that nobody can do anything about."""
     for name in ("lightning.pytorch", "lightning.fabric", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning causes it in torch.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    # Several devices and a batch of one: the strides differ in an axis of length one, the network's only input channel.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
 
 def check_network(config: ArmConfig) -> None:
