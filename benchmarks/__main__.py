@@ -1,6 +1,6 @@
 """Measure the table of the README: each row beside its peer, in the same run.
 
-    python -m benchmarks                    # some 15 minutes on 2 idle cores (make bench)
+    python -m benchmarks                    # some 20 minutes on 2 cores (make bench)
     python -m benchmarks --rows step agc    # some rows
     python -m benchmarks --small            # seconds: whether it runs at all; the numbers mean nothing
 
