@@ -11,12 +11,14 @@ Our rules also give the norms before and after and the clipped fraction; the pee
 import argparse
 import copy
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import timed
+from benchmarks.table import Row, faster, percent
+from benchmarks.timing import spread, timed
 from fnostab.clipping import clip_gradients_
 from fnostab.config import ModelConfig
 from fnostab.models import build_generator
@@ -92,6 +94,17 @@ def measure(
         f"{device}, {torch.get_num_threads()} threads, {repeats} repeats"
     )
     return what, times
+
+
+def rows(at_most_percent: float, loop_at_least: float | None = None, **sizes: Any) -> Iterator[Row]:
+    """AGC beside a step that only takes the norm, as every step does, and beside the loop; `sizes` go to `measure`."""
+    _, ms = measure(**sizes)
+    agc, norm, step = ms["agc unit"], ms["none (norm only)"], ms["step"]
+    share = spread([100 * (a - n) / s for a, n, s in zip(agc, norm, step, strict=True)])
+    times = f"{spread(agc)} ms, the norm alone {spread(norm)} ms, the step {spread(step)} ms"
+    words, target = "the step without clipping (its norm is taken)", f"<= {at_most_percent:g} %"
+    yield Row("AGC", words, target, percent(share), share.median <= at_most_percent, times)
+    yield faster("AGC", "a loop over parameters", agc, ms["agc, plain loop"], "ms", loop_at_least)
 
 
 def table(times: dict[str, list[float]]) -> str:

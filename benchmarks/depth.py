@@ -11,11 +11,13 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from benchmarks.step import training_step
+from benchmarks.table import Row
 from benchmarks.timing import by_turns
 from fnostab.config import ModelConfig
 from fnostab.models import build_generator
@@ -62,6 +64,17 @@ def over_linear(costs: dict[int, dict[str, float]], blocks: int, key: str) -> fl
     """The cost of `blocks` over c(4) + (blocks - 4) (c(8) - c(4)) / 4."""
     four, eight = costs[4][key], costs[8][key]
     return costs[blocks][key] / (four + (blocks - 4) * (eight - four) / 4)
+
+
+def rows(rounds: int, width: int = 32, device: str = "cpu") -> Iterator[Row]:
+    """Time and memory of 16 and 32 blocks beside the straight line."""
+    costs = measure(rounds, width, device)
+    for key, what, unit, words in (("seconds", "time of a step", 1e3, "ms"), ("bytes", "memory", 2**-20, "MiB")):
+        found = {blocks: over_linear(costs, blocks, key) for blocks in (16, 32)}
+        value = ", ".join(f"{value:.2f} x at {blocks}" for blocks, value in found.items())
+        times = ", ".join(f"{costs[blocks][key] * unit:.0f}" for blocks in DEPTHS)
+        what, times = f"{what} at 16 and 32 blocks", f"{times} {words} at 4, 8, 16, 32"
+        yield Row(what, "the line through 4 and 8", "<= 1.2 x", value, max(found.values()) <= 1.2, times)
 
 
 def main() -> None:

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import mlflow
 import torch
 
 from benchmarks import clipping, depth, step
-from benchmarks.__main__ import Row, _percent, _times, machine, table
+from benchmarks.table import Row, faster, measure_and_print, multiple
 from benchmarks.timing import by_turns, ratio, spread
 from fnostab.config import ModelConfig, resolve_config
 from fnostab.dataset import load_or_build
@@ -42,39 +43,25 @@ def step_rows(options: argparse.Namespace) -> Iterator[Row]:
         other = build_generator(ModelConfig(width=size["width"]), size["N"]).to(device)
         other.compile(mode=options.compile)
         steps["compiled"] = make("ours", network=other)
-    times = by_turns(steps, repeats, device, warm_up=4)
-    ms = {name: spread([1e3 * value for value in values]) for name, values in times.items()}
+    seconds = by_turns(steps, repeats, device, warm_up=4)
+    ms = {name: [1e3 * value for value in values] for name, values in seconds.items()}
     for name in ("ours", "compiled") if options.compile else ("ours",):
         for peer, target in (("original", 6.0), ("neuraloperator", None), ("plain", None)):
-            found = ratio(times[peer], times[name])
-            met = found.median >= target if target else None
-            words = f">= {target:g} x faster" if target else "-"
-            value, both = f"{_times(found)} faster", f"{ms[name]} against {ms[peer]} ms"
-            yield Row(f"training step, {name}", peer, words, value, met, both)
-        found, both = ratio(times[name], times["floor"]), f"{ms[name]} against {ms['floor']} ms"
-        yield Row(f"training step, {name}", "the floor", "-", _times(found), None, both)
+            yield faster(f"training step, {name}", peer, ms[name], ms[peer], "ms", target)
+        value, times = multiple(ratio(ms[name], ms["floor"])), f"{spread(ms[name])} ms against {spread(ms['floor'])} ms"
+        yield Row(f"training step, {name}", "the floor", "-", value, None, times)
 
 
 def agc_rows(options: argparse.Namespace) -> Iterator[Row]:
     """AGC beside the step and the loop."""
-    width, N, repeats = (4, 32, 2) if options.small else (32, 64, 50)
-    _, ms = clipping.measure(width=width, N=N, repeats=repeats, device=options.device)
-    plain = ms["none (norm only)"]
-    share = spread([100 * (a - n) / s for a, n, s in zip(ms["agc unit"], plain, ms["step"], strict=True)])
-    times = f"{spread(ms['agc unit'])} ms, the step {spread(ms['step'])} ms"
-    yield Row("AGC", "the step without clipping", "<= 2 %", _percent(share), share.median <= 2, times)
-    loop = ratio(ms["agc, plain loop"], ms["agc unit"])
-    times = f"{spread(ms['agc unit'])} ms against {spread(ms['agc, plain loop'])} ms"
-    yield Row("AGC", "a loop over parameters", ">= 10 x faster", f"{_times(loop)} faster", loop.median >= 10, times)
+    sizes = {"width": 4, "N": 32, "repeats": 2} if options.small else {"repeats": 50}
+    yield from clipping.rows(at_most_percent=2, loop_at_least=10, device=options.device, **sizes)
 
 
 def depth_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Time and memory of 16 and 32 blocks."""
-    costs = depth.measure(1 if options.small else 3, 4 if options.small else 32, options.device)
-    for key, words in (("seconds", "time"), ("bytes", "memory")):
-        found = {blocks: depth.over_linear(costs, blocks, key) for blocks in (16, 32)}
-        value = ", ".join(f"{value:.2f} x at {blocks}" for blocks, value in found.items())
-        yield Row(f"{words} of depth", "the line through 4 and 8", "<= 1.2 x", value, max(found.values()) <= 1.2, "")
+    rounds, width = (1, 4) if options.small else (3, 32)
+    yield from depth.rows(rounds, width, options.device)
 
 
 def study_rows(options: argparse.Namespace) -> Iterator[Row]:
@@ -96,10 +83,10 @@ def seeds_rows(options: argparse.Namespace) -> Iterator[Row]:
     alone_s, alone = study(options, preset, str(count), workers=1, extra=extra)
     together_s, together = study(options, preset, str(count), workers=count, extra=extra)
     largest = max(abs(together[key] / value - 1) for key, value in alone.items())
-    faster = alone_s / together_s
-    value = f"{faster:.2f} x runs an hour; best val_loss within {largest:.1e}"
+    gain = alone_s / together_s
+    value = f"{gain:.2f} x runs an hour; best val_loss within {largest:.1e}"
     times = f"{len(alone)} runs in {together_s:.0f} s against {alone_s:.0f} s"
-    yield Row(f"{count} runs at once on one device", "one after another", ">= 3 x", value, faster >= 3, times)
+    yield Row(f"{count} runs at once on one device", "one after another", ">= 3 x", value, gain >= 3, times)
 
 
 def study(
@@ -114,13 +101,11 @@ def study(
         start = time.perf_counter()
         subprocess.run(command, check=True, cwd=folder, env=os.environ | {"MLFLOW_TRACKING_URI": store})
         seconds = time.perf_counter() - start
-        return seconds, tracking_results(store)
+        return seconds, _best_val_losses(store)
 
 
-def tracking_results(store: str) -> dict[tuple[str, str], float]:
+def _best_val_losses(store: str) -> dict[tuple[str, str], float]:
     """Best val_loss by arm and seed of the finished runs in `store`."""
-    import mlflow
-
     mlflow.set_tracking_uri(store)
     runs = mlflow.search_runs(search_all_experiments=True, filter_string="tags.verdict != ''", output_format="list")
     return {(run.data.tags["arm"], run.data.tags["seed"]): run.data.metrics["best_val_loss"] for run in runs}
@@ -146,11 +131,7 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("`device` (=cuda) must be there: this machine has no CUDA device")
     options.accelerator = "gpu" if options.device == "cuda" else "cpu"
-    rows: list[Row] = []
-    for name in options.rows:
-        rows += ROWS[name](options)
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
-    print("", machine(), "", table(rows), sep="\n")
+    measure_and_print(options.rows, {name: partial(rows, options) for name, rows in ROWS.items()})
 
 
 if __name__ == "__main__":

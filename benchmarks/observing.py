@@ -11,6 +11,7 @@ way.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import statistics
@@ -20,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 
@@ -101,11 +103,9 @@ def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observe
     config = resolve_config({"preset": preset, "epochs": epochs})
     dataset = load_or_build(config.data)
     off, on, inside, picture = [], [], [], []
-    before, store = Path.cwd(), os.environ.get("MLFLOW_TRACKING_URI")
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name), mock.patch.dict(os.environ):
         folder = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-        os.chdir(folder)
         tracking.connect()
         for repeat in range(2 * repeats):
             observed = repeat % 4 in (1, 2)  # off, on, on, off: a steady drift favours neither
@@ -121,10 +121,6 @@ def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observe
                 on.append(train_s(module, [recorder], dataset, folder))
                 inside.append(watch.total_s / on[-1])
                 picture.append(_seconds(lambda run=run, module=module: run._draw(module, 1, 0)))
-        os.chdir(before)
-    os.environ.pop("MLFLOW_TRACKING_URI")
-    if store is not None:
-        os.environ["MLFLOW_TRACKING_URI"] = store
     sets = (whole.epochs - 1) // whole.picture_every_epochs
     return Observed(off, on, inside, picture, epochs, whole.epochs, sets)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fnostab.models import contiguous_copy
 from fnostab.models.blocks import Lifter, PtychoBlock
 from fnostab.models.convolution import Conv3x3
 from fnostab.models.spectral import SpectralConv2d
@@ -27,7 +28,7 @@ class FFTConv(nn.Module):
 
     def __init__(self, layer: SpectralConv2d) -> None:
         super().__init__()
-        self.weight = nn.Parameter(layer.weight.detach().contiguous().clone())
+        self.weight = nn.Parameter(layer.weight.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -79,11 +80,9 @@ def without_spectral(network: nn.Module) -> nn.Module:
 
 def plain(network: nn.Module, spectral: Callable[[SpectralConv2d], nn.Module] = FFTConv) -> nn.Module:
     """A copy of `network` from PyTorch's own convolutions, channels first, and `spectral` for its spectral layers."""
-    network = _with_spectral(copy.deepcopy(network), spectral)
+    network = _with_spectral(contiguous_copy(network), spectral)
     _replace(network, Lifter, lambda layer: nn.Sequential(*layer))
     _replace(network, Conv3x3, _direct)
-    for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()
     return network
 
 

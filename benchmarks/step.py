@@ -36,7 +36,7 @@ VARIANTS = ("ours", "floor", "plain floor", "plain", "original", "neuraloperator
 
 
 def variant(name: str, network: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[nn.Module], object]]:
-    """Network, optimizer and clipping of a variant; `network` is copied."""
+    """Network, optimizer and clipping of a variant: `ours` trains `network` itself, so it is made last."""
     ours = partial(clip_gradients_, algorithm="norm", value=1.0)
     if name in ("ours", "floor"):
         made = peers.without_spectral(network) if name == "floor" else network
@@ -50,8 +50,11 @@ def variant(name: str, network: nn.Module) -> tuple[nn.Module, torch.optim.Optim
     if name == "original":
         return made, torch.optim.Adam(made.parameters(), lr=1e-3, foreach=False), _clip_one_by_one
     fused = name != "neuraloperator"  # whose complex weights the fused one does not take
-    clip = lambda network: nn.utils.clip_grad_norm_(network.parameters(), 1.0)  # noqa: E731
-    return made, torch.optim.Adam(made.parameters(), lr=1e-3, fused=fused), clip
+    return made, torch.optim.Adam(made.parameters(), lr=1e-3, fused=fused), _clip_at_once
+
+
+def _clip_at_once(network: nn.Module) -> Tensor:
+    return nn.utils.clip_grad_norm_(network.parameters(), 1.0)
 
 
 def _clip_one_by_one(network: nn.Module) -> float:

@@ -181,7 +181,8 @@ def _by_unit(tensor: Tensor, axis: int | None) -> Tensor:
     """
     if axis is None:
         return tensor.unsqueeze(0).unsqueeze(0)
-    laid_out, place = _in_memory_order(tensor), memory_order(tensor).index(axis)
+    order = memory_order(tensor)
+    laid_out, place = tensor.permute(order), order.index(axis)
     if not laid_out.is_contiguous():
         return tensor.movedim(axis, 0).unsqueeze(0)
     return laid_out.view(math.prod(laid_out.shape[:place]), laid_out.shape[place], -1)

@@ -1,0 +1,73 @@
+"""The table of the benchmarks: its rows, how ratios are written, and the command that measures and prints it."""
+
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.timing import Spread, ratio, spread
+
+
+class Row(NamedTuple):
+    """A line of the table; `value` is a ratio, or a share in per cent, and `met` None where there is no target."""
+
+    what: str
+    against: str
+    target: str
+    value: str
+    met: bool | None
+    times: str
+
+
+def faster(what: str, peer: str, ours: list[float], theirs: list[float], unit: str, at_least: float | None) -> Row:
+    """The row of how much faster we are than a peer, in turns of `unit`."""
+    found = ratio(theirs, ours)
+    target, met = ("-", None) if at_least is None else (f">= {at_least:g} x faster", found.median >= at_least)
+    times = f"{spread(ours)} {unit} against {spread(theirs)} {unit}"
+    return Row(what, peer, target, f"{multiple(found)} faster", met, times)
+
+
+def multiple(found: Spread) -> str:
+    """A ratio with its quartiles."""
+    return f"{found.median:.2f} x ({found.low:.2f}-{found.high:.2f})"
+
+
+def percent(found: Spread) -> str:
+    """A share in per cent with its quartiles."""
+    return f"{found.median:.1f} % ({found.low:.1f}-{found.high:.1f})"
+
+
+def measure_and_print(names: list[str], rows_by_name: Mapping[str, Callable[[], Iterator[Row]]]) -> None:
+    """Measure the rows of `names`, print each when it is there, and all of them at the end."""
+    rows: list[Row] = []
+    for name in names:
+        for row in rows_by_name[name]():
+            print(_line(row), flush=True)
+            rows.append(row)
+    header = ["| what | against | target | measured | met | times: median (quartiles) |", "|---|---|---|---|---|---|"]
+    print("", _machine(), "", *header, *map(_line, rows), sep="\n")
+
+
+def _line(row: Row) -> str:
+    met = {True: "yes", False: "**no**", None: "-"}[row.met]
+    return f"| {row.what} | {row.against} | {row.target} | {row.value} | {met} | {row.times} |"
+
+
+def _machine() -> str:
+    """What the numbers were measured on."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (
+        f"commit {commit.stdout.strip() or 'unknown'}; {_processor()}, {torch.get_num_threads()} threads{device}; "
+        f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()})"
+    )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
