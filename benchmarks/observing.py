@@ -31,7 +31,7 @@ from fnostab.config import ArmConfig, resolve_config
 from fnostab.datamodule import PtychoDataModule
 from fnostab.dataset import Dataset, load_or_build
 from fnostab.mlproject.train import _Run
-from fnostab.training import PtychoModule, make_trainer
+from fnostab.training import CheckpointFiles, PtychoModule, make_trainer
 
 
 class Unobserved(PtychoModule):
@@ -47,7 +47,7 @@ class Unobserved(PtychoModule):
 
 def train_s(module: PtychoModule, callbacks: list, dataset: Dataset, folder: Path) -> float:
     """Seconds that the training of `module` takes."""
-    trainer = make_trainer(module.config, callbacks, folder)
+    trainer = make_trainer(module.config, callbacks, CheckpointFiles(folder))
     data = PtychoDataModule(dataset, module.config)
     start = time.perf_counter()
     trainer.fit(module, datamodule=data, weights_only=True)

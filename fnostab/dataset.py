@@ -27,6 +27,7 @@ from scipy.spatial import cKDTree
 
 from fnostab import npz, optics
 from fnostab.config import DataConfig
+from fnostab.files import is_disk_full
 from fnostab.objects import synthetic_object
 from fnostab.scan import extract_patches, grid_positions
 
@@ -134,7 +135,12 @@ def load_or_build(config: DataConfig, *, cache_dir: Path | None = None, progress
     with _locked(entry):
         if dataset := _load(entry, config):
             return dataset
-        _build(entry, config, write, progress or (lambda done, total: None))
+        try:
+            _build(entry, config, write, progress or (lambda done, total: None))
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise ValueError(f"`FNOSTAB_CACHE` (={entry.parent}) must have room for the dataset: it is full") from None
         if dataset := _load(entry, config):
             return dataset
     raise OSError(f"the cache entry {entry} cannot be read back as it was written")

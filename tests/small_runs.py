@@ -7,7 +7,7 @@ from fnostab.datamodule import PtychoDataModule
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines
 from fnostab.history import History
-from fnostab.training import PtychoModule, make_trainer
+from fnostab.training import CheckpointFiles, PtychoModule, make_trainer
 
 
 class Sink:
@@ -35,12 +35,13 @@ def fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, e
     history, sink = History(), Sink()
     for key, value in baselines(dataset, config.train.learn_probe).items():
         setattr(history, key.replace("/", "_"), value)
-    checkpoints = Checkpoints(folder, checkpoint_every_s)
-    trainer = make_trainer(config, [SeriesRecorder(history, sink), checkpoints, *extra], folder)
+    files = CheckpointFiles(folder)
+    callbacks = [SeriesRecorder(history, sink), Checkpoints(files, checkpoint_every_s), *extra]
+    trainer = make_trainer(config, callbacks, files)
     trainer.fit(
         module,
         datamodule=PtychoDataModule(dataset, config),
-        ckpt_path=checkpoints.last if resume else None,
+        ckpt_path=files.last if resume else None,
         weights_only=True,
     )
     return module, history, sink

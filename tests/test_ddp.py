@@ -20,7 +20,7 @@ from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.history import STEP_SERIES, History
 from fnostab.processes import OUT_OF_MEMORY_EXIT, Followers
-from fnostab.training import Meeting, check_devices, find_environment, fit, leading, make_trainer
+from fnostab.training import CheckpointFiles, Meeting, check_devices, find_environment, fit, leading, make_trainer
 
 #: Two processes sum float32 numbers in another order than one: about 1e-6 in the first steps, more as they go on.
 _RTOL = 1e-4
@@ -42,8 +42,9 @@ def _train(overrides, folder, devices, extra=()):
     dataset = load_or_build(config.data)
     recorder = SeriesRecorder(History(), Sink())
     environment = find_environment(config)
-    callbacks = [recorder, Checkpoints(folder, 1e-3), Interruption(), *extra]
-    trainer = make_trainer(config, callbacks, folder, environment)
+    files = CheckpointFiles(folder)
+    callbacks = [recorder, Checkpoints(files, 1e-3), Interruption(), *extra]
+    trainer = make_trainer(config, callbacks, files, environment)
     with leading(trainer, config, environment, Meeting(dataset.sha256, None)):
         fit(trainer, config, dataset, None)
     assert trainer.world_size == devices

@@ -237,7 +237,7 @@ def test_what_an_outage_kept_from_the_store_is_uploaded_by_the_same_command(fres
     lines: list[str] = []
     with monkeypatch.context() as outage:
         outage.setattr(mlflow.MlflowClient, "log_batch", away)
-        with pytest.raises(StoreAway, match="values could not be stored; the same command finishes the run"):
+        with pytest.raises(StoreAway, match="values wait; the same command, or `fnostab sync`, finishes"):
             train_arm(config, lines.append)
     client, run = _only_run(fresh_store)
     assert run.info.status == "FAILED"

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from fnostab.config import resolve_config
-from fnostab.runfolder import AlreadyRunning, RunFolder
+from fnostab.config import ArmConfig, resolve_config
+from fnostab.runfolder import AlreadyRunning, RunFolder, unfinished_runs
 
 _CONFIG = resolve_config({"preset": "smoke"})
 
@@ -59,6 +59,37 @@ def test_starting_over_forgets_checkpoints(fresh_store):
     with _folder() as folder:
         folder.begin("run-1")
         (folder.path / "last.ckpt").touch()
+        word = folder.claim
         folder.start_over()
         assert folder.first_run_id is None
-        assert list(folder.path.iterdir()) == []
+        assert not (folder.path / "last.ckpt").exists()
+        assert folder.claim != word  # by the old one, the store would still find the old run
+
+
+def test_the_word_of_a_folder_outlives_a_kill_before_the_run_was_noted(fresh_store):
+    with _folder() as folder:
+        assert folder.is_new
+        word = folder.claim
+    with _folder() as folder:
+        assert not folder.is_new
+        assert folder.claim == word
+
+
+def test_a_damaged_note_counts_as_none_and_half_written_files_go(fresh_store):
+    with _folder() as folder:
+        folder.begin("run-1")
+        (folder.path / "run.json").write_text('{"run_id": "run-')
+        (folder.path / ".last-0.partial.ckpt").touch()
+    with _folder() as folder:
+        assert folder.first_run_id is None
+        assert not list(folder.path.glob(".*"))
+    assert unfinished_runs() == []
+
+
+def test_unfinished_runs_tell_all_that_is_needed_to_go_on(fresh_store):
+    with _folder() as folder:
+        folder.begin("run-1", {"stage": "a"})
+    (found,) = unfinished_runs()
+    assert (found.run_id, found.store, found.dataset_sha256) == ("run-1", "sqlite:///mlflow.db", "d" * 64)
+    assert ArmConfig.model_validate(found.config) == _CONFIG
+    assert found.tags == {"stage": "a"}

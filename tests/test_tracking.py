@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -25,7 +26,7 @@ def _rows(key, steps, time_ms=1000):
 
 
 def test_every_value_of_a_long_series_is_stored_once(store):
-    with tracking.open_run(_CONFIG) as tracker:
+    with tracking.open_run(_CONFIG, Path()) as tracker:
         tracker.log_series(_rows("grad/norm_preclip", range(2500)))
     history = store.get_metric_history(tracker.run_id, "grad/norm_preclip")
     assert sorted(metric.step for metric in history) == list(range(2500))
@@ -33,9 +34,9 @@ def test_every_value_of_a_long_series_is_stored_once(store):
 
 
 def test_a_resumed_run_stores_no_step_twice(store):
-    with tracking.open_run(_CONFIG) as first:
+    with tracking.open_run(_CONFIG, Path()) as first:
         first.log_series(_rows("train/loss", range(7)))
-    with tracking.open_run(_CONFIG, first_run_id=first.run_id) as again:
+    with tracking.open_run(_CONFIG, Path(), first_run_id=first.run_id) as again:
         # Another time makes another row: the store itself would not notice that the step is there.
         again.log_series(_rows("train/loss", range(4, 10), time_ms=9000))
         again.log_series(_rows("val/loss", [9]))
@@ -49,7 +50,7 @@ def test_a_run_made_by_mlflow_projects_is_written_to_and_its_parameters_are_not_
     projects_run = store.create_run("0")
     store.log_param(projects_run.info.run_id, "optim.lr", "1.0e-3")  # spelt otherwise: MLflow refuses a second value
     monkeypatch.setenv("MLFLOW_RUN_ID", projects_run.info.run_id)
-    with tracking.open_run(_CONFIG) as tracker:
+    with tracking.open_run(_CONFIG, Path()) as tracker:
         tracker.log_config(_CONFIG)
     run = store.get_run(projects_run.info.run_id)
     assert tracker.run_id == projects_run.info.run_id
@@ -60,11 +61,11 @@ def test_a_run_made_by_mlflow_projects_is_written_to_and_its_parameters_are_not_
 
 
 def test_the_projects_run_of_a_resumed_identity_points_to_the_first(store, monkeypatch):
-    with tracking.open_run(_CONFIG) as first:
+    with tracking.open_run(_CONFIG, Path()) as first:
         pass
     projects_run = store.create_run("0")
     monkeypatch.setenv("MLFLOW_RUN_ID", projects_run.info.run_id)
-    with tracking.open_run(_CONFIG, first_run_id=first.run_id) as tracker:
+    with tracking.open_run(_CONFIG, Path(), first_run_id=first.run_id) as tracker:
         tracker.set_tags({"study": "x"})
     tags = store.get_run(projects_run.info.run_id).data.tags
     assert tracker.run_id == first.run_id
@@ -77,7 +78,7 @@ def test_the_projects_run_of_a_resumed_identity_points_to_the_first(store, monke
 )
 def test_a_runs_status_tells_how_it_ended_and_what_was_queued_is_written(store, error, status):
     def go():
-        with tracking.open_run(_CONFIG) as tracker:
+        with tracking.open_run(_CONFIG, Path()) as tracker:
             ids.append(tracker.run_id)
             tracker.log_series(_rows("train/loss", range(3)))
             if error:
@@ -95,32 +96,33 @@ def test_a_runs_status_tells_how_it_ended_and_what_was_queued_is_written(store, 
 
 
 def test_values_wait_while_the_store_is_away_and_arrive_when_it_is_back(store, monkeypatch):
-    with tracking.open_run(_CONFIG) as tracker:
+    with tracking.open_run(_CONFIG, Path()) as tracker:
         with monkeypatch.context() as outage:
             outage.setattr(tracker._client, "log_batch", _away)
             tracker.log_series(_rows("train/loss", range(1500)))
             assert not tracker.flush()
             assert tracker.unwritten == 1500
-        assert tracker.flush()
+        assert not tracker.flush()  # it does not ask again at once: each time costs the training some seconds
+        assert tracker.flush(at_once=True)
         assert tracker.unwritten == 0
     assert len(store.get_metric_history(tracker.run_id, "train/loss")) == 1500
 
 
 def test_a_run_whose_last_values_cannot_be_stored_is_not_finished(store, monkeypatch):
     def go():
-        with tracking.open_run(_CONFIG) as tracker:
+        with tracking.open_run(_CONFIG, Path()) as tracker:
             ids.append(tracker.run_id)
             monkeypatch.setattr(tracker._client, "log_batch", _away)
             tracker.log_series(_rows("train/loss", range(3)))
 
     ids: list[str] = []
-    with pytest.raises(tracking.StoreAway, match="3 values could not be stored; the same command finishes the run"):
+    with pytest.raises(tracking.StoreAway, match="3 values wait; the same command, or `fnostab sync`, finishes"):
         go()
     assert tracking.run_is_unfinished(ids[0])
 
 
 def test_an_artifact_that_the_store_does_not_take_says_so(store, monkeypatch):
-    with tracking.open_run(_CONFIG) as tracker, monkeypatch.context() as outage:
+    with tracking.open_run(_CONFIG, Path()) as tracker, monkeypatch.context() as outage:
         outage.setattr(tracker._client, "log_text", _away)
         with pytest.raises(tracking.StoreAway, match=r"answer \(no answer\); the same command"):
             tracker.log_text("x", "x.txt")
@@ -131,7 +133,7 @@ def _away(*_, **__):
 
 
 def test_non_finite_values_do_not_stop_the_others(store):
-    with tracking.open_run(_CONFIG) as tracker:
+    with tracking.open_run(_CONFIG, Path()) as tracker:
         tracker.log_metrics({"a": float("nan"), "b": float("inf"), "c": 1.0}, step=0)
     metrics = store.get_run(tracker.run_id).data.metrics
     assert np.isnan(metrics["a"])

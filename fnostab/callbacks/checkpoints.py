@@ -1,8 +1,7 @@
-"""The last and the best checkpoint, whole or not there."""
+"""When the last and the best checkpoint are written, and what they bring back."""
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -10,21 +9,20 @@ import torch
 
 from fnostab.datamodule import training_loader
 from fnostab.processes import first_says
+from fnostab.training.checkpoint_files import CheckpointFiles
 
 
 class Checkpoints(lightning.Callback):
-    """Keeps `last.ckpt` (every epoch, and every `every_s` seconds inside one) and `best.ckpt` (lowest val_loss).
+    """Has the last checkpoint written every epoch and every `every_s` seconds inside one, the best at the lowest loss.
 
-    Written to a temporary name and renamed, so a checkpoint is whole or not there. torch's RNG state and the place in
-    the epoch travel along. Of several processes the first one decides when, and writes. (Lightning saves the loader's
-    place too, but does not restore it if the number of steps was asked for while the optimizers were made, as a
-    schedule does: seen with Lightning 2.6.)
+    torch's RNG state and the place in the epoch travel along. Of several processes the first one decides when, and
+    writes. (Lightning saves the loader's place too, but does not restore it if the number of steps was asked for while
+    the optimizers were made, as a schedule does: seen with Lightning 2.6.)
     """
 
-    def __init__(self, folder: Path, every_s: float) -> None:
-        self.last = folder / "last.ckpt"
-        self.best = folder / "best.ckpt"
+    def __init__(self, files: CheckpointFiles, every_s: float) -> None:
         self.best_val_loss = math.inf
+        self._files = files
         self._every_s = every_s
         self._saved_at = time.monotonic()
         self._place: dict[str, int] | None = None
@@ -49,23 +47,20 @@ class Checkpoints(lightning.Callback):
         """Save if it is time; not after an epoch's last batch, or a bad step: the validation is still to come."""
         due = first_says(time.monotonic() - self._saved_at > self._every_s, module.device)
         if due and batch_idx + 1 < trainer.num_training_batches and not module.has_stopped:
-            self._save(trainer, self.last)
+            self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Save the epoch, and as the best one if it is."""
         val_loss = float(trainer.callback_metrics["val_loss"])
         # A loss that is not a number counts as infinite, so that there is always a best checkpoint, and any number
         # beats it.
-        if first_says(val_loss < self.best_val_loss or not self.best.exists(), module.device):
+        if first_says(val_loss < self.best_val_loss or not self._files.has_best, module.device):
             self.best_val_loss = val_loss if math.isfinite(val_loss) else math.inf
-            self._save(trainer, self.best)
-        self._save(trainer, self.last)
+            trainer.save_checkpoint(self._files.best)
+        self._save_last(trainer)
 
-    def _save(self, trainer: lightning.Trainer, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)  # all processes have a part in it
-        if trainer.is_global_zero:
-            partial.replace(path)
+    def _save_last(self, trainer: lightning.Trainer) -> None:
+        trainer.save_checkpoint(self._files.last)  # all processes have a part in it
         self._saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:

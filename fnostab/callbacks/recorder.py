@@ -64,10 +64,19 @@ class SeriesRecorder(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Offer the sink what a checkpoint brought, also if nothing is left to train."""
+        self.offer_all()
+
+    def offer_all(self) -> None:
+        """Offer the sink all that is recorded, from the first step on."""
         self._offer_steps(0)
         self._offer_layers(0)
         self._offer_start()
         self._offer_epochs(0)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are recorded."""
+        return len(self._epochs)
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Observe the network as it starts, and start the clock; a run that had to stop stops again."""

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fnostab import __version__
-from fnostab.cli import compare, data, reconstruct, registry, study, train
+from fnostab.cli import compare, data, reconstruct, registry, study, sync, train
 from fnostab.cli.common import Parser, say_error
 from fnostab.config import ConfigError, resolve_config
+from fnostab.files import is_disk_full
 
 _DESCRIPTION = "Train Fourier-neural-operator networks on ptychography data, tracked by MLflow."
-_COMMANDS = (train, study, compare, reconstruct, registry, data)
+_COMMANDS = (train, sync, study, compare, reconstruct, registry, data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         say_error(error)
         return 2
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        say_error(OSError(f"the disk is full ({error}); what was stored stays, and the same command goes on"))
+        return 1
+    except MemoryError as error:  # NumPy's says how much it would have been
+        say_error(MemoryError(f"the memory does not suffice: {error}"))
+        return 1
     except KeyboardInterrupt:  # where nothing is trained, and nothing half-written stays
         return 130
 

@@ -12,7 +12,7 @@ from fnostab.config import ArmConfig, ConfigError
 from fnostab.launch import Job, Tell, Update, serve_job
 from fnostab.mlproject.train import train_arm
 from fnostab.runfolder import AlreadyRunning
-from fnostab.tracking import StoreAway
+from fnostab.tracking import StoreAway, redacted
 
 #: Seconds to wait for a process that trains the same run still, such as one whose study was killed.
 _PATIENCE_S: Final = 120.0
@@ -48,7 +48,8 @@ def run_job(job: Job, tell: Tell) -> None:
         tell(Update("failed", str(error)))
     except Exception as error:
         first_line = (str(error).strip().splitlines() or [""])[0]
-        tell(Update("failed", f"{type(error).__name__}: {first_line}", details=traceback.format_exc()))
+        details = redacted(traceback.format_exc())
+        tell(Update("failed", redacted(f"{type(error).__name__}: {first_line}"), details=details))
     else:
         tell(
             Update(

@@ -10,6 +10,7 @@ from fnostab.dataset import load_or_build
 from fnostab.history import History
 from fnostab.processes import OUT_OF_MEMORY_EXIT, receive_assignment, say_ready
 from fnostab.training import (
+    CheckpointFiles,
     ClusterEnvironment,
     OneMachine,
     fit,
@@ -43,8 +44,9 @@ def follow(config: ArmConfig, environment: ClusterEnvironment, ready: Callable[[
     with Interruption(follows=True) as interruption:
         # It decides what the first process decides, from the same numbers: a step that is not finite stops both.
         recorder = SeriesRecorder(History(), _Nowhere())
-        checkpoints = Checkpoints(Path(), config.train.checkpoint_every_s)  # the first process alone writes
-        trainer = make_trainer(config, [recorder, checkpoints, interruption], Path(), environment)
+        files = CheckpointFiles(Path())  # the first process alone writes
+        checkpoints = Checkpoints(files, config.train.checkpoint_every_s)
+        trainer = make_trainer(config, [recorder, checkpoints, interruption], files, environment)
         ready()
         try:
             with following(trainer, config, environment) as meeting:

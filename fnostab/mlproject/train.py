@@ -19,6 +19,7 @@ from fnostab.callbacks import Checkpoints, EpochDone, Interrupted, Interruption,
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset, load_or_build
 from fnostab.evaluation import Evaluation, Reconstruction, baselines, can_be_stitched, evaluate, reconstruct
+from fnostab.files import is_disk_full
 from fnostab.health import Verdict, judge
 from fnostab.history import History, plain
 from fnostab.mlproject.follow import follow
@@ -26,6 +27,7 @@ from fnostab.report import frc_figure, reconstruction_figure, to_rgb, training_f
 from fnostab.runfolder import RunFolder
 from fnostab.tracking import Tracker
 from fnostab.training import (
+    CheckpointFiles,
     ClusterEnvironment,
     CountsToObject,
     Meeting,
@@ -101,13 +103,16 @@ def train_arm(
             raise ConfigError(str(error)) from error
         config = with_threads(config)
         tracking.connect()
-        with RunFolder(config, dataset.sha256, store_uri) as folder:
+        with RunFolder(config, dataset.sha256, tracking.redacted(store_uri)) as folder:
             first_run_id = folder.first_run_id
+            if first_run_id is None and not folder.is_new:
+                first_run_id = tracking.find_claimed(folder.claim)
             if first_run_id and not tracking.run_is_unfinished(first_run_id):
                 folder.start_over()
                 first_run_id = None
-            with tracking.open_run(config, first_run_id=first_run_id) as tracker:
-                folder.begin(tracker.run_id)
+            opened = tracking.open_run(config, folder.path, first_run_id=first_run_id, claim=folder.claim)
+            with opened as tracker:
+                folder.begin(tracker.run_id, tags)
                 run = _Run(config, dataset, tracker, folder.path, report, watch, environment)
                 tracker.set_tags(tags or {})
                 try:
@@ -139,7 +144,8 @@ class _Run:
         self._watch = watch
         self._environment = environment
         self.history = History()
-        self.checkpoints = Checkpoints(folder, config.train.checkpoint_every_s)
+        self.files = CheckpointFiles(folder, report)
+        self.checkpoints = Checkpoints(self.files, config.train.checkpoint_every_s)
         self._folder = folder
         self._baselines = baselines(dataset, config.train.learn_probe)
 
@@ -175,10 +181,11 @@ class _Run:
         recorder = SeriesRecorder(self.history, self.tracker)
         pictures = Pictures(self._draw, config.train.picture_every_epochs)
         callbacks = [recorder, Progress(self.report, self._watch), pictures, self.checkpoints, interruption]
-        trainer = make_trainer(config, callbacks, self._folder, self._environment)
+        trainer = make_trainer(config, callbacks, self.files, self._environment)
         self._device = trainer.strategy.root_device
         self._log_beginning()
-        resume_from = str(self.checkpoints.last) if self.tracker.resumed and self.checkpoints.last.exists() else None
+        last = self.files.newest_whole() if self.tracker.resumed else None
+        resume_from = str(last) if last else None
         try:
             with leading(trainer, config, self._environment, Meeting(self.dataset.sha256, resume_from)):
                 fit(trainer, config, self.dataset, resume_from)
@@ -217,8 +224,7 @@ class _Run:
         if "out_of_memory" in self.history.events or not math.isfinite(self.checkpoints.best_val_loss):
             return None
         module = PtychoModule(self.config, self.dataset)
-        best = torch.load(self.checkpoints.best, weights_only=True, map_location="cpu")
-        module.load_state_dict(best["state_dict"])
+        module.load_state_dict(self.files.best_weights())
         return module.to(self._device)
 
     def _evaluate(self, module: PtychoModule) -> Evaluation | None:
@@ -268,8 +274,10 @@ class _Run:
         found = reconstruct(patches, part, self.dataset, module.probe_array, self._free)
         try:
             self._log_pictures([found], module.probe_array, f"{self._title}, epoch {epoch}", step)
-        except tracking.StoreAway as away_error:
-            self.report(f"no pictures of epoch {epoch}: {away_error}")
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            self.report(f"no pictures of epoch {epoch}: the disk is full")
 
     def _log_pictures(
         self, found: Sequence[Reconstruction], probe: NDArray[np.complex64], title: str, step: int
@@ -298,9 +306,8 @@ class _Run:
         layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | results
         tracker.log_text(json.dumps(plain(layout), indent=2, allow_nan=False), "metrics.json")
         tracker.log_text(history.to_json(), "history.json")
-        for path in (self.checkpoints.best, self.checkpoints.last):
-            if path.exists():
-                tracker.log_artifact(path, "checkpoints")
+        for path in self.files.at_the_end:
+            tracker.log_artifact(path, "checkpoints")
 
     def _log_model(self, module: PtychoModule) -> None:
         probe_path = self._folder / "probe.npz"

@@ -6,6 +6,7 @@ from fnostab.tracking.run import (
     RunRecord,
     Tracker,
     fail_projects_run,
+    find_claimed,
     git_commit,
     how_to_open,
     open_run,
@@ -13,7 +14,7 @@ from fnostab.tracking.run import (
     run_is_unfinished,
     run_tags,
 )
-from fnostab.tracking.store import StoreAway, check_store, connect
+from fnostab.tracking.store import StoreAway, check_store, connect, redacted
 from fnostab.tracking.studies import (
     StudyFolder,
     find_parents,
@@ -39,6 +40,7 @@ __all__ = [
     "check_store",
     "connect",
     "fail_projects_run",
+    "find_claimed",
     "find_parents",
     "find_runs",
     "git_commit",
@@ -53,6 +55,7 @@ __all__ = [
     "read_config",
     "read_registry",
     "read_run",
+    "redacted",
     "register_winner",
     "rollback",
     "run_is_unfinished",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from numpy.typing import NDArray
 import fnostab
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset
-from fnostab.tracking.store import StoreAway, check_store, connect, store_errors
+from fnostab.files import whole
+from fnostab.tracking.store import StoreAway, check_store, connect, in_one_line, redacted, store_errors
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +38,34 @@ _METRICS_A_CALL: Final = 1000
 _PARAMS_A_CALL: Final = 100
 #: MLflow refuses longer tags and parameters.
 _MAX_TAG: Final = 5000
+#: After a vain attempt to write, this many times as long as it took pass before the next: the caller has other work.
+_REST: Final = 5.0
+_LEAST_REST_S: Final = 1.0
+#: Tag of a run that tells which run folder it was made for, before the folder knows of the run.
+_CLAIM: Final = "run_folder"
 
 
 class Tracker:
     """One MLflow run that is being written, for as long as the object is used as a context manager.
 
-    Metrics are queued and written in batches; a store that stops answering never stops the caller: what could not be
-    written stays queued for the next `flush`, and `unwritten` tells how much that is. The other methods raise
-    `StoreAway` then.
+    Metrics and pictures are queued and written in batches; a store that stops answering never stops the caller, nor
+    takes more than a sixth of its time: what could not be written stays queued, pictures as files in `folder`, for the
+    next `flush`, and `unwritten` tells how much that is. The other methods raise `StoreAway` then.
     """
 
-    def __init__(self, run_id: str, *, resumed: bool) -> None:
-        self.run_id = run_id
-        self.experiment_id = mlflow.MlflowClient().get_run(run_id).info.experiment_id
-        self.resumed = resumed
+    def __init__(self, run_id: str, folder: Path, *, resumed: bool) -> None:
         self._client = mlflow.MlflowClient()
+        self.run_id = run_id
+        with store_errors():
+            self.experiment_id = self._client.get_run(run_id).info.experiment_id
+        self.resumed = resumed
         self._queue: list[Metric] = []
         self._stored: dict[str, int] = {}
+        self._pictures_folder = folder / "pictures"
+        self._pictures = deque(sorted(self._pictures_folder.glob("*.npy")))
+        self._stored_pictures: set[str] | None = None if resumed else set()
+        self._away = False
+        self._rests_until = 0.0
 
     def log_series(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
         """Queue (key, value, optimizer step, time in ms) rows, the steps of a key in ascending order."""
@@ -65,26 +78,67 @@ class Tracker:
         now_ms = time.time_ns() // 1_000_000
         self.log_series((key, float(value), step, now_ms) for key, value in metrics.items())
 
+    def log_image(self, image: NDArray[np.uint8], key: str, step: int) -> None:
+        """Queue an (H, W, 3) picture under `key`, which the UI shows by step."""
+        self._pictures_folder.mkdir(exist_ok=True)
+        path = self._pictures_folder / f"{step:09d}+{key}.npy"
+        with whole(path) as partial:
+            np.save(partial, image)
+        if path not in self._pictures:
+            self._pictures.append(path)
+        self.flush()
+
     @property
     def unwritten(self) -> int:
-        """Metric values that are queued and not in the store."""
-        return len(self._queue)
+        """Metric values and pictures that are queued and not in the store."""
+        return len(self._queue) + len(self._pictures)
 
-    def flush(self) -> bool:
-        """Write the queue, less what the store holds from before a resume.
+    def flush(self, *, at_once: bool = False) -> bool:
+        """Write what is queued, less what the store holds from before a resume.
 
-        Returns False, and keeps what is left, if the store does not answer.
+        Returns False, and keeps what is left, if the store does not answer; and, unless it shall be tried `at_once`,
+        for a while after that.
         """
-        while self._queue:
-            batch = self._queue[:_METRICS_A_CALL]
-            try:
+        if not at_once and time.monotonic() < self._rests_until:
+            return not self.unwritten
+        started_at = time.monotonic()
+        try:
+            while self._queue:
+                batch = self._queue[:_METRICS_A_CALL]
                 fresh = [metric for metric in batch if metric.step > self._last_stored(metric.key)]
                 self._client.log_batch(self.run_id, metrics=fresh, synchronous=True)
-            except Exception as error:
-                logger.warning("the tracking store does not answer, %d values wait: %s", len(self._queue), error)
-                return False
-            del self._queue[: len(batch)]
+                del self._queue[: len(batch)]
+            while self._pictures:
+                self._write_picture(self._pictures[0])
+                self._pictures.popleft().unlink()
+        except Exception as error:
+            now = time.monotonic()
+            self._rests_until = now + max(_LEAST_REST_S, _REST * (now - started_at))
+            if not self._away:
+                logger.warning(
+                    "the tracking store does not answer, %d values wait: %s", self.unwritten, in_one_line(error)
+                )
+            self._away = True
+            return False
+        if self._away:
+            logger.warning("the tracking store answers again, nothing waits any more")
+        self._away = False
         return True
+
+    def _write_picture(self, path: Path) -> None:
+        step, _, key = path.stem.partition("+")
+        if f"{key}+step+{int(step)}" in self._pictures_there():
+            return
+        image = np.load(path, allow_pickle=False)
+        self._client.log_image(self.run_id, image, key=key, step=int(step), synchronous=True)
+
+    def _pictures_there(self) -> set[str]:
+        """Key and step, as MLflow joins them in names, of the pictures that the store held when the run was resumed."""
+        if self._stored_pictures is None:
+            # The small copy is written last.
+            names = (Path(entry.path).name for entry in self._client.list_artifacts(self.run_id, "images"))
+            self._stored_pictures = {name.partition("+timestamp")[0] for name in names if name.endswith(".webp")}
+        return self._stored_pictures
 
     def _last_stored(self, key: str) -> int:
         """Highest step of `key` in the store when the run was resumed; -1 for a new run or key."""
@@ -136,11 +190,6 @@ class Tracker:
         self._client.log_figure(self.run_id, figure, name)
 
     @store_errors()
-    def log_image(self, image: NDArray[np.uint8], key: str, step: int) -> None:
-        """Log an (H, W, 3) picture under `key`, which the UI shows by step."""
-        self._client.log_image(self.run_id, image, key=key, step=step)
-
-    @store_errors()
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file into `folder` of the run's artifacts."""
         self._client.log_artifact(self.run_id, str(path), folder)
@@ -152,8 +201,11 @@ class Tracker:
         """Log `model` as `model`: a pt2 export that takes any batch of float32 counts, without need of this package.
 
         `model` lies on the CPU; `example_counts` is (B, N, N); `extra_files` lie beside it in `extra_files/`. The
-        signature is (-1, N, N) -> (-1, N, N, 2), float32.
+        signature is (-1, N, N) -> (-1, N, N, 2), float32. What an earlier process of the run logged is deleted.
         """
+        earlier = self._client.search_logged_models([self.experiment_id], f"source_run_id = '{self.run_id}'")
+        for there in earlier:
+            self._client.delete_logged_model(there.model_id)
         size = example_counts.shape[-1]
         float32 = np.dtype(np.float32)
         logged = mlflow.pytorch.log_model(
@@ -210,33 +262,49 @@ def git_commit() -> str:
 
 
 @contextmanager
-def open_run(config: ArmConfig, *, first_run_id: str | None = None) -> Iterator[Tracker]:
+def open_run(
+    config: ArmConfig, folder: Path, *, first_run_id: str | None = None, claim: str | None = None
+) -> Iterator[Tracker]:
     """Open the MLflow run to write to: that of `mlflow run` if we are inside one, a new one otherwise.
 
     With `first_run_id`, the run of an identity that was started before and not finished, that run is continued, and a
-    run that `mlflow run` made for this process only gets the tag `resumed_into`. The run ends FINISHED when the block
-    does, KILLED after an interrupt or exit, and FAILED after an error.
+    run that `mlflow run` made for this process only gets the tag `resumed_into`. A new run carries `claim`, by which
+    `find_claimed` finds it. What the store does not take for a while waits in `folder`. The run ends FINISHED when the
+    block does, KILLED after an interrupt or exit, and FAILED after an error.
     """
     projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     run_id = first_run_id or projects_run_id
-    if first_run_id and projects_run_id and first_run_id != projects_run_id:
-        mlflow.MlflowClient().set_tag(projects_run_id, "resumed_into", first_run_id)
-    active = mlflow.start_run(run_id=run_id, log_system_metrics=True)
-    mlflow.MlflowClient().set_tag(active.info.run_id, "mlflow.runName", f"{config.arm}-seed{config.seed}")
-    tracker = Tracker(active.info.run_id, resumed=first_run_id is not None)
+    with store_errors():
+        if first_run_id and projects_run_id and first_run_id != projects_run_id:
+            mlflow.MlflowClient().set_tag(projects_run_id, "resumed_into", first_run_id)
+        active = mlflow.start_run(run_id=run_id, tags={_CLAIM: claim} if claim else None, log_system_metrics=True)
+    tracker = Tracker(active.info.run_id, folder, resumed=first_run_id is not None)
     try:
+        tracker.set_tags({"mlflow.runName": f"{config.arm}-seed{config.seed}"})
         yield tracker
-        if not tracker.flush():
-            raise StoreAway(f"{tracker.unwritten} values could not be stored; the same command finishes the run")
+        if not tracker.flush(at_once=True):
+            raise StoreAway(
+                f"the tracking store does not answer, {tracker.unwritten} values wait; the same command, "
+                "or `fnostab sync`, finishes the run"
+            )
     except BaseException as error:
         tracker.flush()
         try:
             mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
         except (MlflowException, OSError) as away:
-            logger.warning("the run's status could not be stored: %s", away)
+            logger.warning("the run's status could not be stored: %s", in_one_line(away))
         raise
     with store_errors():
         mlflow.end_run("FINISHED")
+
+
+def find_claimed(claim: str) -> str | None:
+    """The run that was made with `claim` for a process that ended before it could take note of it; None if none was."""
+    with store_errors():
+        client = mlflow.MlflowClient()
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        found = client.search_runs(experiments, f"tags.{_CLAIM} = '{claim}'", max_results=1)
+    return found[0].info.run_id if found else None
 
 
 def fail_projects_run(reason: str) -> None:
@@ -245,9 +313,9 @@ def fail_projects_run(reason: str) -> None:
     try:
         check_store()
         if run_id:
-            mlflow.MlflowClient().set_tag(run_id, "verdict_reason", reason[:_MAX_TAG])
+            mlflow.MlflowClient().set_tag(run_id, "verdict_reason", redacted(reason)[:_MAX_TAG])
     except (ConfigError, MlflowException) as error:
-        logger.warning("the run of `mlflow run` was not tagged: %s", error)
+        logger.warning("the run of `mlflow run` was not tagged: %s", in_one_line(error))
 
 
 def run_is_unfinished(run_id: str) -> bool:
@@ -256,7 +324,8 @@ def run_is_unfinished(run_id: str) -> bool:
         run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-            raise StoreAway(f"the tracking store does not tell whether run {run_id} is finished: {error}") from None
+            reason = in_one_line(error)
+            raise StoreAway(f"the tracking store does not tell whether run {run_id} is finished: {reason}") from None
         return False
     return run.info.lifecycle_stage == "active" and run.info.status != "FINISHED"
 
@@ -282,8 +351,9 @@ def read_run(run_id: str) -> RunRecord:
         has_history = any(artifact.path == "history.json" for artifact in client.list_artifacts(run_id))
         history = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/history.json") if has_history else None
     except MlflowException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"`run` (={run_id}) must be a run in the tracking store {uri}: {reason}") from None
+        raise ConfigError(
+            f"`run` (={run_id}) must be a run in the tracking store {redacted(uri)}: {in_one_line(error)}"
+        ) from None
     return RunRecord(run_id, run.info.status, run.data.tags, run.data.metrics, history)
 
 
@@ -293,4 +363,4 @@ def how_to_open(run_id: str, experiment_id: str) -> str:
     page = f"/#/experiments/{experiment_id}/runs/{run_id}"
     if uri.startswith("http"):
         return f"open {uri.rstrip('/')}{page}"
-    return f"`mlflow ui --backend-store-uri {uri}`, then open http://127.0.0.1:5000{page}"
+    return f"`mlflow ui --backend-store-uri {redacted(uri)}`, then open http://127.0.0.1:5000{page}"

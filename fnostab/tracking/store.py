@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import socket
 import urllib.error
 import urllib.request
@@ -9,20 +10,40 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import filelock
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, UNAUTHENTICATED, ErrorCode
 
 from fnostab.config import ConfigError
+from fnostab.files import is_disk_full
 
 _DATABASE_PORTS: Final = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _REACH_TIMEOUT_S: Final = 5.0
+#: Where MLflow looks for what a tracking server's login takes.
+_SECRETS: Final = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_PASSWORD: Final = re.compile(r"(?<=://)([^\s/@:]*):[^\s/]*@")
 
 
 class StoreAway(RuntimeError):
     """The tracking store does not take what it is given; nothing is lost, the same command finishes the run later."""
+
+
+def redacted(text: str) -> str:
+    """`text` without passwords: those in URIs, and those that the environment holds for the tracking server."""
+    text = _PASSWORD.sub(r"\1:***@", text)
+    for name in _SECRETS:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    return text
+
+
+def in_one_line(error: BaseException) -> str:
+    """What `error` says, in one line without passwords; its kind where it says nothing."""
+    words = str(error).strip()
+    return redacted(words.splitlines()[0]) if words else type(error).__name__
 
 
 def check_store(*, must_exist: bool = False) -> str:
@@ -35,22 +56,43 @@ def check_store(*, must_exist: bool = False) -> str:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    uri = mlflow.get_tracking_uri()
+    uri = _without_login(mlflow.get_tracking_uri())
     if uri.startswith("sqlite:"):
         database = sqlite_file(uri)
         if must_exist and database is not None and not database.exists():
-            raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store: there is none yet")
+            raise ConfigError(f"{_setting(uri)} must name a tracking store: there is none yet")
         return uri if database is None else f"sqlite:///{database.resolve()}"
     try:
         _call(uri)
     except urllib.error.HTTPError as answer:  # any answer is an answer: other servers have no /health
         answer.close()
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ConfigError(
-            f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking server that answers: {reason}"
-        ) from None
+        reason = redacted(str(getattr(error, "reason", None) or error))
+        raise ConfigError(f"{_setting(uri)} must name a tracking server that answers: {reason}") from None
     return uri
+
+
+def _without_login(uri: str) -> str:
+    """The tracking URI, a login in it moved to the variables that MLflow has for it: URIs are printed and logged."""
+    try:
+        parts = urlsplit(uri)
+        if parts.scheme not in ("http", "https") or parts.username is None:
+            return uri
+        login = unquote(parts.username), unquote(parts.password or "")
+        clean = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    except ValueError:  # no URI at all: refused when it is called
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = login
+    if os.environ.get("MLFLOW_TRACKING_URI") == uri:
+        os.environ["MLFLOW_TRACKING_URI"] = clean
+    else:
+        mlflow.set_tracking_uri(clean)
+    return clean
+
+
+def _setting(uri: str) -> str:
+    """The setting that names the store, and its value, for messages."""
+    return f"`MLFLOW_TRACKING_URI` (={redacted(uri)})"
 
 
 def connect() -> None:
@@ -63,10 +105,21 @@ def connect() -> None:
         try:
             mlflow.MlflowClient().search_experiments(max_results=1)
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            if _is_refused_login(error):
+                raise ConfigError(
+                    f"{_setting(uri)} must be given a login that it takes: MLFLOW_TRACKING_USERNAME and "
+                    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+                ) from None
             raise ConfigError(
-                f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking store that answers: {reason}"
+                f"{_setting(uri)} must name a tracking store that answers: {in_one_line(error)}"
             ) from None
+
+
+def _is_refused_login(error: Exception) -> bool:
+    """Whether a server wants another login, or one at all."""
+    return isinstance(error, MlflowException) and error.error_code in (
+        ErrorCode.Name(code) for code in (UNAUTHENTICATED, PERMISSION_DENIED)
+    )
 
 
 def _call(uri: str) -> None:
@@ -86,11 +139,11 @@ def sqlite_file(uri: str) -> Path | None:
         return None
     database = Path(name)
     if not database.parent.is_dir():
-        raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must lie in a folder that exists")
+        raise ConfigError(f"{_setting(uri)} must lie in a folder that exists")
     if database.exists() and database.stat().st_size:
         with database.open("rb") as file:
             if file.read(16) != b"SQLite format 3\0":
-                raise ConfigError(f"`MLFLOW_TRACKING_URI` (={uri}) must be a sqlite database")
+                raise ConfigError(f"{_setting(uri)} must be a sqlite database")
     return database
 
 
@@ -111,8 +164,10 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreAway(f"the tracking store does not answer ({reason}); the same command finishes the run") from error
+        fault = "has no room" if is_disk_full(error) else "does not answer"
+        raise StoreAway(
+            f"the tracking store {fault} ({in_one_line(error)}); the same command, or `fnostab sync`, finishes the run"
+        ) from error
 
 
 def all_pages(search: Callable[..., Any], query: str, page: int = 1000) -> Iterator[Any]:

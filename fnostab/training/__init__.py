@@ -2,6 +2,7 @@
 
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
+from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import CountsToObject, PtychoModule, object_std, stitched_amplitude
 from fnostab.training.ranks import Meeting, OneMachine, find_environment, following, leading
 from fnostab.training.trainer import (
@@ -17,6 +18,7 @@ from fnostab.training.trainer import (
 )
 
 __all__ = [
+    "CheckpointFiles",
     "ClusterEnvironment",
     "CountsToObject",
     "Meeting",

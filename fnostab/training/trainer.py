@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -17,6 +16,7 @@ from fnostab.config import ArmConfig, ConfigError
 from fnostab.datamodule import PtychoDataModule
 from fnostab.dataset import Dataset
 from fnostab.models.registry import build_generator
+from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 
 
@@ -31,23 +31,23 @@ def fit(trainer: lightning.Trainer, config: ArmConfig, dataset: Dataset, resume_
 def make_trainer(
     config: ArmConfig,
     callbacks: list[lightning.Callback],
-    folder: Path,
+    files: CheckpointFiles,
     environment: ClusterEnvironment | None = None,
 ) -> lightning.Trainer:
     """The Lightning trainer of an arm: everything it logs, keeps or shows is left to `callbacks`.
 
-    `environment` is that of `find_environment`.
+    Checkpoints are written by `files`; `environment` is that of `find_environment`.
     """
-    several: dict[str, Any] = {"devices": 1}
+    several: dict[str, Any] = {"devices": 1, "plugins": [files]}
     if environment is not None:
-        several = {"devices": config.train.devices, "num_nodes": config.train.nodes, "plugins": [environment]}
+        several = {"devices": config.train.devices, "num_nodes": config.train.nodes, "plugins": [files, environment]}
         several |= {"strategy": DDPStrategy()}
     return lightning.Trainer(
         **several,
         max_epochs=config.train.epochs,
         accelerator=config.train.accelerator,
         callbacks=callbacks,
-        default_root_dir=folder,
+        default_root_dir=files.folder,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,0 +1,42 @@
+"""`fnostab sync`."""
+
+import argparse
+from typing import Any
+
+from fnostab.cli.common import add_command, say, say_error
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    text = "bring runs that an outage or a kill left on this machine to the tracking store"
+    sync = add_command(commands, "sync", text, _sync)
+    sync.add_argument("--list", action="store_true", help="print what waits, and stop")
+
+
+def _sync(arguments: argparse.Namespace) -> int:
+    from fnostab.runfolder import unfinished_runs
+
+    runs = unfinished_runs()
+    if not runs:
+        say("nothing waits")
+        return 0
+    if arguments.list:
+        for run in runs:
+            say(f"{_name(run.config)}: run {run.run_id} in {run.store}")
+        return 0
+    from fnostab.callbacks import Interrupted
+    from fnostab.mlproject.sync import sync_runs
+
+    try:
+        done = sync_runs(say)
+    except Interrupted as error:
+        say_error(error)
+        return 128 + error.signum
+    for synced in done:
+        say(f"{_name(synced.run.config)}: {synced.state}: {synced.text}")
+    return 1 if any(synced.state == "failed" for synced in done) else 0
+
+
+def _name(config: Any) -> str:
+    """A run's name, as other commands say it."""
+    return f"{config['study']} {config['arm']}-seed{config['seed']}"

@@ -1,0 +1,99 @@
+"""The files of a run's checkpoints: whole or not there, and what is left of them after a kill or on a full disk."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from fnostab.files import damage, is_disk_full, whole
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes `last.ckpt`, which leaves the one before as `before.ckpt`, and `best.ckpt`, each whole or not at all.
+
+    A full disk stops nothing: what is there stays, the best checkpoint waits in memory until there is room, and
+    `report` takes a line. The last one is not written before the best one that it speaks of.
+    """
+
+    def __init__(self, folder: Path, report: Callable[[str], None] = lambda line: None) -> None:
+        self.folder = folder
+        self.last = folder / "last.ckpt"
+        self.before = folder / "before.ckpt"
+        self.best = folder / "best.ckpt"
+        self._report = report
+        self._waiting_best: bytes | None = None
+        self._last_is_old = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` as `last` or `best`, on the first process alone."""
+        packed = io.BytesIO()
+        torch.save(checkpoint, packed)
+        if path == self.best:
+            self._waiting_best = packed.getvalue()
+        else:
+            self._last_is_old = True
+        try:
+            if self._waiting_best is not None:
+                _write(self.best, self._waiting_best)
+                self._waiting_best = None
+            if path == self.last:
+                _write(self.last, packed.getvalue(), keep=self.before)
+                self._last_is_old = False
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            self._report(f"no room for the checkpoint {path.name}: training goes on, what was saved before stays")
+
+    def newest_whole(self) -> Path | None:
+        """The checkpoint to go on from: the last one, or the one before if that is damaged; None to start.
+
+        Training starts again from the first step too if the best one is damaged: its weights lie nowhere else, and the
+        same steps lead there again.
+        """
+        if not (self.best.exists() and self._is_damaged(self.best, "training starts again")):
+            for path in (self.last, self.before):
+                if path.exists() and not self._is_damaged(path, "the one before is used, if there is one"):
+                    return path
+        self._remove()
+        return None
+
+    def _remove(self) -> None:
+        for path in (self.last, self.before, self.best):
+            path.unlink(missing_ok=True)
+
+    def _is_damaged(self, path: Path, instead: str) -> bool:
+        fault = damage(path)
+        if fault:
+            self._report(f"the checkpoint {path.name} is damaged ({fault}): {instead}")
+        return fault is not None
+
+    @property
+    def has_best(self) -> bool:
+        """Whether there is a best checkpoint, on the disk or in memory."""
+        return self._waiting_best is not None or self.best.exists()
+
+    def best_weights(self) -> dict[str, torch.Tensor]:
+        """The state of the network in the best checkpoint, on the CPU; raises `OSError` if its file is damaged."""
+        if self._waiting_best is None and (fault := damage(self.best)):
+            self._remove()
+            raise OSError(f"the checkpoint {self.best} is damaged ({fault}): the same command trains the run again")
+        source = self.best if self._waiting_best is None else io.BytesIO(self._waiting_best)
+        weights: dict[str, torch.Tensor] = torch.load(source, weights_only=True, map_location="cpu")["state_dict"]
+        return weights
+
+    @property
+    def at_the_end(self) -> list[Path]:
+        """The best and the last checkpoint, as far as the disk had room for them."""
+        kept = {self.best: self._waiting_best is None, self.last: not self._last_is_old}
+        return [path for path, is_new in kept.items() if is_new and path.exists()]
+
+
+def _write(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Write `content` to `path`, whose content until now becomes that of `keep`."""
+    with whole(path) as partial:
+        partial.write_bytes(content)
+        if keep is not None and path.exists():
+            path.replace(keep)
