@@ -14,6 +14,10 @@ from typing import Final
 #: What reading a damaged archive may lead to.
 DAMAGE: Final = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
 
+#: How a zip archive without a comment ends: the signature of a record of so many bytes.
+_END: Final = b"PK\x05\x06"
+_END_BYTES: Final = 22
+
 _PARTIAL: Final = ".partial"
 
 
@@ -47,12 +51,18 @@ def remove_partial(folder: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a zip archive (a checkpoint, a pt2 export, an NPZ file), in words; None if it is whole.
+    """What is wrong with an archive that torch or NumPy wrote (a checkpoint, a pt2 export, an NPZ file); None if whole.
 
     Every record is compared with its checksum. (torch reads them without: its build leaves that out, so that a flipped
     byte would become a weight.)
     """
     try:
+        # Python would take the end of an archive inside a truncated one for its own.
+        with open(path, "rb") as file:
+            file.seek(-min(_END_BYTES, path.stat().st_size), os.SEEK_END)
+            end = file.read(len(_END))
+        if end != _END:
+            return "its end is missing"
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except DAMAGE as error:

@@ -108,7 +108,7 @@ def empty_store(folder: Path) -> Path:
 
 def fresh_folder(template: Path, folder: Path) -> Path:
     """A working directory with an empty store, copied from `template`, which saves MLflow's migrations."""
-    shutil.copytree(template, folder)
+    shutil.copytree(template, folder, dirs_exist_ok=True)
     with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
         database.execute("update experiments set artifact_location = ?", [str(folder / "mlruns" / "0")])
     return folder

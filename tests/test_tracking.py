@@ -116,7 +116,9 @@ def test_a_run_whose_last_values_cannot_be_stored_is_not_finished(store, monkeyp
             tracker.log_series(_rows("train/loss", range(3)))
 
     ids: list[str] = []
-    with pytest.raises(tracking.StoreAway, match="3 values wait; the same command, or `fnostab sync`, finishes"):
+    with pytest.raises(
+        tracking.StoreAway, match=r"answer \(no answer\): 3 values wait; the same command, or `fnostab sync`"
+    ):
         go()
     assert tracking.run_is_unfinished(ids[0])
 

@@ -73,7 +73,6 @@ def _upload(run: Unfinished, config: ArmConfig, folder: Path, report: Report) ->
     recorder = SeriesRecorder(history, tracker)
     recorder.load_state_dict(torch.load(checkpoint, weights_only=True)["callbacks"][SeriesRecorder.__qualname__])
     recorder.offer_all()
-    if not tracker.flush(at_once=True):
-        raise StoreAway(f"the tracking store does not answer, {tracker.unwritten} values wait")
+    tracker.finish()
     is_over = recorder.epochs == config.train.epochs or "non_finite" in history.events
     return is_over, f"{history.steps} steps of {recorder.epochs} of {config.train.epochs} epochs are stored"

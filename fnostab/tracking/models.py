@@ -20,8 +20,9 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
 from fnostab.config import ConfigError
+from fnostab.files import damage
 from fnostab.npz import NpzFile, read_probe
-from fnostab.tracking.store import check_store, connect, store_errors
+from fnostab.tracking.store import check_store, connect, in_one_line, store_errors
 
 _SIGNATURE: Final = "float32 counts (-1, N, N) to float32 (-1, N, N, 2)"
 _NO_PICKLES: Final = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -109,7 +110,7 @@ def _without_alias(uri: str) -> str:
     try:
         version = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
     except Exception as error:
-        raise _fault(uri, f"a model in the tracking store: {_line(error)}") from None
+        raise _fault(uri, f"a model in the tracking store: {in_one_line(error)}") from None
     return f"models:/{name}/{version.version}"
 
 
@@ -118,14 +119,14 @@ def _describe(uri: str, source: str) -> Model:
     try:
         return Model.load(source)
     except Exception as error:  # MLflow's, the store's, or whatever a file that is no MLmodel leads to
-        raise _fault(uri, f"an MLflow model that can be read: {_line(error)}") from None
+        raise _fault(uri, f"an MLflow model that can be read: {in_one_line(error)}") from None
 
 
 def _fetch(uri: str, source: str, folder: str) -> str:
     try:
         return mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=folder)
     except Exception as error:
-        raise _fault(uri, f"a model whose files can be read: {_line(error)}") from None
+        raise _fault(uri, f"a model whose files can be read: {in_one_line(error)}") from None
 
 
 def _check_description(description: Model, uri: str) -> int:
@@ -159,11 +160,13 @@ def _load_network(folder: Path, uri: str) -> torch.nn.Module:
     data = folder / "data"
     if not (data / "model.pt2").is_file() or (data / "model.pth").exists():
         raise _foreign(uri, "it has no data/model.pt2, or a pickle besides")
+    if fault := damage(data / "model.pt2"):
+        raise _fault(uri, f"a whole model: {fault}")
     try:
         with _pickles_refused():
             network: torch.nn.Module = mlflow.pytorch.load_model(str(folder))
     except Exception as error:  # whatever torch makes of a damaged archive
-        raise _fault(uri, f"a whole model without pickles: {_line(error)}") from None
+        raise _fault(uri, f"a whole model without pickles: {in_one_line(error)}") from None
     return network
 
 
@@ -206,8 +209,3 @@ def _fault(uri: str, rule: str) -> ConfigError:
 
 def _foreign(uri: str, reason: str) -> ConfigError:
     return _fault(uri, f"a network that this package exported (pt2, {_SIGNATURE}): {reason}")
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error, or its kind where it says nothing."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -29,7 +29,16 @@ import fnostab
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset
 from fnostab.files import whole
-from fnostab.tracking.store import StoreAway, check_store, connect, in_one_line, redacted, store_errors
+from fnostab.tracking.store import (
+    HOW_TO_FINISH,
+    StoreAway,
+    check_store,
+    connect,
+    in_one_line,
+    redacted,
+    store_errors,
+    what_ails,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +73,8 @@ class Tracker:
         self._pictures_folder = folder / "pictures"
         self._pictures = deque(sorted(self._pictures_folder.glob("*.npy")))
         self._stored_pictures: set[str] | None = None if resumed else set()
-        self._away = False
+        #: What is wrong with the store, as far as it was tried.
+        self._ailing: str | None = None
         self._rests_until = 0.0
 
     def log_series(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
@@ -114,16 +124,19 @@ class Tracker:
         except Exception as error:
             now = time.monotonic()
             self._rests_until = now + max(_LEAST_REST_S, _REST * (now - started_at))
-            if not self._away:
-                logger.warning(
-                    "the tracking store does not answer, %d values wait: %s", self.unwritten, in_one_line(error)
-                )
-            self._away = True
+            if self._ailing is None:
+                logger.warning("%s: %d values wait", what_ails(error), self.unwritten)
+            self._ailing = what_ails(error)
             return False
-        if self._away:
+        if self._ailing is not None:
             logger.warning("the tracking store answers again, nothing waits any more")
-        self._away = False
+        self._ailing = None
         return True
+
+    def finish(self) -> None:
+        """Write all that is queued; raises `StoreAway` if something is left."""
+        if not self.flush(at_once=True):
+            raise StoreAway(f"{self._ailing}: {self.unwritten} values wait; {HOW_TO_FINISH}")
 
     def _write_picture(self, path: Path) -> None:
         step, _, key = path.stem.partition("+")
@@ -282,11 +295,7 @@ def open_run(
     try:
         tracker.set_tags({"mlflow.runName": f"{config.arm}-seed{config.seed}"})
         yield tracker
-        if not tracker.flush(at_once=True):
-            raise StoreAway(
-                f"the tracking store does not answer, {tracker.unwritten} values wait; the same command, "
-                "or `fnostab sync`, finishes the run"
-            )
+        tracker.finish()
     except BaseException as error:
         tracker.flush()
         try:

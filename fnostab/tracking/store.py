@@ -27,6 +27,10 @@ _SECRETS: Final = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _PASSWORD: Final = re.compile(r"(?<=://)([^\s/@:]*):[^\s/]*@")
 
 
+#: What people can do about a run that is not wholly stored.
+HOW_TO_FINISH: Final = "the same command, or `fnostab sync`, finishes the run"
+
+
 class StoreAway(RuntimeError):
     """The tracking store does not take what it is given; nothing is lost, the same command finishes the run later."""
 
@@ -164,10 +168,13 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
-        fault = "has no room" if is_disk_full(error) else "does not answer"
-        raise StoreAway(
-            f"the tracking store {fault} ({in_one_line(error)}); the same command, or `fnostab sync`, finishes the run"
-        ) from error
+        raise StoreAway(f"{what_ails(error)}; {HOW_TO_FINISH}") from error
+
+
+def what_ails(error: BaseException) -> str:
+    """What is wrong with the store that answered a call with `error`."""
+    fault = "has no room" if is_disk_full(error) else "does not answer"
+    return f"the tracking store {fault} ({in_one_line(error)})"
 
 
 def all_pages(search: Callable[..., Any], query: str, page: int = 1000) -> Iterator[Any]:

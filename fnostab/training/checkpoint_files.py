@@ -65,7 +65,7 @@ class CheckpointFiles(TorchCheckpointIO):
             path.unlink(missing_ok=True)
 
     def _is_damaged(self, path: Path, instead: str) -> bool:
-        fault = damage(path)
+        fault = _damage(path)
         if fault:
             self._report(f"the checkpoint {path.name} is damaged ({fault}): {instead}")
         return fault is not None
@@ -77,7 +77,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def best_weights(self) -> dict[str, torch.Tensor]:
         """The state of the network in the best checkpoint, on the CPU; raises `OSError` if its file is damaged."""
-        if self._waiting_best is None and (fault := damage(self.best)):
+        if self._waiting_best is None and (fault := _damage(self.best)):
             self._remove()
             raise OSError(f"the checkpoint {self.best} is damaged ({fault}): the same command trains the run again")
         source = self.best if self._waiting_best is None else io.BytesIO(self._waiting_best)
@@ -89,6 +89,17 @@ class CheckpointFiles(TorchCheckpointIO):
         """The best and the last checkpoint, as far as the disk had room for them."""
         kept = {self.best: self._waiting_best is None, self.last: not self._last_is_old}
         return [path for path, is_new in kept.items() if is_new and path.exists()]
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, None if it is whole: torch minds its headers, and not its checksums."""
+    if fault := damage(path):
+        return fault
+    try:
+        torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except Exception as error:  # whatever torch makes of a damaged archive
+        return str(error).partition(".")[0]
+    return None
 
 
 def _write(path: Path, content: bytes, keep: Path | None = None) -> None:
