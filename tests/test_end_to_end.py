@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from fnostab.cli import main
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.history import STEP_SERIES
@@ -225,7 +226,9 @@ def test_sigterm_flushes_and_the_same_command_finishes_the_same_run(tmp_path):
     assert not list((tmp_path / "cache" / "runs").glob("*/"))
 
 
-def test_what_an_outage_kept_from_the_store_is_uploaded_by_the_same_command(fresh_store, monkeypatch):
+def test_what_an_outage_kept_from_the_store_is_uploaded_by_sync_without_training_again(
+    fresh_store, monkeypatch, capsys
+):
     log_batch = mlflow.MlflowClient.log_batch
 
     def away(self, run_id, metrics=(), **others):
@@ -243,13 +246,22 @@ def test_what_an_outage_kept_from_the_store_is_uploaded_by_the_same_command(fres
     assert run.info.status == "FAILED"
     assert client.get_metric_history(run.info.run_id, "train/loss") == []
 
-    result = train_arm(config, lines.append)
+    assert main(["sync", "--list"]) == 0
+    waiting = f"stage_a_smoke control-seed{config.seed}"
+    assert capsys.readouterr().out == f"{waiting}: run {run.info.run_id} in sqlite:///{fresh_store}/mlflow.db\n"
+    assert main(["sync"]) == 0
+    said = capsys.readouterr().out
     client, run = _only_run(fresh_store)
-    assert (result.run_id, run.info.status) == (run.info.run_id, "FINISHED")
-    assert len([line for line in lines if line.startswith("epoch ")]) == _EPOCHS  # nothing was trained twice
+    assert run.info.status == "FINISHED"
+    verdict = f"{run.data.tags['verdict']}: {run.data.tags['verdict_reason']}"
+    assert said.splitlines()[-1] == f"{waiting}: finished: verdict: {verdict}"
+    assert not [line for line in said.splitlines() if line.startswith("epoch ")]
+    assert main(["sync"]) == 0
+    assert capsys.readouterr().out == "nothing waits\n"
     for key, points in (("train/loss", _STEPS), ("grad/norm_preclip", _STEPS), ("val/loss", _EPOCHS), ("lr", _EPOCHS)):
         assert len(client.get_metric_history(run.info.run_id, key)) == points, key
-    assert run.data.metrics["best_val_loss"] == min(result.history.val_loss)
+    history = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/history.json")
+    assert run.data.metrics["best_val_loss"] == min(history["val_loss"])
 
 
 @pytest.mark.skipif(not _SCAN.exists(), reason="the measured scan is not in ../shared/data")

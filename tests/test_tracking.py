@@ -1,5 +1,6 @@
 """What reaches the MLflow store: batches, outages, resumed runs, refusals."""
 
+import os
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from fnostab import tracking
 from fnostab.config import ConfigError, resolve_config
+from fnostab.tracking import store as store_module
 
 _CONFIG = resolve_config({"preset": "smoke"})
 
@@ -132,6 +134,72 @@ def test_an_artifact_that_the_store_does_not_take_says_so(store, monkeypatch):
 
 def _away(*_, **__):
     raise ConnectionError("no answer")
+
+
+def _pictures(store, run_id):
+    return sorted(entry.path.partition("+timestamp")[0] for entry in store.list_artifacts(run_id, "images"))
+
+
+def test_pictures_wait_as_files_while_the_store_is_away_and_a_later_process_stores_them_once(
+    store, tmp_path, monkeypatch
+):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    with tracking.open_run(_CONFIG, tmp_path) as first:
+        first.log_image(picture, "frc", 3)
+
+    def draw_again_and_go_on():
+        with tracking.open_run(_CONFIG, tmp_path, first_run_id=first.run_id) as away:
+            away.log_image(picture, "frc", 3)
+            away.log_image(picture, "frc", 7)
+
+    with monkeypatch.context() as outage:
+        outage.setattr(mlflow.MlflowClient, "log_image", _away)
+        with pytest.raises(tracking.StoreAway, match="1 values wait"):
+            draw_again_and_go_on()
+    with tracking.open_run(_CONFIG, tmp_path, first_run_id=first.run_id):
+        pass
+    # Each is there as it is and as a small copy.
+    assert _pictures(store, first.run_id) == 2 * ["images/frc+step+3"] + 2 * ["images/frc+step+7"]
+    assert list((tmp_path / "pictures").iterdir()) == []
+
+
+def test_a_run_is_found_by_the_word_that_it_was_made_with(store, tmp_path):
+    with tracking.open_run(_CONFIG, tmp_path, claim="a1b2") as made:
+        pass
+    assert tracking.find_claimed("a1b2") == made.run_id
+    assert tracking.find_claimed("a1b3") is None
+
+
+def test_passwords_are_no_part_of_what_is_said(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "open sesame")
+    said = "postgresql://me:s%2Fecret@host:5432/x refused 'open sesame'; http://host:80/a@b and https://me@host stay"
+    assert tracking.redacted(said) == (
+        "postgresql://me:***@host:5432/x refused '***'; http://host:80/a@b and https://me@host stay"
+    )
+
+
+@pytest.mark.parametrize("uri", ["http://me:se%2Fcret@127.0.0.1:{port}", "postgresql://me:secret@127.0.0.1:{port}/x"])
+def test_a_password_in_the_uri_is_not_said_when_nothing_answers(fresh_store, monkeypatch, uri):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(port=_unused_port()))
+    with pytest.raises(ConfigError, match="must name a tracking server that answers") as caught:
+        tracking.check_store()
+    assert "cret" not in str(caught.value)
+    assert list(fresh_store.iterdir()) == []
+
+
+def test_a_login_in_a_servers_uri_is_moved_to_the_variables_that_mlflow_has_for_it(fresh_store, monkeypatch):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    with _silent_server() as server:
+        monkeypatch.setattr(store_module, "_REACH_TIMEOUT_S", 0.1)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:se%2Fcret@127.0.0.1:{server.getsockname()[1]}/ml")
+        with pytest.raises(ConfigError):
+            tracking.check_store()
+        assert os.environ["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{server.getsockname()[1]}/ml"
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "se/cret"
 
 
 def test_non_finite_values_do_not_stop_the_others(store):

@@ -5,7 +5,6 @@ import os
 import subprocess
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 import fnostab
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset
-from fnostab.files import whole
+from fnostab.tracking.pictures import PictureQueue
 from fnostab.tracking.store import (
     HOW_TO_FINISH,
     StoreAway,
@@ -70,9 +69,7 @@ class Tracker:
         self.resumed = resumed
         self._queue: list[Metric] = []
         self._stored: dict[str, int] = {}
-        self._pictures_folder = folder / "pictures"
-        self._pictures = deque(sorted(self._pictures_folder.glob("*.npy")))
-        self._stored_pictures: set[str] | None = None if resumed else set()
+        self._pictures = PictureQueue(self._client, run_id, folder / "pictures", resumed=resumed)
         #: What is wrong with the store, as far as it was tried.
         self._ailing: str | None = None
         self._rests_until = 0.0
@@ -90,12 +87,7 @@ class Tracker:
 
     def log_image(self, image: NDArray[np.uint8], key: str, step: int) -> None:
         """Queue an (H, W, 3) picture under `key`, which the UI shows by step."""
-        self._pictures_folder.mkdir(exist_ok=True)
-        path = self._pictures_folder / f"{step:09d}+{key}.npy"
-        with whole(path) as partial:
-            np.save(partial, image)
-        if path not in self._pictures:
-            self._pictures.append(path)
+        self._pictures.add(image, key, step)
         self.flush()
 
     @property
@@ -118,9 +110,7 @@ class Tracker:
                 fresh = [metric for metric in batch if metric.step > self._last_stored(metric.key)]
                 self._client.log_batch(self.run_id, metrics=fresh, synchronous=True)
                 del self._queue[: len(batch)]
-            while self._pictures:
-                self._write_picture(self._pictures[0])
-                self._pictures.popleft().unlink()
+            self._pictures.write()
         except Exception as error:
             now = time.monotonic()
             self._rests_until = now + max(_LEAST_REST_S, _REST * (now - started_at))
@@ -137,21 +127,6 @@ class Tracker:
         """Write all that is queued; raises `StoreAway` if something is left."""
         if not self.flush(at_once=True):
             raise StoreAway(f"{self._ailing}: {self.unwritten} values wait; {HOW_TO_FINISH}")
-
-    def _write_picture(self, path: Path) -> None:
-        step, _, key = path.stem.partition("+")
-        if f"{key}+step+{int(step)}" in self._pictures_there():
-            return
-        image = np.load(path, allow_pickle=False)
-        self._client.log_image(self.run_id, image, key=key, step=int(step), synchronous=True)
-
-    def _pictures_there(self) -> set[str]:
-        """Key and step, as MLflow joins them in names, of the pictures that the store held when the run was resumed."""
-        if self._stored_pictures is None:
-            # The small copy is written last.
-            names = (Path(entry.path).name for entry in self._client.list_artifacts(self.run_id, "images"))
-            self._stored_pictures = {name.partition("+timestamp")[0] for name in names if name.endswith(".webp")}
-        return self._stored_pictures
 
     def _last_stored(self, key: str) -> int:
         """Highest step of `key` in the store when the run was resumed; -1 for a new run or key."""
