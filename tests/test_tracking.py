@@ -163,6 +163,19 @@ def test_pictures_wait_as_files_while_the_store_is_away_and_a_later_process_stor
     assert list((tmp_path / "pictures").iterdir()) == []
 
 
+def test_a_picture_whose_writing_was_cut_off_is_there_once_in_the_end(store, tmp_path, monkeypatch):
+    log_artifact = mlflow.MlflowClient.log_artifact
+    picture = np.zeros((8, 8, 3), np.uint8)
+    with tracking.open_run(_CONFIG, tmp_path) as tracker:
+        with monkeypatch.context() as outage:
+            calls = iter([log_artifact, _away])
+            outage.setattr(mlflow.MlflowClient, "log_artifact", lambda *arguments: next(calls)(*arguments))
+            tracker.log_image(picture, "frc", 3)
+            assert tracker.unwritten == 1
+        assert _pictures(store, tracker.run_id) == ["images/frc+step+3"]
+    assert _pictures(store, tracker.run_id) == 2 * ["images/frc+step+3"]  # itself and its small copy
+
+
 def test_a_run_is_found_by_the_word_that_it_was_made_with(store, tmp_path):
     with tracking.open_run(_CONFIG, tmp_path, claim="a1b2") as made:
         pass

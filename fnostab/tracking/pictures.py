@@ -25,7 +25,7 @@ class PictureQueue:
         self._run_id = run_id
         self._folder = folder
         self._waiting = deque(sorted(folder.glob("*.npy")))
-        #: Names without endings of the pictures of earlier processes, by key and step; None until they were looked up.
+        #: Names without endings of the pictures that are there, by key and step; None until they were looked up.
         self._stored: dict[str, str] | None = None if resumed else {}
 
     def __len__(self) -> int:
@@ -52,9 +52,13 @@ class PictureQueue:
         image = np.load(path, allow_pickle=False)
         there = self._there().get(f"{key}+step+{int(step)}")
         if there is None:
-            self._client.log_image(self._run_id, image, key=key, step=int(step), synchronous=True)
+            try:
+                self._client.log_image(self._run_id, image, key=key, step=int(step), synchronous=True)
+            except BaseException:  # a part of it may be there
+                self._stored = None
+                raise
             return
-        # An earlier process wrote it, or a part of it: as MLflow would, but under its name, else it is there twice.
+        # It is there, or a part of it: written again as MLflow would, but under its name, else it would be there twice.
         picture = convert_to_pil_image(image)
         with tempfile.TemporaryDirectory() as folder:
             for ending, version in ((".png", picture), ("+compressed.webp", compress_image_size(picture))):
