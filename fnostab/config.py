@@ -7,6 +7,7 @@ print its help, refuse a bad value, or show a resolved config without loading to
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,6 +15,8 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from fnostab.untrusted import printable, read_yaml, shown
 
 ClipAlgorithm = Literal["none", "norm", "value", "agc"]
 
@@ -24,8 +27,39 @@ AUTO_CLIP_VALUES: Final[Mapping[str, float]] = {"none": 0.0, "norm": 1.0, "value
 ARCHITECTURES: Final = ("hybrid", "stable_hybrid", "hybrid_original", "fno", "cnn")
 
 
+#: Larger factors overflow float32, in which networks are trained.
+_LARGE: Final = 1e30
+#: Larger whole numbers are typing errors, and overflow somewhere.
+_MANY: Final = 10**9
+#: Pixels of all objects of a split (8 bytes each, in memory), and its scan positions, before a subset is drawn.
+_MAX_OBJECT_PIXELS: Final = 2**30
+_MAX_POSITIONS: Final = 2**24
+
+#: What no file system, MLflow's artifacts or its search take in a name: studies and arms name files and are searched.
+_NOT_IN_NAMES: Final = frozenset("\\/:*?\"'`<>|#%")
+
+
 class ConfigError(ValueError):
-    """A value that the user gave breaks a rule; the message is one line: parameter, value, rule."""
+    """A value that the user gave breaks a rule; the message is one line that prints: parameter, value, rule."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def check_name(key: str, value: str) -> None:
+    """Raise `ConfigError` unless `value`, given for `key`, can name a study or an arm, and so files."""
+    if not _is_name(value):
+        raise ConfigError(f"`{key}` (={shown(value)}) {_NAME_RULE}")
+
+
+_NAME_RULE: Final = (
+    "must be a name without quotes, control characters or any of / \\ : * ? < > | # %,"
+    " and not begin with a dot or a space"
+)
+
+
+def _is_name(value: str) -> bool:
+    return bool(value) and value.isprintable() and not _NOT_IN_NAMES & set(value) and value[0] not in ". "
 
 
 def _rule(message: str) -> PydanticCustomError:
@@ -35,6 +69,16 @@ def _rule(message: str) -> PydanticCustomError:
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's `yes` would pass for the number 1, and its `!!binary` for text."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise _rule("must not be true or false")
+        if isinstance(value, bytes):
+            raise _rule("must not be binary")
+        return value
 
 
 class DataConfig(_Config):
@@ -50,20 +94,33 @@ class DataConfig(_Config):
         "auto", description="curved_disk, disk, or an NPZ file with key `probe`; auto: curved_disk, or the scan's own"
     )
     probe_radius_px: float | None = Field(None, gt=0, description="disk radius; default 15 px at N=64, in proportion")
-    probe_curvature_rad: float = Field(8.0, description="quadratic phase of curved_disk at its rim")
+    probe_curvature_rad: float = Field(8.0, ge=-1000, le=1000, description="quadratic phase of curved_disk at its rim")
     objects: Literal["lines", "grf", "image"] = Field("lines", description="kind of synthetic object")
     phase: Literal["tanh", "none"] = Field("tanh", description="phase of synthetic objects")
-    object_size: int = Field(392, ge=32, description="side of a synthetic object in pixels")
-    nimgs_train: int = Field(2, ge=1, description="training objects")
-    nimgs_val: int = Field(1, ge=1, description="validation objects")
-    nimgs_test: int = Field(2, ge=1, description="test objects")
-    stride_train_px: int = Field(4, ge=1, description="scan step on training objects")
-    stride_val_px: int = Field(10, ge=1, description="scan step on validation objects")
-    stride_test_px: int = Field(10, ge=1, description="scan step on test objects")
-    max_train_patches: int | None = Field(None, ge=1, description="keep this many training patches, drawn at random")
-    max_val_patches: int | None = Field(None, ge=1, description="the same for validation")
+    object_size: int = Field(392, ge=32, le=2**14, description="side of a synthetic object in pixels")
+    nimgs_train: int = Field(2, ge=1, le=1000, description="training objects")
+    nimgs_val: int = Field(1, ge=1, le=1000, description="validation objects")
+    nimgs_test: int = Field(2, ge=1, le=1000, description="test objects")
+    stride_train_px: int = Field(4, ge=1, le=2**14, description="scan step on training objects")
+    stride_val_px: int = Field(10, ge=1, le=2**14, description="scan step on validation objects")
+    stride_test_px: int = Field(10, ge=1, le=2**14, description="scan step on test objects")
+    max_train_patches: int | None = Field(
+        None, ge=1, le=_MANY, description="keep this many training patches, drawn at random"
+    )
+    max_val_patches: int | None = Field(None, ge=1, le=_MANY, description="the same for validation")
     nphotons: float = Field(1e9, gt=0, description="counts in the mean simulated pattern")
-    seed: int = Field(20260128, ge=0, description="seed of objects, subsets and photon noise")
+    seed: int = Field(20260128, ge=0, lt=2**63, description="seed of objects, subsets and photon noise")
+
+    @field_validator("path", "probe")
+    @classmethod
+    def _file_name(cls, value: str) -> str:
+        try:
+            value.encode()  # MLflow's databases and logs are UTF-8
+        except UnicodeEncodeError:
+            raise _rule("must be the name of a file in UTF-8") from None
+        if "\0" in value:
+            raise _rule("must be the name of a file")
+        return value
 
     @field_validator("gridsize")
     @classmethod
@@ -78,6 +135,16 @@ class DataConfig(_Config):
             raise _rule(f"`data.N` (={self.N}) must be even")
         if self.object_size < self.N:
             raise _rule(f"`data.object_size` (={self.object_size}) must be >= `data.N` (={self.N})")
+        for split in () if self.path else ("train", "val", "test"):
+            n_objects, stride = getattr(self, f"nimgs_{split}"), getattr(self, f"stride_{split}_px")
+            pixels = n_objects * self.object_size**2
+            if pixels > _MAX_OBJECT_PIXELS:
+                key = f"data.nimgs_{split}` (={n_objects}) and `data.object_size` (={self.object_size}"
+                raise _rule(f"`{key}) must give at most {_MAX_OBJECT_PIXELS} pixels, not {pixels}")
+            positions = n_objects * ((self.object_size - self.N) // stride + 1) ** 2
+            if positions > _MAX_POSITIONS:
+                key = f"data.stride_{split}_px` (={stride}"
+                raise _rule(f"`{key}) must be larger: {positions} patches are more than {_MAX_POSITIONS}")
         return self
 
 
@@ -87,11 +154,13 @@ class ModelConfig(_Config):
     arch: str = Field("hybrid", description=f"one of {', '.join(ARCHITECTURES)}")
     width: int = Field(32, ge=1, le=1024, description="channels after the lifter")
     fno_blocks: int = Field(4, ge=1, le=64, description="encoder blocks")
-    modes: int = Field(12, ge=1, description="Fourier modes kept per axis and sign, bottleneck: half")
-    min_resolution: int = Field(8, ge=2, description="halving stops at this grid size in pixels")
-    max_channels: int = Field(256, ge=1, description="doubling stops at this width")
-    gamma_init: float = Field(0.0, description="initial norm weight of stable blocks")
-    layerscale_init: float | None = Field(None, description="initial LayerScale of stable blocks; null: no LayerScale")
+    modes: int = Field(12, ge=1, le=257, description="Fourier modes kept per axis and sign, bottleneck: half")
+    min_resolution: int = Field(8, ge=2, le=512, description="halving stops at this grid size in pixels")
+    max_channels: int = Field(256, ge=1, le=2**16, description="doubling stops at this width")
+    gamma_init: float = Field(0.0, ge=-1000, le=1000, description="initial norm weight of stable blocks")
+    layerscale_init: float | None = Field(
+        None, ge=-1000, le=1000, description="initial LayerScale of stable blocks; null: no LayerScale"
+    )
 
     @field_validator("arch")
     @classmethod
@@ -105,7 +174,9 @@ class ClipConfig(_Config):
     """The clipping rule; `val` <= 0 means none."""
 
     algo: ClipAlgorithm = Field("norm", description="clipping rule")
-    val: float = Field("auto", validate_default=True, description="its limit; auto: norm 1.0, value 0.5, agc 0.01")
+    val: float = Field(
+        "auto", le=_LARGE, validate_default=True, description="its limit; auto: norm 1.0, value 0.5, agc 0.01"
+    )
     granularity: Literal["unit", "tensor"] = Field("unit", description="what agc compares: output units or tensors")
 
     @field_validator("val", mode="before")
@@ -118,34 +189,39 @@ class OptimConfig(_Config):
     """Optimiser and learning-rate schedule."""
 
     name: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimiser")
-    lr: float = Field(1e-3, gt=0, description="learning rate")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 otherwise")
+    lr: float = Field(1e-3, gt=0, le=_LARGE, description="learning rate")
+    weight_decay: float = Field(0.0, ge=0, le=_LARGE, description="decoupled for adamw, L2 otherwise")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: linear warm-up, then cosine to 0")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up (schedule cosine)")
+    warmup_steps: int = Field(0, ge=0, le=_MANY, description="steps of linear warm-up (schedule cosine)")
 
 
 class TrainConfig(_Config):
     """How one run trains."""
 
-    epochs: int = Field(50, ge=1, description="passes over the training patches")
-    batch_size: int = Field(16, ge=1, description="patches a step, over all devices together")
+    epochs: int = Field(50, ge=1, le=10**6, description="passes over the training patches")
+    batch_size: int = Field(16, ge=1, le=10**6, description="patches a step, over all devices together")
     loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")
     learn_probe: bool = Field(False, description="learn the probe with the network")
-    probe_lr: float = Field(1e-2, gt=0, description="learning rate of the probe over its largest amplitude")
+    probe_lr: float = Field(1e-2, gt=0, le=_LARGE, description="learning rate of the probe over its largest amplitude")
     overlap_weight: float = Field(
         0.0, ge=0, le=1, description="share of the loss taken on the object stitched from each batch of neighbours"
     )
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="device kind")
-    devices: int = Field(1, ge=1, description="devices a machine, or processes on CPUs, that share each batch")
-    nodes: int = Field(1, ge=1, description="machines; more than one are started by torchrun or SLURM")
+    devices: int = Field(1, ge=1, le=1024, description="devices a machine, or processes on CPUs, that share each batch")
+    nodes: int = Field(1, ge=1, le=10_000, description="machines; more than one are started by torchrun or SLURM")
     strategy: Literal["auto", "ddp"] = Field("auto", description="how devices share a batch; auto: ddp if several")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads a process; default: all cores, shared by `devices`. Changes the last bits"
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads a process; default: all cores, shared by `devices`. Changes the last bits",
     )
-    checkpoint_every_s: float = Field(60.0, gt=0, description="seconds between checkpoints inside an epoch")
-    layer_norms_every_steps: int = Field(100, ge=1, description="steps between gradient norms of every parameter")
-    picture_every_epochs: int = Field(10, ge=1, description="epochs between pictures of the test object")
+    checkpoint_every_s: float = Field(60.0, gt=0, le=_MANY, description="seconds between checkpoints inside an epoch")
+    layer_norms_every_steps: int = Field(
+        100, ge=1, le=_MANY, description="steps between gradient norms of every parameter"
+    )
+    picture_every_epochs: int = Field(10, ge=1, le=_MANY, description="epochs between pictures of the test object")
 
 
 class ArmConfig(_Config):
@@ -166,6 +242,13 @@ class ArmConfig(_Config):
     def _known_preset(cls, value: str) -> str:
         if value not in PRESETS:
             raise _rule(f"must be one of {', '.join(PRESETS)}{_did_you_mean(value, PRESETS)}")
+        return value
+
+    @field_validator("study", "arm")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _is_name(value):
+            raise _rule(_NAME_RULE)
         return value
 
     @model_validator(mode="after")
@@ -301,14 +384,17 @@ def read_config_file(path: Path, parameter: str = "config") -> dict[str, Any]:
     Raises `ConfigError`.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"`{parameter}` (={path}) must be a readable file: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"`{parameter}` (={path}) must be YAML: {' '.join(str(error).split())}") from None
+        tree = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"`{parameter}` (={path}) {error}") from None
     if not isinstance(tree, Mapping):
         raise ConfigError(f"`{parameter}` (={path}) must hold keys and values")
-    return dict(_leaves(tree))
+    values: dict[str, Any] = {}
+    for key, value in _leaves(tree):
+        if key in values:
+            raise ConfigError(f"`{parameter}` (={path}) must have each key once, and has `{shown(key)}` twice")
+        values[key] = value
+    return values
 
 
 def _dotted(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,12 +403,13 @@ def _dotted(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         target = FLAT_KEYS.get(key, key)
         if target not in CONFIG_KEYS:
-            raise ConfigError(f"`{key}` (={value}) is no parameter{_did_you_mean(key, [*FLAT_KEYS, *CONFIG_KEYS])}")
+            near = _did_you_mean(str(key), [*FLAT_KEYS, *CONFIG_KEYS])
+            raise ConfigError(f"`{shown(key)}` (={shown(value)}) is no parameter{near}")
         if key in FLAT_KEYS and value in ("auto", ""):
             continue
         value = None if value == "null" else value
         if target in dotted and dotted[target] != value:
-            raise ConfigError(f"`{key}` (={value}) is given twice, also as {dotted[target]}")
+            raise ConfigError(f"`{key}` (={shown(value)}) is given twice, also as {shown(dotted[target])}")
         dotted[target] = value
     return dotted
 
@@ -350,8 +437,7 @@ def _one_line(error: ValidationError) -> str:
     message = first["msg"]
     if first["type"] == "rule" and message.startswith("`"):
         return message
-    rule = message.removeprefix("Input should be ").removeprefix("Input should ")
-    rule = rule if first["type"] == "rule" else f"must be {rule}"
+    rule = message if first["type"] == "rule" else f"must {_RULES.get(first['type'], _as_rule(message))}"
     for words, sign in (
         ("greater than or equal to", ">="),
         ("less than or equal to", "<="),
@@ -359,7 +445,20 @@ def _one_line(error: ValidationError) -> str:
         ("less than", "<"),
     ):
         rule = rule.replace(words, sign)
-    return f"`{location}` (={first['input']}) {rule}"
+    return f"`{location}` (={shown(first['input'])}) {rule}"
+
+
+#: Errors that pydantic says in other words than "Input should".
+_RULES: Final = {
+    "int_parsing_size": "be an integer of at most 4300 digits",
+    "string_too_short": "not be empty",
+    "string_unicode": "be text",
+}
+
+
+def _as_rule(message: str) -> str:
+    """What must be, by a message of pydantic: `Input should be ...`, `String should have ...`."""
+    return re.sub(r"^\w+ should ", "", message)
 
 
 def _did_you_mean(word: str, known: Any) -> str:

@@ -14,37 +14,61 @@ in object pixels; PtychoPINN's x is the column and y the row of the window's mid
 
 import bz2
 import io
-import lzma
 import math
 import os
 import struct
+import tokenize
 import uuid
+import warnings
 import zipfile
 import zlib
-from collections.abc import Container, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+import psutil
 from numpy.typing import ArrayLike, NDArray
+
+from fnostab.untrusted import printable, shown
 
 Quantity = Literal["auto", "counts", "amplitude"]
 
-#: Most bytes that one file may unpack to: a damaged or malicious header must not exhaust the memory.
+#: Most bytes that one file may unpack to, if half of the free memory is not less: a damaged or malicious file must not
+#: exhaust it.
 MAX_BYTES: Final = 16 * 2**30
 
 #: Fewer positions than this are no scan: neither training nor validation would mean anything.
 MIN_POSITIONS: Final = 10
 
-#: A wider scan is in other units, or would need a canvas beyond any memory.
+#: A wider scan is in other units.
 MAX_EXTENT_PX: Final = 2**15
 
+#: A rectangle of this many times the pixels of all windows is mostly empty: a position is wrong, and the canvas that
+#: the object is put together on would exhaust the memory. (Windows that overlap need less than once.)
+MAX_SPARSITY: Final = 16
+
+#: Largest and smallest |probe|: beyond, its intensities leave the range of float32.
+_PROBE_RANGE: Final = (1e-12, 1e12)
+
 _DAMAGE: Final = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
-    *(ValueError, RuntimeError),  # NumPy on a bad header; zipfile on encryption and unknown compression
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
+    *(ValueError, RuntimeError, NotImplementedError, MemoryError),  # zipfile on what it does not know
 )
+#: What NumPy raises for a header that is none, of another version, or made to confuse Python's parser.
+_NO_HEADER: Final = (
+    *(ValueError, KeyError, TypeError, OverflowError, MemoryError, RecursionError, SyntaxError, tokenize.TokenError),
+)
+#: How NumPy packs. (zipfile unpacks bzip2 and LZMA without a limit: a few bytes become gigabytes.)
+_PACKED: Final = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+#: The number of entries in archives that say it elsewhere, having more.
+_MORE_ENTRIES: Final = 2**16 - 1
+#: Bytes of the record at an archive's end.
+_END_RECORD: Final = 22
+#: The flag of an encrypted member.
+_ENCRYPTED: Final = 0x1
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,15 +132,20 @@ class NpzFile:
     """The arrays of an `.npz` or `.npz.bz2` file, each read when asked for and never unpickled.
 
     `keys` are their names; `parameter` is what the user calls the file, for the messages. What an array's header
-    declares is compared with the bytes that are there, and their sum with `max_bytes`, before memory is taken. Raises
-    ValueError, in one line, if the file is missing, damaged, truncated or too large, or if an array that is asked for
-    is pickled or not numeric.
+    declares is compared with the bytes that are there, and their sum with `max_bytes` (by default the smaller of
+    `MAX_BYTES` and half of the free memory), before memory is taken. Nothing is ever written under a name that the
+    file gives. Raises ValueError, in one line, if the file is missing, damaged, truncated or too large, or if an array
+    that is asked for is pickled, encrypted, not numeric, there twice, or packed in a way that NumPy does not use.
     """
 
-    def __init__(self, path: str | Path, parameter: str = "data.path", max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, path: str | Path, parameter: str = "data.path", max_bytes: int | None = None) -> None:
         self.path = Path(path)
         self._parameter = parameter
+        if max_bytes is None:
+            max_bytes = min(MAX_BYTES, psutil.virtual_memory().available // 2)
         self._max_bytes = self._left = max_bytes
+        if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
+            raise self.fault("must be a readable file: it is a device or a pipe")
         try:
             with open(self.path, "rb") as stream:
                 magic = stream.read(3)
@@ -128,6 +157,11 @@ class NpzFile:
             self._zip = zipfile.ZipFile(self._unpacked() if magic == b"BZh" else self.path)
         except _DAMAGE as error:
             raise self._damaged(error) from None
+        try:
+            self._check_names()
+        except _DAMAGE as error:
+            self._zip.close()
+            raise self._damaged(error) from None
         names = self._zip.namelist()
         self.keys = tuple(name.removesuffix(".npy") for name in names if name.endswith(".npy"))
 
@@ -137,6 +171,7 @@ class NpzFile:
 
     def read(self, key: str) -> NDArray[Any]:
         """Read the array `key`, which must be one of `keys`."""
+        self._check_member(key)
         try:
             dtype, n_declared, n_present = self._header(key)
         except _DAMAGE as error:
@@ -144,29 +179,67 @@ class NpzFile:
         if dtype.hasobject:
             raise self.fault(f"must not hold pickled objects, `{key}` is one")
         if dtype.kind not in "biufc":
-            raise self.fault(f"must hold numbers, `{key}` is {dtype}")
+            raise self.fault(f"must hold numbers, `{key}` is {shown(dtype)}")
         if n_declared != n_present:
             raise self.fault(f"must be a whole NPZ file: `{key}` has {n_present} bytes of {n_declared}")
         self._left -= n_declared
         if self._left < 0:
             raise self.fault(f"must hold at most {self._max_bytes} bytes, `{key}` goes beyond")
         try:
-            with self._zip.open(f"{key}.npy") as stream:
+            with self._zip.open(f"{key}.npy") as stream, _quiet():
                 return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+        except ValueError:
+            raise self.fault(f"must be a whole NPZ file: `{key}` cannot be read to its end") from None
         except _DAMAGE as error:
             raise self._damaged(error) from None
 
     def fault(self, rule: str) -> ValueError:
         """Make the error of a broken rule about this file."""
-        return ValueError(f"`{self._parameter}` (={self.path}) {rule}")
+        return ValueError(printable(f"`{self._parameter}` (={self.path}) {rule}"))
+
+    def _check_names(self) -> None:
+        """Check that the directory is whole, which zipfile does not: a damaged name or entry would go unnoticed.
+
+        It tells how many entries there are, and zipfile compares a name in it with that at the member on opening.
+        """
+        end = self._end_record()
+        n_declared = int.from_bytes(end[10:12], "little")
+        if n_declared not in (len(self._zip.infolist()), _MORE_ENTRIES):
+            raise zipfile.BadZipFile(f"its directory has {len(self._zip.infolist())} entries of {n_declared}")
+        for member in self._zip.infolist():
+            if member.compress_type in _PACKED and not member.flag_bits & _ENCRYPTED:
+                self._zip.open(member).close()
+
+    def _end_record(self) -> bytes:
+        """The record at the end of the archive that says where its directory is."""
+        stream = self._zip.fp
+        assert stream is not None
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(max(0, size - _END_RECORD - 2**16))  # a comment may follow
+        tail = stream.read()
+        return tail[tail.rfind(b"PK\x05\x06") :]
+
+    def _check_member(self, key: str) -> None:
+        """Refuse what NumPy never writes, before anything of it is unpacked."""
+        if self.keys.count(key) > 1:
+            raise self.fault(f"must hold each array once, `{key}` is there {self.keys.count(key)} times")
+        member = self._zip.getinfo(f"{key}.npy")
+        if member.flag_bits & _ENCRYPTED:
+            raise self.fault(f"must not be encrypted, `{key}` is")
+        if member.compress_type not in _PACKED:
+            raise self.fault(f"must be stored or deflated, `{key}` is packed by method {member.compress_type}")
 
     def _header(self, key: str) -> tuple[np.dtype[Any], int, int]:
         """The dtype of `key`, and its bytes as its header declares them and as the archive does."""
         with self._zip.open(f"{key}.npy") as stream:
-            version = np.lib.format.read_magic(stream)
-            if version not in _HEADER_READERS:
-                raise ValueError(f"`{key}` has NPY version {version}")
-            shape, _, dtype = _HEADER_READERS[version](stream)
+            try:
+                version = np.lib.format.read_magic(stream)
+                with _quiet():
+                    shape, _, dtype = _HEADER_READERS[version](stream)
+            except _NO_HEADER:
+                raise ValueError(f"`{key}` has a header that cannot be read") from None
+            if not all(0 <= length < 2**63 for length in shape):
+                raise ValueError(f"`{key}` has a header that cannot be read")
             n_present = self._zip.getinfo(f"{key}.npy").file_size - stream.tell()
         return dtype, math.prod(shape) * dtype.itemsize, n_present
 
@@ -181,7 +254,15 @@ class NpzFile:
         return unpacked
 
     def _damaged(self, error: Exception) -> ValueError:
-        return self.fault(f"must be a whole NPZ file: {' '.join(str(error).split()) or type(error).__name__}")
+        return self.fault(f"must be a whole NPZ file: {shown(' '.join(str(error).split()) or type(error).__name__)}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Read files of Python 2 and of old NumPys without NumPy's warnings about them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def read_probe(path: str | Path, parameter: str = "data.probe") -> NDArray[np.complex64]:
@@ -198,7 +279,7 @@ def read_probe(path: str | Path, parameter: str = "data.probe") -> NDArray[np.co
     try:
         return _probe(array, key)
     except ValueError as error:
-        raise ValueError(f"{error}, in {path}") from None
+        raise ValueError(printable(f"{error}, in {path}")) from None
 
 
 def read_scan(path: str | Path, quantity: Quantity = "auto") -> Scan:
@@ -225,7 +306,7 @@ def read_scan(path: str | Path, quantity: Quantity = "auto") -> Scan:
     try:
         return _scan(arrays, name, squared=quantity == "amplitude")
     except ValueError as error:
-        raise ValueError(f"{error}, in {path}") from None
+        raise ValueError(printable(f"{error}, in {path}")) from None
 
 
 def write_scan(
@@ -265,6 +346,7 @@ def _scan(arrays: Mapping[str, NDArray[Any]], name: str, squared: bool = False) 
     patterns_key = next(key for key in layout.patterns if key in arrays)
     counts = _counts(arrays[patterns_key], patterns_key, len(positions), squared)
     M = counts.shape[-1]
+    _check_overlap(positions, M, ", ".join(layout.positions))
     probe = _probe(arrays[layout.probe], layout.probe) if layout.probe in arrays else None
     if probe is not None and len(probe) != M:
         raise ValueError(f"`{layout.probe}` (={_size(probe)}) must be {M} x {M}, the size of the patterns")
@@ -319,10 +401,22 @@ def _positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
         raise ValueError(f"`{name}` (={len(positions)} positions) must be at least {MIN_POSITIONS} positions")
     if not np.isfinite(positions).all():
         raise ValueError(f"`{name}` (={positions[~np.isfinite(positions)][0]}) must be finite")
-    extent = float(np.ptp(positions, axis=0).max())
+    with np.errstate(over="ignore"):
+        extent = float(np.ptp(positions, axis=0).max())
     if not 1 <= extent <= MAX_EXTENT_PX:
         raise ValueError(f"`{name}` (=extent {extent:g}) must span 1 to {MAX_EXTENT_PX} px; are they in pixels?")
     return positions
+
+
+def _check_overlap(positions: NDArray[np.float64], M: int, name: str) -> None:
+    """Refuse windows (M, M) that leave most of their rectangle empty."""
+    height, width = (float(extent) + M for extent in np.ptp(positions, axis=0))
+    most = MAX_SPARSITY * len(positions) * M**2
+    if height * width > most:
+        raise ValueError(
+            f"`{name}` (=a rectangle of {height:.0f} x {width:.0f} px) must cover at most {most} px,"
+            f" {MAX_SPARSITY} times the {len(positions)} windows of {M} x {M}: is one of them wrong?"
+        )
 
 
 def _probe(array: NDArray[Any], key: str) -> NDArray[np.complex64]:
@@ -332,13 +426,19 @@ def _probe(array: NDArray[Any], key: str) -> NDArray[np.complex64]:
         raise ValueError(f"`{key}` (={_size(array)}) must be one square array, (M, M)")
     if not probe.any():
         raise ValueError(f"`{key}` (=0 everywhere) must hold some light")
+    least, most = _PROBE_RANGE
+    brightest = float(np.abs(probe).max())
+    if not least <= brightest <= most:
+        raise ValueError(
+            f"`{key}` (=at most {brightest:g}) must have its largest amplitude within {least:g} to {most:g}"
+        )
     return probe
 
 
 def _image(array: NDArray[Any], key: str) -> NDArray[np.complex64]:
     """One finite complex image (H, W)."""
     image = _without_leading_ones(array, 2)
-    if image.ndim != 2 or image.dtype.kind not in "iufc":
+    if image.ndim != 2 or image.dtype.kind not in "iufc" or not image.size:
         raise ValueError(f"`{key}` (={_size(array)} {array.dtype}) must be one array of numbers with two axes")
     with np.errstate(over="ignore"):
         image = np.ascontiguousarray(image, dtype=np.complex64)
@@ -360,5 +460,5 @@ def _size(array: NDArray[Any]) -> str:
 
 def _listed(keys: Iterable[str]) -> str:
     """The first keys of a file, for a message of one line."""
-    names = sorted(keys)
+    names = sorted(key if len(key) <= 40 else f"{key[:40]}..." for key in keys)
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "nothing"

@@ -5,6 +5,7 @@ A study has one dataset. Its runs differ in the arm's own keys, in what the stud
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from fnostab.config import CONFIG_KEYS, FLAT_KEYS, ArmConfig, ConfigError, read_config_file, resolve_config
 from fnostab.study.selection import OWN_KEYS
+from fnostab.untrusted import shown
 
 #: The arms of Stage A: architecture and clipping rule.
 STAGE_A_ARMS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -104,12 +106,13 @@ def read_seeds(text: str, first: int, default: int) -> tuple[int, ...]:
             seeds = tuple(int(part) for part in text.split(",") if part.strip())
         else:
             count = default if text in ("", "auto") else int(text)
-            seeds = tuple(range(first, first + count))
+            seeds = tuple(range(first, first + min(count, MOST_RUNS + 1)))
     except ValueError:
         seeds = ()
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32 or len(seeds) > MOST_RUNS:
         raise ConfigError(
-            f"`seeds` (={text}) must be how many there are (1 to {MOST_RUNS}), or different seeds with commas between"
+            f"`seeds` (={shown(text)}) must be how many there are (1 to {MOST_RUNS}),"
+            " or different seeds with commas between"
         )
     return seeds
 
@@ -151,6 +154,7 @@ def plan_table(
     for key in ("arch", "clip_algo", "clip_val", "model.arch", "clip.algo", "clip.val", "arm"):
         if given.get(key, "auto") != "auto":
             raise ConfigError(f"`{key}` (={given[key]}) belongs to the arms of a study: give a table of arms with it")
+    _check_number(len(arms) * math.prod(map(len, grid.values())))
     table: dict[str, dict[str, Any]] = {}
     for name, keys in _combined(arms, grid):
         if name in table:
@@ -196,10 +200,13 @@ def stage_b_name(stage_a: str) -> str:
 
 
 def _checked(plan: StudyPlan) -> StudyPlan:
-    runs = len(plan.arms) * len(plan.seeds)
+    _check_number(len(plan.arms) * len(plan.seeds))
+    return plan
+
+
+def _check_number(runs: int) -> None:
     if runs > MOST_RUNS:
         raise ConfigError(f"`seeds` and `grid` (={runs} runs) must make at most {MOST_RUNS} runs")
-    return plan
 
 
 def _combined(
@@ -209,7 +216,7 @@ def _combined(
     axes = [[(key, value) for value in values] for key, values in grid.items()]
     for arm in arms:
         name = arm.get("name")
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or name in ("", "auto"):
             raise ConfigError(f"`name` (={name}) of an arm must be a name")
         keys = {key: value for key, value in arm.items() if key != "name"}
         for combination in product(*axes):

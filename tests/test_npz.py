@@ -211,6 +211,28 @@ def test_a_header_that_lies_about_the_size_is_refused(tmp_path: Path, shape: str
         npz.read_probe(tmp_path / "probe.npz")
 
 
+def test_a_header_of_python_2_is_read_without_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "probe.npz").write_bytes(declared("(4L, 4L)"))
+    assert npz.NpzFile(tmp_path / "probe.npz").read("probe").shape == (4, 4)
+
+
+def test_a_wide_scan_whose_windows_overlap_is_taken(tmp_path: Path) -> None:
+    """A long line of windows covers little of a canvas that is as wide, but all of its own rectangle."""
+    positions = np.stack([np.zeros(300), np.arange(300) * 8.0], axis=1)
+    npz.write_scan(tmp_path / "scan.npz", np.ones((300, M, M), np.uint8), positions, probe())
+    assert len(npz.read_scan(tmp_path / "scan.npz").counts) == 300
+
+
+def test_a_directory_that_lost_entries_is_refused(tmp_path: Path) -> None:
+    """A comment that is longer than it was swallows what follows; zipfile takes what is left."""
+    path = saved(tmp_path / "scan.npz", tike())
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 33] = 0x7F
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="must be a whole NPZ file: its directory has 1 entries of 3$"):
+        npz.NpzFile(path)
+
+
 def test_an_array_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "scan.npz", {"a": np.zeros(100), "b": np.zeros(100)})
     archive = npz.NpzFile(path, max_bytes=1200)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fnostab.config import CONFIG_KEYS, FLAT_KEYS, PRESETS, ArmConfig, ConfigError, read_config_file, resolve_config
+from fnostab.untrusted import printable, shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,7 +74,7 @@ def whole_number(name: str, value: str, at_least: int) -> int:
     except ValueError:
         number = at_least - 1
     if number < at_least:
-        raise ConfigError(f"`{name}` (={value}) must be a whole number >= {at_least}")
+        raise ConfigError(f"`{name}` (={shown(value)}) must be a whole number >= {at_least}")
     return number
 
 
@@ -84,11 +85,12 @@ def say(line: str) -> None:
 
 def say_error(error: BaseException) -> None:
     """One line on stderr; under `mlflow run` also on the run that MLflow made for this process."""
-    print(f"fnostab: error: {error}", file=sys.stderr, flush=True)
+    line = printable(str(error))
+    print(f"fnostab: error: {line}", file=sys.stderr, flush=True)
     if os.environ.get("MLFLOW_RUN_ID"):
         from fnostab import tracking
 
-        tracking.fail_projects_run(str(error))
+        tracking.fail_projects_run(line)
 
 
 class PatternBar:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fnostab.cli.common import add_command, is_given, say, say_error
-from fnostab.config import ConfigError
+from fnostab.config import ConfigError, check_name
 
 if TYPE_CHECKING:
     from fnostab.mlproject.compare import Comparison
@@ -26,6 +26,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) if is_given(arguments.out) else None
     if out is not None and not (out.is_dir() or (out.parent.is_dir() and not out.exists())):
         raise ConfigError(f"`out` (={out}) must be a folder, or a new one in a folder that exists")
+    check_name("study", arguments.study)  # the files are named after it
     promote, register = _truth("promote", arguments.promote), _truth("register", arguments.register)
     from fnostab.mlproject.compare import compare_study
     from fnostab.tracking import StoreAway

@@ -52,7 +52,8 @@ def _data_show(arguments: argparse.Namespace) -> int:
 
 def _data_import(arguments: argparse.Namespace) -> int:
     values = {"data.path": arguments.scan, "data.N": arguments.N, "data.quantity": arguments.quantity}
-    config = resolve_config({**values, "data.probe": arguments.probe})
+    # No network is meant, and its default modes must not refuse a small N.
+    config = resolve_config({**values, "data.probe": arguments.probe, "model.modes": 1})
     if arguments.out is not None:
         _check_out(arguments.out, (".npz", ".npz.bz2"))
     dataset = _dataset(config.data)

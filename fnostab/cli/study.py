@@ -14,7 +14,7 @@ from fnostab.cli.common import (
     say_error,
     whole_number,
 )
-from fnostab.config import ConfigError
+from fnostab.config import ConfigError, check_name
 from fnostab.launch import Launcher, Where
 from fnostab.stages import STAGE_B_BLOCKS, StudyPlan, plan_file, plan_stage_a
 
@@ -111,6 +111,8 @@ def _plan(arguments: argparse.Namespace) -> StudyPlan:
 def _stage_b(arguments: argparse.Namespace, given: dict[str, Any], base: dict[str, Any]) -> StudyPlan:
     if is_given(arguments.arms):
         raise ConfigError(f"`arms` (={arguments.arms}) is for Stage A: Stage B has the winner alone")
+    study = given.get("study", "auto")
+    check_name("study", study)
     for key, value in {**base, **given}.items():
         if key not in _STAGE_B_KEYS and is_given(str(value)):
             raise ConfigError(f"`{key}` (={value}) must be that of Stage A: Stage B changes the depth alone")
@@ -118,11 +120,12 @@ def _stage_b(arguments: argparse.Namespace, given: dict[str, Any], base: dict[st
     if not is_given(stage_a):
         preset = given.get("preset", "auto")
         stage_a = "stage_a" if preset in ("auto", "stage_a") else "scan" if preset == "scan" else f"stage_a_{preset}"
+    check_name("stage_a", stage_a)  # the study is named after it
     blocks = given.get("fno_blocks", "auto")
     fno_blocks = whole_number("fno_blocks", blocks, 1) if is_given(blocks) else STAGE_B_BLOCKS
     from fnostab.mlproject.stage import stage_b_of
 
-    return stage_b_of(stage_a, arguments.seeds, fno_blocks=fno_blocks, study=given.get("study", "auto"))
+    return stage_b_of(stage_a, arguments.seeds, fno_blocks=fno_blocks, study=study)
 
 
 def _summary(outcome: "StudyOutcome") -> str:
