@@ -94,7 +94,7 @@ def test_a_runs_status_tells_how_it_ended_and_what_was_queued_is_written(store, 
         go()
     assert store.get_run(ids[0]).info.status == status
     assert len(store.get_metric_history(ids[0], "train/loss")) == 3
-    assert tracking.run_is_unfinished(ids[0]) is (status != "FINISHED")
+    assert tracking.run_state(ids[0]) == ("finished" if status == "FINISHED" else "unfinished")
 
 
 def test_values_wait_while_the_store_is_away_and_arrive_when_it_is_back(store, monkeypatch):
@@ -122,7 +122,7 @@ def test_a_run_whose_last_values_cannot_be_stored_is_not_finished(store, monkeyp
         tracking.StoreAway, match=r"answer \(no answer\): 3 values wait; the same command, or `fnostab sync`"
     ):
         go()
-    assert tracking.run_is_unfinished(ids[0])
+    assert tracking.run_state(ids[0]) == "unfinished"
 
 
 def test_an_artifact_that_the_store_does_not_take_says_so(store, monkeypatch):
@@ -174,6 +174,14 @@ def test_a_picture_whose_writing_was_cut_off_is_there_once_in_the_end(store, tmp
             assert tracker.unwritten == 1
         assert _pictures(store, tracker.run_id) == ["images/frc+step+3"]
     assert _pictures(store, tracker.run_id) == 2 * ["images/frc+step+3"]  # itself and its small copy
+
+
+def test_a_run_that_was_deleted_or_never_was_is_gone(store, tmp_path):
+    with tracking.open_run(_CONFIG, tmp_path) as tracker:
+        pass
+    store.delete_run(tracker.run_id)
+    assert tracking.run_state(tracker.run_id) == "gone"
+    assert tracking.run_state("0" * 32) == "gone"
 
 
 def test_a_run_is_found_by_the_word_that_it_was_made_with(store, tmp_path):

@@ -107,7 +107,12 @@ def train_arm(
             first_run_id = folder.first_run_id
             if first_run_id is None and not folder.is_new:
                 first_run_id = tracking.find_claimed(folder.claim)
-            if first_run_id and not tracking.run_is_unfinished(first_run_id):
+            state = tracking.run_state(first_run_id) if first_run_id else "gone"
+            if first_run_id and state == "finished":
+                result = _finished_result(first_run_id, report)
+                folder.finish()
+                return result
+            if first_run_id and state == "gone":
                 folder.start_over()
                 first_run_id = None
             opened = tracking.open_run(config, folder.path, first_run_id=first_run_id, claim=folder.claim)
@@ -122,6 +127,17 @@ def train_arm(
                     raise
             folder.finish()  # everything is in the store, and the run is closed
             return result
+
+
+def _finished_result(run_id: str, report: Report) -> ArmResult:
+    """The result of a run whose process was killed between its last word to the store and the end."""
+    tracking.resume_into(run_id)
+    found = tracking.read_run(run_id)
+    report(f"MLflow run {run_id} was finished already")
+    history = History()
+    history.load(found.history or {})
+    how_to_open = tracking.how_to_open(run_id, found.experiment_id)
+    return ArmResult(run_id, how_to_open, judge(history.to_mapping()), found.metrics, history)
 
 
 class _Run:

@@ -11,7 +11,8 @@ from fnostab.tracking.run import (
     how_to_open,
     open_run,
     read_run,
-    run_is_unfinished,
+    resume_into,
+    run_state,
     run_tags,
 )
 from fnostab.tracking.store import StoreAway, check_store, connect, redacted
@@ -24,6 +25,7 @@ from fnostab.tracking.studies import (
     open_parent,
     planned_runs,
     read_artifact,
+    read_artifacts,
     read_config,
     run_url,
 )
@@ -52,13 +54,15 @@ __all__ = [
     "open_run",
     "planned_runs",
     "read_artifact",
+    "read_artifacts",
     "read_config",
     "read_registry",
     "read_run",
     "redacted",
     "register_winner",
+    "resume_into",
     "rollback",
-    "run_is_unfinished",
+    "run_state",
     "run_tags",
     "run_url",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import matplotlib.figure
 import mlflow
@@ -51,6 +51,9 @@ _REST: Final = 5.0
 _LEAST_REST_S: Final = 1.0
 #: Tag of a run that tells which run folder it was made for, before the folder knows of the run.
 _CLAIM: Final = "run_folder"
+
+
+RunState = Literal["finished", "unfinished", "gone"]
 
 
 class Tracker:
@@ -260,11 +263,10 @@ def open_run(
     `find_claimed` finds it. What the store does not take for a while waits in `folder`. The run ends FINISHED when the
     block does, KILLED after an interrupt or exit, and FAILED after an error.
     """
-    projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    run_id = first_run_id or projects_run_id
+    if first_run_id:
+        resume_into(first_run_id)
+    run_id = first_run_id or os.environ.pop("MLFLOW_RUN_ID", None)
     with store_errors():
-        if first_run_id and projects_run_id and first_run_id != projects_run_id:
-            mlflow.MlflowClient().set_tag(projects_run_id, "resumed_into", first_run_id)
         active = mlflow.start_run(run_id=run_id, tags={_CLAIM: claim} if claim else None, log_system_metrics=True)
     tracker = Tracker(active.info.run_id, folder, resumed=first_run_id is not None)
     try:
@@ -280,6 +282,14 @@ def open_run(
         raise
     with store_errors():
         mlflow.end_run("FINISHED")
+
+
+@store_errors()
+def resume_into(run_id: str) -> None:
+    """Turn to `run_id`: if `mlflow run` made another one for this process, that gets the tag `resumed_into`."""
+    projects_run_id = os.environ.pop("MLFLOW_RUN_ID", run_id)
+    if projects_run_id != run_id:
+        mlflow.MlflowClient().set_tag(projects_run_id, "resumed_into", run_id)
 
 
 def find_claimed(claim: str) -> str | None:
@@ -302,16 +312,18 @@ def fail_projects_run(reason: str) -> None:
         logger.warning("the run of `mlflow run` was not tagged: %s", in_one_line(error))
 
 
-def run_is_unfinished(run_id: str) -> bool:
-    """Whether `run_id` is in the store, not deleted, and did not end FINISHED."""
+def run_state(run_id: str) -> RunState:
+    """How `run_id` stands in the store: whether it ended FINISHED, did not, or is not there, or deleted."""
     try:
         run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
             reason = in_one_line(error)
             raise StoreAway(f"the tracking store does not tell whether run {run_id} is finished: {reason}") from None
-        return False
-    return run.info.lifecycle_stage == "active" and run.info.status != "FINISHED"
+        return "gone"
+    if run.info.lifecycle_stage != "active":
+        return "gone"
+    return "finished" if run.info.status == "FINISHED" else "unfinished"
 
 
 @dataclass(frozen=True)
@@ -319,6 +331,7 @@ class RunRecord:
     """What the store holds of one run; `history` is the content of `history.json`, None if it has none yet."""
 
     run_id: str
+    experiment_id: str
     status: str
     tags: dict[str, str]
     metrics: dict[str, float]
@@ -338,7 +351,7 @@ def read_run(run_id: str) -> RunRecord:
         raise ConfigError(
             f"`run` (={run_id}) must be a run in the tracking store {redacted(uri)}: {in_one_line(error)}"
         ) from None
-    return RunRecord(run_id, run.info.status, run.data.tags, run.data.metrics, history)
+    return RunRecord(run_id, run.info.experiment_id, run.info.status, run.data.tags, run.data.metrics, history)
 
 
 def how_to_open(run_id: str, experiment_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,8 @@ class FaultReport:
 
 
 _REPORT = FaultReport()
+_HEAD = ("fault", "tried", "survived", "lost", "how")
+_BEGIN, _END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 
 @pytest.fixture(scope="session")
@@ -38,17 +41,32 @@ def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Mlflo
         yield server
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults-into", metavar="FILE", help="also write the table of faults into this Markdown file")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not _REPORT.rows:
         return
-    table = [("fault", "tried", "survived", "lost", "how"), *(_cells(*row) for row in _REPORT.rows)]
+    table = [_HEAD, *(_cells(*row) for row in _REPORT.rows)]
     widths = [max(len(row[column]) for row in table) for column in range(4)]
     terminalreporter.section("faults")
     for row in table:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         terminalreporter.write_line("  ".join([*cells, row[4]]).rstrip())
+    if file := config.getoption("--faults-into"):
+        _write_into(Path(file), table)
 
 
 def _cells(fault: str, tried: int, survived: int, note: str) -> tuple[str, str, str, str, str]:
     lost = tried - survived
     return fault, str(tried), str(survived), str(lost) if lost else "nothing", note
+
+
+def _write_into(file: Path, table: list[tuple[str, str, str, str, str]]) -> None:
+    """Replace what stands between the two marks in `file`."""
+    rows = ["| " + " | ".join(row) + " |" for row in table]
+    rows.insert(1, "|---" * len(_HEAD) + "|")
+    before, _, rest = file.read_text(encoding="utf-8").partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    file.write_text(f"{before}{_BEGIN}\n\n" + "\n".join(rows) + f"\n\n{_END}{after}", encoding="utf-8")
