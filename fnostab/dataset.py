@@ -430,7 +430,7 @@ def _build(entry: Path, config: DataConfig, write: _Writer, progress: Progress) 
     partial.mkdir()
     try:
         scale = write(partial, progress)
-        arrays = {path.stem: np.load(path, mmap_mode="r") for path in partial.glob("*.npy")}
+        arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in partial.glob("*.npy")}
         mean_counts = float(arrays["train_counts"].mean(dtype=np.float64))
         content = _content(arrays, {"scale": scale, "input_scale": 1 / math.sqrt(mean_counts)})
         meta = {"sha256": _json_sha256(content), **content, "format": CACHE_FORMAT, "config": config.model_dump()}
@@ -511,12 +511,15 @@ def _config_sha256(config: DataConfig) -> str:
 
 def _file_sha256(path: str, parameter: str, alternatives: str = "") -> str:
     digest = hashlib.sha256()
+    rule = f"`{parameter}` (={path}) must be {alternatives}a readable file"
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise ValueError(f"{rule}: it is a device or a pipe")  # /dev/zero never ends
     try:
         with open(path, "rb") as stream:
             while chunk := stream.read(2**20):
                 digest.update(chunk)
     except OSError as error:
-        raise ValueError(f"`{parameter}` (={path}) must be {alternatives}a readable file: {error.strerror}") from None
+        raise ValueError(f"{rule}: {error.strerror}") from None
     return digest.hexdigest()
 
 

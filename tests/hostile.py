@@ -181,6 +181,11 @@ SCANS = (
         "a file that is not there", IMPORT, "`data.path` (=scan.npz) must be a readable file: No such file or directory"
     ),
     Case("a folder", ("data", "import", ".", "--N", "16"), "`data.path` (=.) must be a readable file: Is a directory"),
+    Case(
+        "a device without an end",
+        ("data", "import", "/dev/zero", "--N", "16"),
+        "`data.path` (=/dev/zero) must be a readable file: it is a device or a pipe",
+    ),
     Case("an empty file", IMPORT, "`data.path` (=scan.npz) must be an NPZ file (.npz or .npz.bz2)", file(b"")),
     Case(
         "text", IMPORT, "`data.path` (=scan.npz) must be an NPZ file (.npz or .npz.bz2)", file(b"x,y,counts\n1,2,3\n")
@@ -949,6 +954,10 @@ CONFIGS = (
 # The tracking store, studies and models.
 
 
+def _torn_database(folder: Path) -> None:
+    (folder / "torn.db").write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 16)
+
+
 def _no_database(folder: Path) -> None:
     (folder / "text.db").write_text("this is no database\n")
 
@@ -1017,6 +1026,27 @@ STORES = (
         "`MLFLOW_TRACKING_URI` (=sqlite:///text.db) must be a sqlite database",
         _no_database,
         _store("sqlite:///text.db"),
+    ),
+    Case(
+        "a store that is a torn database",
+        TRAIN,
+        "`MLFLOW_TRACKING_URI` (=sqlite:///torn.db) must be a sqlite database",
+        _torn_database,
+        _store("sqlite:///torn.db"),
+    ),
+    Case(
+        "a torn database: inspect",
+        ("inspect", "0123"),
+        "`MLFLOW_TRACKING_URI` (=sqlite:///torn.db) must be a sqlite database",
+        _torn_database,
+        _store("sqlite:///torn.db"),
+    ),
+    Case(
+        "a store of an unknown kind",
+        TRAIN,
+        "`MLFLOW_TRACKING_URI` (=carrier-pigeon://coop) must be of a kind that MLflow knows",
+        None,
+        _store("carrier-pigeon://coop"),
     ),
     Case(
         "a cache that is a file",

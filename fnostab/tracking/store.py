@@ -4,10 +4,11 @@ import http.client
 import os
 import re
 import socket
+import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -67,7 +68,10 @@ def check_store(*, must_exist: bool = False) -> str:
             raise ConfigError(f"{_setting(uri)} must name a tracking store: there is none yet")
         return uri if database is None else f"sqlite:///{database.resolve()}"
     try:
+        _check_kind(uri)
         _call(uri)
+    except ConfigError:
+        raise
     except urllib.error.HTTPError as answer:  # any answer is an answer: other servers have no /health
         answer.close()
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -126,6 +130,17 @@ def _is_refused_login(error: Exception) -> bool:
     )
 
 
+def _check_kind(uri: str) -> None:
+    """Refuse a store of a kind that neither MLflow nor a plugin of it knows; asks of others only what those are."""
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme in ("", "http", "https", "file", *_DATABASE_PORTS):
+        return
+    try:
+        mlflow.MlflowClient(uri)
+    except MlflowException:
+        raise ConfigError(f"{_setting(uri)} must be of a kind that MLflow knows") from None
+
+
 def _call(uri: str) -> None:
     """Open a connection to the host that `uri` names; stores without a host pass."""
     parts = urlsplit(uri)
@@ -144,11 +159,21 @@ def sqlite_file(uri: str) -> Path | None:
     database = Path(name)
     if not database.parent.is_dir():
         raise ConfigError(f"{_setting(uri)} must lie in a folder that exists")
-    if database.exists() and database.stat().st_size:
-        with database.open("rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                raise ConfigError(f"{_setting(uri)} must be a sqlite database")
+    if database.is_file() and database.stat().st_size and not _is_database(database):
+        raise ConfigError(f"{_setting(uri)} must be a sqlite database")
     return database
+
+
+def _is_database(path: Path) -> bool:
+    """Whether sqlite can read the tables of `path`; nothing is written, and a lock on it does not matter."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError:
+        return True
+    except sqlite3.DatabaseError:
+        return False
+    return True
 
 
 @contextmanager
