@@ -15,10 +15,8 @@ in object pixels; PtychoPINN's x is the column and y the row of the window's mid
 import bz2
 import io
 import math
-import os
 import struct
 import tokenize
-import uuid
 import warnings
 import zipfile
 import zlib
@@ -32,6 +30,7 @@ import numpy as np
 import psutil
 from numpy.typing import ArrayLike, NDArray
 
+from fnostab.files import whole
 from fnostab.untrusted import printable, shown
 
 Quantity = Literal["auto", "counts", "amplitude"]
@@ -331,12 +330,8 @@ def write_scan(
     packed = io.BytesIO()
     np.savez(packed, **arrays)  # type: ignore[arg-type]  # the stub takes any keyword for `allow_pickle`
     content = bz2.compress(packed.getvalue()) if path.suffix == ".bz2" else packed.getvalue()
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with whole(path) as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _scan(arrays: Mapping[str, NDArray[Any]], name: str, squared: bool = False) -> Scan:

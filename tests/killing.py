@@ -24,7 +24,7 @@ from typing import Any
 #: Small, and with all that a training does: data, steps, checkpoints at every step, pictures, layers, a model.
 ARGUMENTS = (
     *("train", "--preset", "smoke", "--epochs", "3", "--width", "4", "--data.max_train_patches", "80"),
-    *("--data.object_size", "112", "--train.checkpoint_every_s", "0.000001", "--train.picture_every_epochs", "2"),
+    *("--data.object_size", "112", "--train.checkpoint_every_s", "0.000001", "--train.picture_every_epochs", "100"),
     *("--train.layer_norms_every_steps", "4", "--train.threads", "1"),
 )
 

@@ -4,8 +4,7 @@ import contextlib
 import math
 import os
 import sys
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast, get_args
@@ -19,6 +18,7 @@ from fnostab import metrics
 from fnostab.config import ConfigError
 from fnostab.dataset import import_scan
 from fnostab.evaluation import Reconstruction, can_be_stitched
+from fnostab.files import whole
 from fnostab.npz import Quantity, Scan
 from fnostab.report import reconstruction_figure
 from fnostab.scan import Reassembly, reassemble, stitched_r_factor
@@ -93,7 +93,7 @@ def reconstruct_scan(
     r_factor_mean_pattern = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
     png = out.with_name(out.name.removesuffix(".npz") + ".png")
     figure = _figure(stitched, r_factor, used, f"{data.name}, {model_uri}: R = {r_factor:.4f}")
-    with _whole(out) as partial_npz, _whole(png) as partial_png:
+    with whole(out) as partial_npz, whole(png) as partial_png:
         np.savez_compressed(
             partial_npz,
             object=stitched.object,
@@ -208,17 +208,6 @@ def _figure(stitched: Reassembly, r_factor: float, probe: NDArray[np.complex64],
     lit = stitched.light > metrics.LIT_SHARE * stitched.light.max()
     turned = stitched.object * np.exp(-1j * np.angle(stitched.object[lit].sum()))
     return reconstruction_figure(Reconstruction(turned, lit, stitched, r_factor), probe, title)
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, with its ending; it becomes `path` when the block ends well."""
-    partial = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:
