@@ -59,10 +59,24 @@ class Moment:
         return f"{signal.Signals(self.signum).name} at {self.point}, call {self.call}, {1000 * self.delay_s:.1f} ms in"
 
 
-def random_moment(calls: dict[str, int], signum: int, rng: random.Random) -> Moment:
-    """A moment at one of the points, at a random call out of `calls` and, as often as not, up to 30 ms into it."""
-    point = rng.choice([point for point in POINTS if calls.get(point)])
-    return Moment(point, rng.randrange(calls[point]), rng.choice([0.0, rng.uniform(0, 0.03)]), signum)
+#: Points of the beginning, the middle and the end of a training: one that is killed in each has still something to do.
+PARTS = (
+    ("data building", "data hashing", "run creation", "step"),
+    (
+        *("step", "validation", "logging of metrics"),
+        *("checkpoint, before it is on the disk", "checkpoint, as it takes its place"),
+    ),
+    ("logging of pictures", "logging of artifacts", "model export", "model upload", "end of the run"),
+)
+
+
+def random_moment(part: int, calls: dict[str, int], signum: int, rng: random.Random) -> Moment:
+    """A moment in a part of a training: at a random call of one of its points, out of the first half of `calls`.
+
+    As often as not it is up to 30 ms into that call.
+    """
+    point = rng.choice(PARTS[part])
+    return Moment(point, rng.randrange(-(-calls[point] // 2)), rng.choice([0.0, rng.uniform(0, 0.03)]), signum)
 
 
 class Trainings:

@@ -156,8 +156,9 @@ def test_pictures_wait_as_files_while_the_store_is_away_and_a_later_process_stor
         outage.setattr(mlflow.MlflowClient, "log_image", _away)
         with pytest.raises(tracking.StoreAway, match="1 values wait"):
             draw_again_and_go_on()
-    with tracking.open_run(_CONFIG, tmp_path, first_run_id=first.run_id):
-        pass
+    with tracking.open_run(_CONFIG, tmp_path, first_run_id=first.run_id) as back:
+        assert back.flush()
+        back.log_image(picture, "frc", 7)  # and drawn again
     # Each is there as it is and as a small copy.
     assert _pictures(store, first.run_id) == 2 * ["images/frc+step+3"] + 2 * ["images/frc+step+7"]
     assert list((tmp_path / "pictures").iterdir()) == []

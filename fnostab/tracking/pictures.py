@@ -24,6 +24,7 @@ class PictureQueue:
         self._client = client
         self._run_id = run_id
         self._folder = folder
+        self._resumed = resumed
         self._waiting = deque(sorted(folder.glob("*.npy")))
         #: Names without endings of the pictures that are there, by key and step; None until they were looked up.
         self._stored: dict[str, str] | None = None if resumed else {}
@@ -52,11 +53,10 @@ class PictureQueue:
         image = np.load(path, allow_pickle=False)
         there = self._there().get(f"{key}+step+{int(step)}")
         if there is None:
-            try:
-                self._client.log_image(self._run_id, image, key=key, step=int(step), synchronous=True)
-            except BaseException:  # a part of it may be there
-                self._stored = None
-                raise
+            known, self._stored = self._stored, None  # if this fails, a part of it may be there
+            self._client.log_image(self._run_id, image, key=key, step=int(step), synchronous=True)
+            if not self._resumed:  # else it may be drawn again: it waited here, and belongs to the end of the run
+                self._stored = known
             return
         # It is there, or a part of it: written again as MLflow would, but under its name, else it would be there twice.
         picture = convert_to_pil_image(image)

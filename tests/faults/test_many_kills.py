@@ -22,7 +22,8 @@ def test_trainings_killed_at_random_moments_end_bit_for_bit_as_unbroken_ones(tmp
         kills: dict[int, list[Moment]] = {signum: [] for signum in _SIGNALS}
         for number in range(_TRAININGS):
             folder = fresh_folder(template, tmp_path / f"killed-{number}")
-            moments = [random_moment(calls, signum, rng) for signum in rng.sample(_SIGNALS, len(_SIGNALS))]
+            signals = rng.sample(_SIGNALS, len(_SIGNALS))
+            moments = [random_moment(part, calls, signum, rng) for part, signum in enumerate(signals)]
             said = []
             for moment in moments:
                 code = trainings.train(folder, moment)["code"]
@@ -31,12 +32,12 @@ def test_trainings_killed_at_random_moments_end_bit_for_bit_as_unbroken_ones(tmp
                     break
                 assert code == (-moment.signum if moment.signum == signal.SIGKILL else 128 + moment.signum), said
                 kills[moment.signum].append(moment)
-            else:
+            if code:
                 assert trainings.train(folder)["code"] == 0, said
             assert left_behind(folder) == expected, said
     for signum, moments in kills.items():
         places = {moment.point for moment in moments}
-        assert len(moments) >= _TRAININGS // 2
+        assert len(moments) > 0.8 * _TRAININGS
         fault_report.record(
             f"{signal.Signals(signum).name} at a random moment of a training",
             len(moments),
