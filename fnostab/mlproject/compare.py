@@ -3,15 +3,17 @@
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fnostab import tracking
 from fnostab.config import ConfigError
+from fnostab.files import whole
 from fnostab.ranking import FAILED, Ranking, rank_arms
+from fnostab.study.curves import condensed
 from fnostab.study.depth import DepthComparison, compare_depth
 from fnostab.study.report import figures, html_report, short_summary, summary_markdown
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
@@ -106,28 +108,21 @@ def _opened(study: str, home: StoredRun | None) -> AbstractContextManager[StudyF
 
 
 def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun | None) -> StudyResult:
-    runs = [_study_run(run) for run in selection.runs]
-    pictured = {run.run_id for arm in {run.arm for run in runs} for run in best_and_worst(_of_arm(runs, arm))}
-    with_pictures = [_with_pictures(run) if run.run_id in pictured else run for run in runs]
-    return StudyResult(
+    result = StudyResult(
         study=study,
         ranking=ranking,
-        runs=with_pictures,
+        runs=[_study_run(run) for run in selection.runs],
         dataset_sha256=selection.dataset_sha256,
         facts=_facts(selection.runs),
         notes=selection.notes,
         depth=_depth(selection, ranking, home),
     )
-
-
-def _of_arm(runs: Sequence[StudyRun], arm: str) -> list[StudyRun]:
-    return [run for run in runs if run.arm == arm]
+    return _with_pictures(_with_histories(result, selection), selection)
 
 
 def _study_run(run: StoredRun) -> StudyRun:
     verdict = run.tags["verdict"]
     loss = run.metrics.get("best_val_loss", float("inf"))
-    history = tracking.read_artifact(run.run_id, "history.json")
     return StudyRun(
         arm=run.arm,
         seed=run.seed,
@@ -135,15 +130,47 @@ def _study_run(run: StoredRun) -> StudyRun:
         verdict=verdict,
         verdict_reason=run.tags.get("verdict_reason", ""),
         best_val_loss=float("inf") if verdict in FAILED else loss,
-        history=None if history is None else json.loads(history),
         url=tracking.run_url(run),
     )
 
 
-def _with_pictures(run: StudyRun) -> StudyRun:
-    found = {caption: tracking.read_artifact(run.run_id, path) for path, caption in _PICTURES.items()}
-    pictures = {caption: png for caption, png in found.items() if png is not None}
-    return replace(run, pictures=pictures)
+def _with_histories(result: StudyResult, selection: Selection) -> StudyResult:
+    """`result` with what is drawn of each run's `history.json`; one that is damaged is left out and named."""
+    drawn = {run.run_id for arm in result.drawn_arms for run in result.drawn(arm)}
+    stored = [run for run in selection.runs if run.run_id in drawn]
+    found = dict(
+        zip([run.run_id for run in stored], tracking.read_artifacts(stored, "history.json", _history), strict=True)
+    )
+    notes = [
+        f"{run.arm}, seed {run.seed}: history.json of run {run.run_id} is damaged, its curves are not drawn: {damage}."
+        for run in stored
+        if isinstance(damage := found[run.run_id], str)
+    ]
+    histories = {run_id: history for run_id, history in found.items() if not isinstance(history, str)}
+    runs = [replace(run, history=histories.get(run.run_id)) for run in result.runs]
+    return replace(result, runs=runs, notes=[*result.notes, *notes])
+
+
+def _history(content: bytes) -> Mapping[str, Any] | str:
+    """What is drawn of a `history.json`, or what is wrong with it."""
+    try:
+        return condensed(json.loads(content))
+    except RecursionError:
+        return "it is nested too deeply"
+    except ValueError as error:
+        return str(error)
+
+
+def _with_pictures(result: StudyResult, selection: Selection) -> StudyResult:
+    """`result` with the pictures of the best and the worst run of each arm that is drawn."""
+    shown = {run.run_id for arm in result.drawn_arms for run in best_and_worst(result.of_arm(arm))}
+    stored = [run for run in selection.runs if run.run_id in shown]
+    pictures: dict[str, dict[str, bytes]] = {run.run_id: {} for run in stored}
+    for path, caption in _PICTURES.items():
+        for run, png in zip(stored, tracking.read_artifacts(stored, path, bytes), strict=True):
+            if png is not None:
+                pictures[run.run_id][caption] = png
+    return replace(result, runs=[replace(run, pictures=pictures.get(run.run_id, {})) for run in result.runs])
 
 
 def _facts(runs: Sequence[StoredRun]) -> dict[str, str]:
@@ -183,9 +210,9 @@ def _depth(selection: Selection, ranking: Ranking, home: StoredRun | None) -> De
 
 def _write(result: StudyResult, folder: Path) -> list[str]:
     """Write all files of the comparison; returns their names, the report first."""
-    study = result.study
+    study, drawn = result.study, figures(result)
     texts = {
-        f"{study}_report.html": html_report(result),
+        f"{study}_report.html": html_report(result, drawn),
         f"{study}_summary.md": summary_markdown(result),
         f"{study}_metrics.json": json.dumps(result.ranking.to_json_rows(), indent=2, allow_nan=False) + "\n",
     }
@@ -193,7 +220,7 @@ def _write(result: StudyResult, folder: Path) -> list[str]:
         (folder / name).write_text(text, encoding="utf-8")
     names = list(texts)
     (folder / "figures").mkdir()
-    for name, figure in figures(result).items():
+    for name, figure in drawn.items():
         names.append(f"figures/{study}_{name}.png")
         figure.savefig(folder / names[-1], dpi=_DPI)
     return names
@@ -201,9 +228,8 @@ def _write(result: StudyResult, folder: Path) -> list[str]:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(source.read_bytes())
-    partial.replace(target)
+    with whole(target) as partial:
+        partial.write_bytes(source.read_bytes())
 
 
 def _register(result: StudyResult, selection: Selection, promote: bool) -> tuple[Registration | None, str]:

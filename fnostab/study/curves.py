@@ -19,6 +19,7 @@ from fnostab.study.result import StudyResult, StudyRun
 BINS: Final = 200
 #: Values above this many times the constant object's R-factor are drawn at the top of the frame.
 CAP: Final = 10.0
+_NORMS: Final = "grad_norm_preclip"
 
 Floats = NDArray[np.float64]
 
@@ -51,25 +52,45 @@ def binned(values: Floats, bins: int = BINS) -> Binned:
 
 def series(run: StudyRun, name: str) -> Floats:
     """A list of the run's history (n,); empty where there is none."""
-    values = (run.history or {}).get(name)
+    return _array((run.history or {}).get(name))
+
+
+def _array(values: Any) -> Floats:
     return np.array([_number(value) for value in values] if isinstance(values, (list, tuple)) else [], dtype=np.float64)
+
+
+def condensed(history: Mapping[str, Any]) -> dict[str, Any]:
+    """What the curves need of a `history.json`, in a few kB however many steps it has.
+
+    Raises ValueError for what is no history.
+    """
+    if not isinstance(history, Mapping):
+        raise ValueError("it must hold an object")
+    kept = {name: history.get(name) for name in ("val_loss", _NORMS)}
+    wrong = [name for name, values in kept.items() if not isinstance(values, (list, tuple, type(None)))]
+    if wrong:
+        raise ValueError(f"`{wrong[0]}` must be a list")
+    kept[_NORMS] = binned(_array(kept[_NORMS]))
+    return kept | {name: history.get(name) for name in ("val_loss_constant", "val_loss_floor")}
 
 
 def learning_curves(result: StudyResult) -> Figure:
     """R-factor on validation patches over epochs: a line a run, the median of an arm, constant object and noise."""
-    curves = {(run.arm, run.seed): series(run, "val_loss") for run in result.runs}
-    levels = {name: _level(result.runs, name) for name in ("val_loss_constant", "val_loss_floor")}
+    drawn = _drawn(result)
+    curves = {(run.arm, run.seed): series(run, "val_loss") for run in drawn}
+    levels = {name: _level(drawn, name) for name in ("val_loss_constant", "val_loss_floor")}
+    colour_of = colours(result.arms)
     bottom, top = _frame(list(curves.values()), levels)
     longest = max([2, *map(len, curves.values())])
     figure, panels = _panels(result, "R-factor (val_loss)", "epoch", (0.5, longest + 0.5), list(curves.values()))
     for arm, axes in panels.items():
-        runs = result.of_arm(arm)
+        runs = result.drawn(arm)
         log_axis(axes, bottom, top)
         for style, value in zip(("--", ":"), levels.values(), strict=True):
             if np.isfinite(value):
                 axes.axhline(value, color="0.45", linestyle=style, linewidth=1, gid="level")
         for run in runs:
-            _curve(axes, run, _inside(curves[arm, run.seed], top), colours(result.arms)[arm], longest < 20)
+            _curve(axes, run, _inside(curves[arm, run.seed], top), colour_of[arm], longest < 20)
         recorded = [run for run in runs if run.verdict != "interrupted" and np.isfinite(curves[arm, run.seed]).any()]
         counted = [curves[arm, run.seed] for run in recorded]
         if len(counted) > 2:
@@ -79,11 +100,11 @@ def learning_curves(result: StudyResult) -> Figure:
         Line2D([], [], color="0.3", linewidth=1.1, label="converged (in the arm's colour)"),
         Line2D([], [], color=FAILED_COLOUR, linestyle="--", marker="x", linewidth=0.9, label="failed"),
         *_if(
-            any(run.verdict == "interrupted" for run in result.runs),
+            any(run.verdict == "interrupted" for run in drawn),
             Line2D([], [], color="0.3", linestyle=":", label="interrupted"),
         ),
         *_if(
-            any(len(result.of_arm(arm)) > 2 for arm in result.arms),
+            any(len(result.drawn(arm)) > 2 for arm in panels),
             Line2D([], [], color="black", linewidth=1.2, label="median, where a run that ended counts as infinite"),
         ),
         *_if(
@@ -102,7 +123,8 @@ def learning_curves(result: StudyResult) -> Figure:
 
 def gradient_norms(result: StudyResult) -> Figure:
     """Norm of the gradient before clipping over steps: median and maximum of each run's bins."""
-    parts = {(run.arm, run.seed): binned(series(run, "grad_norm_preclip")) for run in result.runs}
+    parts = {(run.arm, run.seed): _norms(run) for run in _drawn(result)}
+    colour_of = colours(result.arms)
     known = [part.maximum[part.maximum > 0] for part in parts.values()]
     known += [part.median[part.median > 0] for part in parts.values()]
     drawn = np.concatenate(known) if known else np.empty(0)
@@ -113,9 +135,9 @@ def gradient_norms(result: StudyResult) -> Figure:
     figure, panels = _panels(result, "gradient norm", "optimizer step", (-0.02 * longest - 0.5, longest + 0.5), maxima)
     for arm, axes in panels.items():
         log_axis(axes, bottom, top)
-        for run in result.of_arm(arm):
+        for run in result.drawn(arm):
             part = parts[arm, run.seed]
-            color = FAILED_COLOUR if run.failed else colours(result.arms)[arm]
+            color = FAILED_COLOUR if run.failed else colour_of[arm]
             point: dict[str, Any] = {"marker": "o", "markersize": 4} if len(part.step) == 1 else {}
             axes.plot(part.step, _inside(part.maximum, top), color=color, alpha=0.45, lw=0.6, gid="maximum", **point)
             axes.plot(part.step, _inside(part.median, top), color=color, lw=1.0, gid="median", **point)
@@ -139,8 +161,8 @@ def gradient_norms(result: StudyResult) -> Figure:
 def _panels(
     result: StudyResult, ylabel: str, xlabel: str, span: tuple[float, float], curves: Sequence[Floats]
 ) -> tuple[Figure, dict[str, Axes]]:
-    """A panel an arm, on shared axes, each titled with its failures; `curves` are those of `result.runs`."""
-    count = max(len(result.arms), 1)
+    """A panel an arm that is drawn, on shared axes, each titled with its failures; `curves` are those of `_drawn`."""
+    count = max(len(result.drawn_arms), 1)
     columns = count if count < 4 else 2 if count == 4 else 3
     rows = -(-count // columns)
     size = (6.4, 4.0) if count == 1 else (0.5 + 3.3 * columns, 0.7 + 2.6 * rows)
@@ -154,16 +176,28 @@ def _panels(
         axes.set_xlabel(xlabel, fontsize=9)
     grid[0, 0].set_xlim(*span)
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    absent = Counter(run.arm for run, curve in zip(result.runs, curves, strict=True) if not np.isfinite(curve).any())
-    panels = dict(zip(result.arms, grid.flat, strict=False))
+    drawn = _drawn(result)
+    absent = Counter(run.arm for run, curve in zip(drawn, curves, strict=True) if not np.isfinite(curve).any())
+    panels = dict(zip(result.drawn_arms, grid.flat, strict=False))
     for arm, axes in panels.items():
         runs = result.of_arm(arm)
         failures = sum(run.failed for run in runs)
         axes.set_title(label(arm, 34), fontsize=9.5, loc="left", color="black", pad=14)
         told = f"{len(runs)} run{'' if len(runs) == 1 else 's'}, {failures} failed"
+        told += f", {len(result.drawn(arm))} drawn" if len(result.drawn(arm)) < len(runs) else ""
         told += f", {absent[arm]} without a record" if absent[arm] else ""
         axes.text(0, 1.02, told, transform=axes.transAxes, fontsize=8, color="0.35")
     return figure, panels
+
+
+def _drawn(result: StudyResult) -> list[StudyRun]:
+    """The runs that have lines."""
+    return [run for arm in result.drawn_arms for run in result.drawn(arm)]
+
+
+def _norms(run: StudyRun) -> Binned:
+    found = (run.history or {}).get(_NORMS)
+    return found if isinstance(found, Binned) else binned(_array(found))
 
 
 def _curve(axes: Axes, run: StudyRun, values: Floats, color: str, dotted: bool) -> None:
@@ -224,7 +258,7 @@ def _level(runs: Sequence[StudyRun], name: str) -> float:
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return np.nan
 
 

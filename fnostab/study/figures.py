@@ -1,7 +1,7 @@
 """Figures of a ranked study: how each arm's runs went, how often they failed, and what depth did."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +11,9 @@ from fnostab.study.axes import colours, label, log_axis, new_figure, tidy
 from fnostab.study.curves import gradient_norms, learning_curves
 from fnostab.study.depth import DepthChange, DepthComparison, Estimate
 from fnostab.study.result import StudyResult, StudyRun
+
+#: Arms beside each other in one figure; a figure of more is no overview.
+MOST_ARMS: Final = 24
 
 
 def figures(result: StudyResult) -> dict[str, Figure]:
@@ -26,7 +29,8 @@ def figures(result: StudyResult) -> dict[str, Figure]:
 
 def best_val_loss(result: StudyResult) -> Figure:
     """Every run as a dot and each arm's median with its interval; failed runs in a band at the top."""
-    rows = result.ranking.table
+    rows = result.ranking.table[:MOST_ARMS]
+    colour_of = colours(result.arms)
     runs = {row["arm"]: [run for run in result.of_arm(row["arm"]) if run.seed in row["seeds"]] for row in rows}
     figure = new_figure(max(4.5, 1.6 + 0.95 * len(rows)), 4.2)
     any_failed = any(row["failures"] for row in rows)
@@ -38,7 +42,7 @@ def best_val_loss(result: StudyResult) -> Figure:
     finite = [value for value in (*shown, *ends) if value is not None and np.isfinite(value) and value > 0]
     log_axis(axes, min(finite, default=0.01), max(finite, default=1))
     for place, row in enumerate(rows):
-        color = colours(result.arms)[row["arm"]]
+        color = colour_of[row["arm"]]
         _dots(band, axes, place, runs[row["arm"]], color)
         _median(band, axes, place, row)
     axes.set_ylabel("best val_loss (R-factor)", fontsize=9)
@@ -89,12 +93,13 @@ def _make_band(band: Axes, shown: bool) -> None:
 
 def failure_rates(result: StudyResult) -> Figure:
     """Share of failed runs by arm, best arm at the top, with Wilson intervals."""
-    rows = result.ranking.table
+    rows = result.ranking.table[:MOST_ARMS]
+    colour_of = colours(result.arms)
     figure = new_figure(7, 1.1 + 0.36 * len(rows))
     axes = figure.subplots()
     tidy(axes, grid="x")
     for place, row in enumerate(rows):
-        color = colours(result.arms)[row["arm"]]
+        color = colour_of[row["arm"]]
         ends = [100 * row["failure_rate_low"], 100 * row["failure_rate_high"]]
         axes.plot(ends, [place] * 2, color=color, linewidth=2.2, solid_capstyle="butt", gid="interval")
         axes.plot(100 * row["failure_rate"], place, "o", color=color, ms=7, clip_on=False, gid="rate")

@@ -8,15 +8,15 @@ import base64
 import functools
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from fnostab.study.axes import colours
-from fnostab.study.figures import figures
-from fnostab.study.result import StudyResult, StudyRun, best_and_worst
+from fnostab.study.figures import MOST_ARMS, figures
+from fnostab.study.result import MOST_LINES, StudyResult, StudyRun, best_and_worst
 from fnostab.study.tables import (
     HOW_TO_READ,
     depth_headline,
@@ -137,8 +137,11 @@ def short_summary(result: StudyResult) -> str:
     return "\n".join(lines)
 
 
-def html_report(result: StudyResult) -> str:
-    """The study as one HTML file that asks nothing of the network, for light and dark screens of any width."""
+def html_report(result: StudyResult, drawn: Mapping[str, Figure] | None = None) -> str:
+    """The study as one HTML file that asks nothing of the network, for light and dark screens of any width.
+
+    `drawn` are the `figures` of the result, where there are some already.
+    """
     template = _environment().get_template("study.html.j2")
     return template.render(
         result=result,
@@ -148,8 +151,9 @@ def html_report(result: StudyResult) -> str:
         pairs=pairs_table(result.ranking),
         depth=depth_table(result.depth) if result.depth else None,
         depth_heading=DEPTH,
-        figures={name: _shown(name, figure, result) for name, figure in figures(result).items()},
-        pictured=[(arm, _pictured(result.of_arm(arm))) for arm in result.arms],
+        figures={name: _shown(name, figure, result) for name, figure in (drawn or figures(result)).items()},
+        pictured=[(arm, _pictured(result.of_arm(arm))) for arm in result.drawn_arms],
+        unpictured=len(result.arms) - len(result.drawn_arms),
         colours=colours(result.arms),
         missing=what_is_missing(result),
         facts=_facts(result),
@@ -179,14 +183,33 @@ def _shown(name: str, figure: Figure, result: StudyResult) -> dict[str, Any]:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     heading, caption = CAPTIONS[name]
-    arms = ", ".join(shortened(arm, 60) for arm in result.arms)
+    caption = " ".join([caption, *_left_out(name, result)])
+    arms = ", ".join(shortened(arm, 60) for arm in result.arms[:MOST_ARMS])
+    more = f" and {len(result.arms) - MOST_ARMS} more arms" if len(result.arms) > MOST_ARMS else ""
     return {
         "heading": heading,
         "caption": caption,
-        "alt": f"{heading} of {len(result.runs)} runs of {arms}. {caption}",
+        "alt": f"{heading} of {len(result.runs)} runs of {arms}{more}. {caption}",
         "png": buffer.getvalue(),
         "width": round(96 * figure.get_figwidth()),
     }
+
+
+def _left_out(name: str, result: StudyResult) -> list[str]:
+    """What a figure does not show, in words; the tables have everything."""
+    if name in ("best_val_loss", "failure_rates"):
+        ranked = len(result.ranking.table)
+        return [f"The first {MOST_ARMS} of {ranked} arms in rank."] if ranked > MOST_ARMS else []
+    if name not in ("learning_curves", "gradient_norms"):
+        return []
+    shown, arms = len(result.drawn_arms), len(result.arms)
+    sentences = [f"The first {shown} of {arms} arms in rank."] if shown < arms else []
+    if any(len(result.of_arm(arm)) > MOST_LINES for arm in result.drawn_arms):
+        sentences.append(
+            f"Of an arm with more runs, {MOST_LINES} at even distances in the order from the best to the worst; "
+            "medians are over these."
+        )
+    return sentences
 
 
 def _png_uri(png: bytes) -> str:

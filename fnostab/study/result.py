@@ -1,20 +1,27 @@
 """A ranked study as data: its runs, its ranking, and what else is to be told of it."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 from fnostab.ranking import FAILED, Ranking
 from fnostab.study.depth import DepthComparison
+
+#: More panels of curves, or pictures of more arms, are not looked at, and more lines in one panel hide each other.
+MOST_PANELS: Final = 12
+MOST_LINES: Final = 25
 
 
 @dataclass(frozen=True)
 class StudyRun:
     """One run of a study.
 
-    `best_val_loss` is infinite where there is none. `history` is the content of `history.json`. `pictures` holds PNG
-    bytes by name, and is empty but for the runs that `best_and_worst` names. `url` leads to the run's page.
+    `best_val_loss` is infinite where there is none. `history` is the content of `history.json`, or what
+    `curves.condensed` leaves of it; only `StudyResult.drawn` runs need it. `pictures` holds PNG bytes by name, and is
+    empty but for the runs that `best_and_worst` names. `url` leads to the run's page.
     """
 
     arm: str
@@ -49,7 +56,7 @@ class StudyResult:
     notes: Sequence[str] = ()
     depth: DepthComparison | None = None
 
-    @property
+    @cached_property
     def arms(self) -> list[str]:
         """Arms, best first; at the end those that have runs, but none that counts."""
         ranked = [row["arm"] for row in self.ranking.table]
@@ -57,7 +64,28 @@ class StudyResult:
 
     def of_arm(self, arm: str) -> list[StudyRun]:
         """The arm's runs by seed."""
-        return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
+        return list(self._by_arm.get(arm, []))
+
+    @cached_property
+    def _by_arm(self) -> dict[str, list[StudyRun]]:
+        by_arm = defaultdict(list)
+        for run in sorted(self.runs, key=lambda run: run.seed):
+            by_arm[run.arm].append(run)
+        return by_arm
+
+    @property
+    def drawn_arms(self) -> list[str]:
+        """The arms whose curves and pictures are shown: the first `MOST_PANELS`."""
+        return self.arms[:MOST_PANELS]
+
+    def drawn(self, arm: str) -> list[StudyRun]:
+        """The runs of `arm` whose curves are shown, by seed: all, or `MOST_LINES` from the best to the worst."""
+        runs = self.of_arm(arm)
+        if len(runs) <= MOST_LINES:
+            return runs
+        order = in_order(runs)
+        places = [round(place * (len(order) - 1) / (MOST_LINES - 1)) for place in range(MOST_LINES)]
+        return sorted((order[place] for place in places), key=lambda run: run.seed)
 
     @property
     def all_runs(self) -> list[StudyRun]:
@@ -70,9 +98,13 @@ def best_and_worst(runs: Sequence[StudyRun]) -> list[StudyRun]:
 
     One run where there is only one; interrupted runs only where there are no others.
     """
-    finished = [run for run in runs if run.verdict != "interrupted"] or list(runs)
-    order = sorted(finished, key=lambda run: (run.failed, _comparable(run.best_val_loss), run.seed))
+    order = in_order([run for run in runs if run.verdict != "interrupted"] or runs)
     return order if len(order) < 2 else [order[0], order[-1]]
+
+
+def in_order(runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """The runs of an arm, the best first: converged before failed, then by best_val_loss, then by seed."""
+    return sorted(runs, key=lambda run: (run.failed, _comparable(run.best_val_loss), run.seed))
 
 
 def _comparable(loss: float) -> float:

@@ -44,6 +44,7 @@ class StoredRun:
     tags: Mapping[str, str]
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    artifact_uri: str = ""
 
     @property
     def arm(self) -> str:
@@ -145,9 +146,12 @@ def _check_configs(study: str, runs: Sequence[StoredRun]) -> None:
             by_value[_comparable(run.params[key])].append(run)
         if len(by_value) < 2:
             continue
-        for arm in sorted({run.arm for run in with_key}):
-            values = [value for value, of_value in by_value.items() if any(run.arm == arm for run in of_value)]
-            if len(values) > 1:
+        by_arm: dict[str, set[object]] = defaultdict(set)
+        for value, of_value in by_value.items():
+            for run in of_value:
+                by_arm[run.arm].add(value)
+        for arm in sorted(by_arm):
+            if len(by_arm[arm]) > 1:
                 raise ConfigError(_difference(study, key, by_value, f"be one in all runs of arm {arm}"))
         if key not in OWN_KEYS | varied:
             raise ConfigError(_difference(study, key, by_value, "be one in all arms"))

@@ -35,7 +35,16 @@ from fnostab.tracking.promotion import (
     RegistryVersion,
     judge,
 )
-from fnostab.tracking.store import all_pages, check_store, connect, sqlite_file, sqlite_lock, store_errors
+from fnostab.tracking.store import (
+    all_pages,
+    check_store,
+    connect,
+    in_one_line,
+    redacted,
+    sqlite_file,
+    sqlite_lock,
+    store_errors,
+)
 
 _PREFIX: Final = "fnostab-"
 #: MLflow's databases hold no longer description.
@@ -309,9 +318,11 @@ def _registry_that_is_there() -> Iterator[None]:
     for uri, setting in stores.items():
         database = sqlite_file(uri) if uri.startswith("sqlite:") else None
         if database is not None and not database.exists():
-            raise ConfigError(f"`{setting}` (={uri}) must name a store that is there: there is none yet")
+            raise ConfigError(f"`{setting}` (={redacted(uri)}) must name a store that is there: there is none yet")
+    connect()  # says what a login that is refused lacks
     try:
         yield
     except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"`{stores[registry]}` (={registry}) must name a registry that answers: {reason}") from None
+        raise ConfigError(
+            f"`{stores[registry]}` (={redacted(registry)}) must name a registry that answers: {in_one_line(error)}"
+        ) from None

@@ -3,12 +3,15 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import mlflow
 import yaml
@@ -25,17 +28,21 @@ logger = logging.getLogger(__name__)
 ROLE: Final = "study_role"
 #: The parent's artifact that says which arms and seeds were planned.
 _PLAN: Final = "study.json"
+#: Artifacts that are read at once: a server answers each after some milliseconds.
+_READERS: Final = 8
+
+T = TypeVar("T")
 
 
 def find_runs(study: str) -> list[StoredRun]:
     """All runs tagged with `study` that trained something, in every experiment; a page at a time."""
-    runs = (_stored(run) for run in _search(f"tags.study = '{_quoted(study)}'"))
+    runs = _search(f"tags.study = '{_quoted(study)}'")
     return [run for run in runs if ROLE not in run.tags and "resumed_into" not in run.tags]
 
 
 def find_parents(study: str) -> list[StoredRun]:
     """The parent runs of `study`, newest first."""
-    return [_stored(run) for run in _search(f"tags.study = '{_quoted(study)}' and tags.{ROLE} = 'parent'")]
+    return list(_search(f"tags.study = '{_quoted(study)}' and tags.{ROLE} = 'parent'"))
 
 
 def planned_runs(parent: StoredRun) -> list[tuple[str, int]]:
@@ -63,6 +70,30 @@ def read_artifact(run_id: str, path: str) -> bytes | None:
         if not any(artifact.path == path for artifact in client.list_artifacts(run_id, folder)):
             return None
         return Path(client.download_artifacts(run_id, path)).read_bytes()
+
+
+def read_artifacts(runs: Iterable[StoredRun], path: str, reader: Callable[[bytes], T]) -> list[T | None]:
+    """What `reader` makes of the artifact `path` of each run, several at once; None for a run that has none.
+
+    Of a content no more is kept than `reader` gives. Raises `StoreAway` if the store does not answer.
+    """
+
+    def read(run: StoredRun) -> T | None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="fnostab-read-") as folder:
+                uri = f"{run.artifact_uri.rstrip('/')}/{path}"
+                content = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)).read_bytes()
+        except (MlflowException, OSError):
+            # Stores of artifacts tell in many ways that there is none. One that is there, or a store that is away,
+            # raises here once more.
+            found = read_artifact(run.run_id, path)
+            if found is None:
+                return None
+            content = found
+        return reader(content)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(read, runs))
 
 
 def run_url(run: StoredRun) -> str | None:
@@ -109,11 +140,11 @@ def open_parent(
     """
     projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     with store_errors():
-        earlier = _search(f"tags.{ROLE} = 'parent' and tags.study_sha256 = '{identity}'")
+        earlier = list(_search(f"tags.{ROLE} = 'parent' and tags.study_sha256 = '{identity}'"))
         client = mlflow.MlflowClient()
         if earlier and projects_run_id:
-            client.set_tag(projects_run_id, "resumed_into", earlier[0].info.run_id)
-        run_id = earlier[0].info.run_id if earlier else projects_run_id
+            client.set_tag(projects_run_id, "resumed_into", earlier[0].run_id)
+        run_id = earlier[0].run_id if earlier else projects_run_id
         run = client.get_run(run_id) if run_id else client.create_run(_experiment_id(), run_name=study)
         run_id = run.info.run_id
         client.update_run(run_id, status="RUNNING", name=study)
@@ -180,20 +211,26 @@ def _experiment_id() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
 
 
-def _search(query: str) -> Sequence[Run]:
-    """All active runs that `query` finds, newest first."""
+def _search(query: str) -> Iterator[StoredRun]:
+    """All active runs that `query` finds, newest first; a page at a time, so that only what is kept fills memory."""
     client = mlflow.MlflowClient()
-    try:
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        return list(all_pages(partial(client.search_runs, experiments), query))
-    except MlflowException as error:
-        raise StoreAway(f"the tracking store does not answer ({str(error).splitlines()[0]})") from error
+    with store_errors():
+        experiments = [experiment.experiment_id for experiment in all_pages(client.search_experiments, "")]
+        for run in all_pages(partial(client.search_runs, experiments), query):
+            yield _stored(run)
 
 
 def _stored(run: Run) -> StoredRun:
     info, data = run.info, run.data
     ended_ms = info.end_time or info.start_time or 0
-    return StoredRun(info.run_id, info.experiment_id, info.status, ended_ms, data.tags, data.params, data.metrics)
+    tags, params = ({_once(key): _once(value) for key, value in of.items()} for of in (data.tags, data.params))
+    metrics = {_once(key): value for key, value in data.metrics.items()}
+    return StoredRun(info.run_id, info.experiment_id, info.status, ended_ms, tags, params, metrics, info.artifact_uri)
+
+
+def _once(text: str) -> str:
+    """`text`, in memory once: the runs of a study have nearly all names and values in common."""
+    return sys.intern(str(text))
 
 
 def _quoted(text: str) -> str:
