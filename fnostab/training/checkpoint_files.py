@@ -29,6 +29,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` as `last` or `best`, on the first process alone."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         packed = io.BytesIO()
         torch.save(checkpoint, packed)
         if path == self.best:

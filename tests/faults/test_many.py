@@ -30,7 +30,8 @@ import fnostab.mlproject.train
 from fnostab.cli import main
 print("ready", flush=True)
 sys.stdin.readline()
-sys.exit(main(["train", "--preset", "smoke", "--epochs", "1", "--train.threads", "1", *sys.argv[1:]]))
+small = ["--preset", "smoke", "--epochs", "1", "--width", "4", "--fno_blocks", "1", "--train.threads", "1"]
+sys.exit(main(["train", *small, *sys.argv[1:]]))
 """
 _REGISTER = """
 from fnostab.tracking import Candidate, connect, register_winner
