@@ -112,7 +112,7 @@ def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observe
             if not observed:
                 off.append(train_s(Unobserved(config, dataset), [], dataset, folder))
                 continue
-            with tracking.open_run(config) as tracker:
+            with tracking.open_run(config, folder) as tracker:
                 run = _Run(config, dataset, tracker, folder, lambda line: None, None, None)
                 module = PtychoModule(config, dataset)
                 recorder, watch = SeriesRecorder(run.history, tracker), Stopwatch()

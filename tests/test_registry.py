@@ -106,7 +106,7 @@ def test_the_champion_loads_by_its_alias_from_the_runs_store_and_from_a_registry
     store, fresh_store, monkeypatch
 ):
     counts = np.arange(32, dtype=np.float32).reshape(2, 4, 4)
-    with tracking.open_run(resolve_config({"preset": "smoke"})) as tracker:
+    with tracking.open_run(resolve_config({"preset": "smoke"}), fresh_store) as tracker:
         tracker.log_model(_Doubler().eval(), counts)
     for name in ("mlflow.db", "registry.db"):
         assert not (fresh_store / "registry.db").exists()
