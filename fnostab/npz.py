@@ -15,11 +15,9 @@ in object pixels; PtychoPINN's x is the column and y the row of the window's mid
 import bz2
 import io
 import math
-import struct
 import tokenize
 import warnings
 import zipfile
-import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ import numpy as np
 import psutil
 from numpy.typing import ArrayLike, NDArray
 
-from fnostab.files import whole
+from fnostab.files import DAMAGE, whole
 from fnostab.untrusted import printable, shown
 
 Quantity = Literal["auto", "counts", "amplitude"]
@@ -52,10 +50,7 @@ MAX_SPARSITY: Final = 16
 #: Largest and smallest |probe|: beyond, its intensities leave the range of float32.
 _PROBE_RANGE: Final = (1e-12, 1e12)
 
-_DAMAGE: Final = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
-    *(ValueError, RuntimeError, NotImplementedError, MemoryError),  # zipfile on what it does not know
-)
+_DAMAGE: Final = (*DAMAGE, MemoryError)
 #: What NumPy raises for a header that is none, of another version, or made to confuse Python's parser.
 _NO_HEADER: Final = (
     *(ValueError, KeyError, TypeError, OverflowError, MemoryError, RecursionError, SyntaxError, tokenize.TokenError),

@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if not is_disk_full(error):
             raise
-        say_error(OSError(f"the disk is full ({error}); what was stored stays, and the same command goes on"))
+        say_error(f"the disk is full ({error}); what was stored stays, and the same command goes on")
         return 1
     except MemoryError as error:  # NumPy's says how much it would have been
-        say_error(MemoryError(f"the memory does not suffice: {error}"))
+        say_error(f"the memory does not suffice: {error}")
         return 1
     except KeyboardInterrupt:  # where nothing is trained, and nothing half-written stays
         return 130

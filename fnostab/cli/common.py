@@ -83,7 +83,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def say_error(error: BaseException) -> None:
+def say_error(error: BaseException | str) -> None:
     """One line on stderr; under `mlflow run` also on the run that MLflow made for this process."""
     line = printable(str(error))
     print(f"fnostab: error: {line}", file=sys.stderr, flush=True)

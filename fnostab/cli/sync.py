@@ -28,7 +28,7 @@ def _sync(arguments: argparse.Namespace) -> int:
     from fnostab.mlproject.sync import sync_runs
 
     try:
-        done = sync_runs(say)
+        done = sync_runs(runs, say)
     except Interrupted as error:
         say_error(error)
         return 128 + error.signum

@@ -1,6 +1,6 @@
 """Bring what waits on this machine to the tracking store: `fnostab sync`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from fnostab.callbacks import SeriesRecorder
 from fnostab.config import ArmConfig
 from fnostab.history import History
 from fnostab.mlproject.train import train_arm
-from fnostab.runfolder import AlreadyRunning, RunFolder, Unfinished, unfinished_runs
+from fnostab.runfolder import AlreadyRunning, RunFolder, Unfinished
 from fnostab.tracking import StoreAway, Tracker
 from fnostab.training import CheckpointFiles
 
@@ -31,16 +31,13 @@ class Synced:
     text: str
 
 
-def sync_runs(report: Report) -> list[Synced]:
-    """Bring everything that waits on this machine for the present tracking store there; returns what became of each.
+def sync_runs(runs: Sequence[Unfinished], report: Report) -> list[Synced]:
+    """Bring those of `runs` that wait for the present tracking store there; returns what became of each.
 
     A run whose training is over is evaluated, exported and closed, as it would have been; of one that was stopped in
     the middle, what its last checkpoint holds is uploaded, and the command that began it goes on with the training.
     Nothing is written twice. Raises `ConfigError` if the store does not answer.
     """
-    runs = unfinished_runs()
-    if not runs:
-        return []
     store = tracking.redacted(tracking.check_store())
     tracking.connect()
     return [_sync(run, store, report) for run in runs]

@@ -194,9 +194,10 @@ class Tracker:
         `model` lies on the CPU; `example_counts` is (B, N, N); `extra_files` lie beside it in `extra_files/`. The
         signature is (-1, N, N) -> (-1, N, N, 2), float32. What an earlier process of the run logged is deleted.
         """
-        earlier = self._client.search_logged_models([self.experiment_id], f"source_run_id = '{self.run_id}'")
-        for there in earlier:
-            self._client.delete_logged_model(there.model_id)
+        if self.resumed:
+            mine = f"source_run_id = '{self.run_id}'"
+            for earlier in self._client.search_logged_models([self.experiment_id], mine):
+                self._client.delete_logged_model(earlier.model_id)
         size = example_counts.shape[-1]
         float32 = np.dtype(np.float32)
         logged = mlflow.pytorch.log_model(

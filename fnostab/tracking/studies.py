@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from fnostab.config import ConfigError
 from fnostab.study.selection import StoredRun
+from fnostab.tracking.run import resume_into
 from fnostab.tracking.store import StoreAway, all_pages, store_errors
 
 logger = logging.getLogger(__name__)
@@ -138,13 +139,12 @@ def open_parent(
     parent already gets the tag `resumed_into`, and no study tags. The parent ends FINISHED when the block does, KILLED
     after an interrupt or exit, and FAILED after an error.
     """
-    projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     with store_errors():
         earlier = list(_search(f"tags.{ROLE} = 'parent' and tags.study_sha256 = '{identity}'"))
         client = mlflow.MlflowClient()
-        if earlier and projects_run_id:
-            client.set_tag(projects_run_id, "resumed_into", earlier[0].run_id)
-        run_id = earlier[0].run_id if earlier else projects_run_id
+        run_id = earlier[0].run_id if earlier else os.environ.pop("MLFLOW_RUN_ID", None)
+        if earlier:
+            resume_into(earlier[0].run_id)
         run = client.get_run(run_id) if run_id else client.create_run(_experiment_id(), run_name=study)
         run_id = run.info.run_id
         client.update_run(run_id, status="RUNNING", name=study)
