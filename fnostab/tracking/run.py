@@ -168,7 +168,12 @@ class Tracker:
         name = Path(config.path).name or f"{config.objects}-{config.phase}"
         source = CodeDatasetSource({"path": config.path or "simulated", "config_sha256": dataset.config_sha256})
         example = np.asarray(dataset.train.counts[:1])
-        mlflow.log_input(from_numpy(example, source=source, name=name, digest=dataset.sha256[:32]), context="training")
+        described = from_numpy(example, source=source, name=name, digest=dataset.sha256[:32])
+        try:
+            mlflow.log_input(described, context="training")
+        except MlflowException:
+            # Of processes that log a new dataset at once, MLflow's database refuses all but one, but once only.
+            mlflow.log_input(described, context="training")
 
     @store_errors()
     def log_text(self, text: str, name: str) -> None:

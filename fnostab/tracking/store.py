@@ -17,6 +17,7 @@ import filelock
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, UNAUTHENTICATED, ErrorCode
+from mlflow.store.db.utils import create_sqlalchemy_engine
 
 from fnostab.config import ConfigError
 from fnostab.files import is_disk_full
@@ -149,6 +150,19 @@ def _call(uri: str) -> None:
         urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_REACH_TIMEOUT_S).close()
     elif host is not None and port is not None:
         socket.create_connection((host, port), timeout=_REACH_TIMEOUT_S).close()
+        _open_database(uri)
+
+
+def _open_database(uri: str) -> None:
+    """Log in once: what a database refuses, a password for instance, MLflow tries ten times within two minutes."""
+    try:
+        engine = create_sqlalchemy_engine(uri)  # type: ignore[no-untyped-call]
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+    except Exception as error:  # of the driver, or that there is none
+        raise ConnectionError(in_one_line(error)) from None
 
 
 def sqlite_file(uri: str) -> Path | None:

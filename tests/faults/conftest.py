@@ -41,6 +41,14 @@ def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Mlflo
         yield server
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave them out also where another `-m` took the place of the one in pyproject.toml."""
+    if "faults" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("faults"):
+                item.add_marker(pytest.mark.skip(reason="a test of faults: make test-faults, or -m faults"))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-into", metavar="FILE", help="also write the table of faults into this Markdown file")
 
