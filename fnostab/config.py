@@ -24,7 +24,7 @@ ClipAlgorithm = Literal["none", "norm", "value", "agc"]
 AUTO_CLIP_VALUES: Final[Mapping[str, float]] = {"none": 0.0, "norm": 1.0, "value": 0.5, "agc": 0.01}
 
 #: Architectures by name; `fnostab.models.registry` maps each to its class.
-ARCHITECTURES: Final = ("hybrid", "stable_hybrid", "hybrid_original", "fno", "cnn")
+ARCHITECTURES: Final = ("hybrid", "stable_hybrid", "gated_hybrid", "hybrid_original", "fno", "cnn")
 
 
 #: Larger factors overflow float32, in which networks are trained.
@@ -161,6 +161,15 @@ class ModelConfig(_Config):
     layerscale_init: float | None = Field(
         None, ge=-1000, le=1000, description="initial LayerScale of stable blocks; null: no LayerScale"
     )
+    norm_centred: bool = Field(True, description="the norm of stable blocks takes each channel's mean away")
+    norm_bias: bool = Field(True, description="the norm of stable blocks learns a bias")
+    pre_norm: Literal["none", "group", "instance"] = Field(
+        "none", description="norm of what gated blocks read: of all channels together, or of each by itself"
+    )
+    gate: Literal["none", "scalar", "channel"] = Field("scalar", description="factor of gated blocks' updates")
+    gate_init: float = Field(0.1, ge=-1000, le=1000, description="initial value of the gates")
+    mix: bool = Field(True, description="gated blocks end with a 1x1 convolution")
+    spectral_gain: float = Field(1.0, gt=0, le=1000, description="factor of gated blocks' initial spectral weights")
 
     @field_validator("arch")
     @classmethod
@@ -217,11 +226,15 @@ class TrainConfig(_Config):
         le=1024,
         description="CPU threads a process; default: all cores, shared by `devices`. Changes the last bits",
     )
+    cuda_graph: bool = Field(True, description="on one CUDA device, launch a step's kernels as a graph")
     checkpoint_every_s: float = Field(60.0, gt=0, le=_MANY, description="seconds between checkpoints inside an epoch")
     layer_norms_every_steps: int = Field(
         100, ge=1, le=_MANY, description="steps between gradient norms of every parameter"
     )
     picture_every_epochs: int = Field(10, ge=1, le=_MANY, description="epochs between pictures of the test object")
+    artifacts: Literal["all", "numbers"] = Field(
+        "all", description="numbers: no model, pictures or checkpoints in the store, for sweeps of many runs"
+    )
 
 
 class ArmConfig(_Config):
@@ -277,10 +290,10 @@ class ArmConfig(_Config):
     def sha256(self) -> str:
         """Hash of everything that decides the numbers: the tags and the pace of checkpoints and pictures do not.
 
-        Nor does the strategy: there is one only, whatever it is called.
+        Nor does the strategy, of which there is one only, whatever it is called, nor how kernels are launched.
         """
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
-        for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy"):
+        for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy", "cuda_graph"):
             del config["train"][key]
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 

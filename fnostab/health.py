@@ -15,7 +15,9 @@ VerdictLabel = Literal["converged", "stagnated", "collapsed", "diverged", "non_f
 _Floats = NDArray[np.float64]
 
 #: Series of `health` of which the evidence holds the largest and the last value.
-_WEIGHT_SERIES: Final = ("norm_weight_absmax", "norm_weight_absmean", "layerscale_absmax", "layerscale_absmean")
+_WEIGHT_SERIES: Final = tuple(
+    f"{kind}_{what}" for kind in ("norm_weight", "layerscale", "gate") for what in ("absmax", "absmean")
+)
 
 
 @dataclass(frozen=True)

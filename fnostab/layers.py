@@ -1,6 +1,6 @@
 """What single layers of a network do: activations of its blocks, its norm weights, the first that is not finite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fnostab.gradients import total_norm
-from fnostab.models.blocks import PtychoBlock, StablePtychoBlock
+from fnostab.models.blocks import GatedPtychoBlock, PtychoBlock, StablePtychoBlock
 
 #: Called after a layer ran, with its name and what it gave.
 _Watch = Callable[[str, nn.Module, Tensor], None]
@@ -36,21 +36,28 @@ def block_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str,
 
 @torch.no_grad()
 def norm_statistics(network: nn.Module) -> dict[str, float]:
-    """Largest and mean magnitude of the norm weights of all stable blocks, and of their LayerScale factors.
+    """Largest and mean magnitude of what scales the updates of stable and of gated blocks.
 
-    The values are `norm_weight_absmax`, `norm_weight_absmean`, and `norm_weight_absmax/<block>` for each block;
-    `layerscale_absmax` and `layerscale_absmean` where there is a LayerScale; nothing for other networks.
+    The values are `norm_weight_absmax`, `norm_weight_absmean`, and `norm_weight_absmax/<block>` for each stable block;
+    `layerscale_absmax` and `layerscale_absmean` where there is a LayerScale; `gate_absmax`, `gate_absmean` and
+    `gate_absmax/<block>` of gated blocks; nothing for other networks.
     """
-    blocks = {name: layer for name, layer in network.named_modules() if isinstance(layer, StablePtychoBlock)}
-    if not blocks:
-        return {}
-    weights = [block.norm.weight.abs() for block in blocks.values()]
-    values = {"norm_weight_absmax": torch.cat(weights).max(), "norm_weight_absmean": torch.cat(weights).mean()}
-    values |= {f"norm_weight_absmax/{name}": weight.max() for name, weight in zip(blocks, weights, strict=True)}
-    scales = [block.layerscale.abs().flatten() for block in blocks.values() if block.layerscale is not None]
-    if scales:
-        values |= {"layerscale_absmax": torch.cat(scales).max(), "layerscale_absmean": torch.cat(scales).mean()}
+    stable = {name: layer for name, layer in network.named_modules() if isinstance(layer, StablePtychoBlock)}
+    gated = {name: layer for name, layer in network.named_modules() if isinstance(layer, GatedPtychoBlock)}
+    values = _magnitudes("norm_weight", {name: block.norm.weight for name, block in stable.items()})
+    scales = {name: block.layerscale for name, block in stable.items() if block.layerscale is not None}
+    values |= {key: value for key, value in _magnitudes("layerscale", scales).items() if "/" not in key}
+    values |= _magnitudes("gate", {name: block.gate for name, block in gated.items() if block.gate is not None})
     return _values(list(values), list(values.values()))
+
+
+def _magnitudes(kind: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not weights:
+        return {}
+    sizes = {name: weight.abs().flatten() for name, weight in weights.items()}
+    everything = torch.cat(list(sizes.values()))
+    values = {f"{kind}_absmax": everything.max(), f"{kind}_absmean": everything.mean()}
+    return values | {f"{kind}_absmax/{name}": size.max() for name, size in sizes.items()}
 
 
 def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | None:

@@ -16,7 +16,7 @@ from fnostab.launch import Job, Stopped, Update, run_inline, run_processes, run_
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-from fnostab.launch import Update, serve_job
+from fnostab.launch import Update, serve_jobs
 
 def run(job, tell):
     tell(Update("running", "starting", pid=os.getpid()))
@@ -43,7 +43,7 @@ def run(job, tell):
     tell(Update("done", "fine", 1, 1, 0.5, verdict="converged", run_id=str(job.cpus)))
 
 if __name__ == "__main__":
-    sys.exit(serve_job(run, Path(sys.argv[1])))
+    sys.exit(serve_jobs(run))
 """
 
 
@@ -92,7 +92,7 @@ def test_no_more_than_the_workers_run_at_once(tmp_path):
             """
             import os, sys, time
             from pathlib import Path
-            from fnostab.launch import Update, serve_job
+            from fnostab.launch import Update, serve_jobs
 
             def run(job, tell):
                 folder = Path(job.config["folder"])
@@ -102,7 +102,7 @@ def test_no_more_than_the_workers_run_at_once(tmp_path):
                 tell(Update("done", str(len(list(folder.iterdir())))))
                 mine.unlink()
 
-            sys.exit(serve_job(run, Path(sys.argv[1])))
+            sys.exit(serve_jobs(run))
             """
         )
     )

@@ -1,15 +1,14 @@
-"""One run of a study, wherever `fnostab.launch` has it executed."""
+"""The runs of a study, wherever `fnostab.launch` has them executed."""
 
 import os
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Final
 
 from fnostab.callbacks import EpochDone, Interrupted
 from fnostab.config import ArmConfig, ConfigError
-from fnostab.launch import Job, Tell, Update, serve_job
+from fnostab.launch import Job, Tell, Update, serve_jobs
 from fnostab.mlproject.train import train_arm
 from fnostab.runfolder import AlreadyRunning
 from fnostab.tracking import StoreAway, redacted
@@ -65,4 +64,4 @@ def run_job(job: Job, tell: Tell) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(serve_job(run_job, Path(sys.argv[1])))
+    sys.exit(serve_jobs(run_job))

@@ -181,8 +181,10 @@ class _Run:
             if module := self._best():
                 evaluation = self._evaluate(module)
                 results |= evaluation.metrics if evaluation else {}
-                self._log_model(module)
-        self._log_training_figure()
+                if self._keeps_all:
+                    self._log_model(module)
+        if self._keeps_all:
+            self._log_training_figure()
         verdict = judge(history.to_mapping())
         found = {key: verdict.evidence[name] for key, name in _EVIDENCE_METRICS.items()}
         results |= {key: float(value) for key, value in found.items() if value is not None}
@@ -195,8 +197,9 @@ class _Run:
         """Build the network and train it; what is noticed on the way goes into the history."""
         config = self.config
         recorder = SeriesRecorder(self.history, self.tracker)
-        pictures = Pictures(self._draw, config.train.picture_every_epochs)
-        callbacks = [recorder, Progress(self.report, self._watch), pictures, self.checkpoints, interruption]
+        callbacks = [recorder, Progress(self.report, self._watch), self.checkpoints, interruption]
+        if self._keeps_all:
+            callbacks.insert(2, Pictures(self._draw, config.train.picture_every_epochs))
         trainer = make_trainer(config, callbacks, self.files, self._environment)
         self._device = trainer.strategy.root_device
         self._log_beginning()
@@ -251,6 +254,8 @@ class _Run:
         found = evaluate(patches, self.dataset, module.probe_array, self._free)
         self.history.object_correlation = found.metrics.get("test/object_correlation", math.nan)
         self.history.twin_correlation = found.metrics.get("test/twin_correlation", math.nan)
+        if not self._keeps_all:
+            return found
         for index, reconstruction in enumerate(found.reconstructions):
             self._log_reconstruction(index, reconstruction, module.probe_array)
         last_step = self.history.steps - 1
@@ -258,6 +263,11 @@ class _Run:
         if "frc" in figures:
             self.tracker.log_figure(figures["frc"], "figures/frc.png")
         return found
+
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether model, pictures and checkpoints go to the store as well as the numbers."""
+        return self.config.train.artifacts == "all"
 
     @property
     def _free(self) -> bool:
@@ -322,7 +332,7 @@ class _Run:
         layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | results
         tracker.log_text(json.dumps(plain(layout), indent=2, allow_nan=False), "metrics.json")
         tracker.log_text(history.to_json(), "history.json")
-        for path in self.files.at_the_end:
+        for path in self.files.at_the_end if self._keeps_all else ():
             tracker.log_artifact(path, "checkpoints")
 
     def _log_model(self, module: PtychoModule) -> None:

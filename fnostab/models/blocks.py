@@ -3,7 +3,7 @@
 Inside the networks images lie in memory with channels last: the lifter sees to that, and every layer keeps it.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,9 @@ class StablePtychoBlock(PtychoBlock):
     Shapes as in `PtychoBlock`. `norm` is affine with weight `gamma_init` and bias 0, so that each channel's update has
     spatial mean 0 until the bias is learnt, and with `gamma_init=0` there is no update at step 0. `layerscale_init`
     adds a factor per channel to the update (LayerScale, Touvron et al. 2021, eq. 3), usually with `gamma_init=1`.
-    Raises ValueError where both start at 0: neither would ever get a gradient.
+    If not `norm_centred`, the norm divides by each channel's root mean square and leaves its mean; without
+    `norm_bias`, the bias stays 0. Raises ValueError where weight and LayerScale start at 0: neither would ever get a
+    gradient.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class StablePtychoBlock(PtychoBlock):
         resolution: int | tuple[int, int] = 64,
         gamma_init: float = 0.0,
         layerscale_init: float | None = None,
+        norm_centred: bool = True,
+        norm_bias: bool = True,
     ) -> None:
         super().__init__(channels, modes, resolution)
         if gamma_init == 0 and layerscale_init == 0:
@@ -67,14 +71,61 @@ class StablePtychoBlock(PtychoBlock):
         self.norm = nn.InstanceNorm2d(channels, affine=True, eps=1e-5)
         nn.init.constant_(self.norm.weight, gamma_init)
         nn.init.zeros_(self.norm.bias)
+        self.norm.bias.requires_grad_(norm_bias)
+        self.norm_centred = norm_centred
         self.layerscale: nn.Parameter | None = None
         if layerscale_init is not None:
             self.layerscale = nn.Parameter(torch.full((channels, 1, 1), float(layerscale_init)))
 
     def update(self, x: Tensor) -> Tensor:
         """What the block adds to `x`."""
-        update: Tensor = self.norm(super().update(x))
+        update: Tensor = super().update(x)
+        update = self.norm(update) if self.norm_centred else self._scaled(update)
         return update if self.layerscale is None else self.layerscale * update
+
+    def _scaled(self, update: Tensor) -> Tensor:
+        """The norm without its subtraction: RMSNorm (Zhang and Sennrich 2019, eq. 4) over the pixels of a channel."""
+        size = (update.square().mean((-2, -1), keepdim=True) + self.norm.eps).rsqrt()
+        return update * (size * self.norm.weight[:, None, None]) + self.norm.bias[:, None, None]
+
+
+class GatedPtychoBlock(PtychoBlock):
+    """Residual block y = x + g M GELU(Spectral(n(x)) + Conv3x3(n(x))): normalised reading, gated and mixed writing.
+
+    Shapes as in `PtychoBlock`. n is a norm with learnt weight and bias: `group` of all channels and pixels together,
+    which keeps what channels are to each other, `instance` of each channel by itself, or `none`. M is a 1x1
+    convolution (`mix`), g a learnt `gate`, one for the block or one a channel, that starts at `gate_init` and is not
+    0: the branch then gets a gradient from the first step on. `spectral_gain` scales the initial spectral weights.
+    With `pre_norm="none", gate="none", mix=False` it is `PtychoBlock`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        modes: int = 12,
+        resolution: int | tuple[int, int] = 64,
+        pre_norm: Literal["none", "group", "instance"] = "none",
+        gate: Literal["none", "scalar", "channel"] = "scalar",
+        gate_init: float = 0.1,
+        mix: bool = True,
+        spectral_gain: float = 1.0,
+    ) -> None:
+        super().__init__(channels, modes, resolution)
+        if pre_norm != "none":
+            self.pre_norm: nn.Module = nn.GroupNorm(1 if pre_norm == "group" else channels, channels)
+        else:
+            self.pre_norm = nn.Identity()
+        self.mix = nn.Conv2d(channels, channels, kernel_size=1) if mix else nn.Identity()
+        self.gate: nn.Parameter | None = None
+        if gate != "none":
+            self.gate = nn.Parameter(torch.full((channels if gate == "channel" else 1, 1, 1), float(gate_init)))
+        with torch.no_grad():
+            self.spectral.weight.mul_(spectral_gain)
+
+    def update(self, x: Tensor) -> Tensor:
+        """What the block adds to `x`."""
+        update: Tensor = self.mix(super().update(self.pre_norm(x)))
+        return update if self.gate is None else self.gate * update
 
 
 class UpStage(nn.Module):

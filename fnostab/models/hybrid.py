@@ -1,13 +1,15 @@
 """The hybrid U-shaped neural operator: spectral blocks in the encoder, convolutions in the decoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
 from fnostab.config import ModelConfig
 from fnostab.models.blocks import (
+    GatedPtychoBlock,
     Lifter,
     OriginalPtychoBlock,
     PtychoBlock,
@@ -83,16 +85,44 @@ class HybridUNOGenerator(nn.Module):
 
 
 class StableHybridUNOGenerator(HybridUNOGenerator):
-    """`HybridUNOGenerator` with `StablePtychoBlock`s, whose arguments `gamma_init` and `layerscale_init` are."""
+    """`HybridUNOGenerator` with `StablePtychoBlock`s, whose arguments the first four are."""
 
-    def __init__(self, *, gamma_init: float = 0.0, layerscale_init: float | None = None, **hybrid: Any) -> None:
-        block_cls = partial(StablePtychoBlock, gamma_init=gamma_init, layerscale_init=layerscale_init)
+    def __init__(
+        self,
+        *,
+        gamma_init: float = 0.0,
+        layerscale_init: float | None = None,
+        norm_centred: bool = True,
+        norm_bias: bool = True,
+        **hybrid: Any,
+    ) -> None:
+        block_cls = partial(
+            StablePtychoBlock,
+            gamma_init=gamma_init,
+            layerscale_init=layerscale_init,
+            norm_centred=norm_centred,
+            norm_bias=norm_bias,
+        )
         super().__init__(block_cls=block_cls, **hybrid)
 
     @classmethod
     def from_config(cls, config: ModelConfig, N: int) -> "StableHybridUNOGenerator":
         """The network that `config` describes, for patterns of N x N pixels."""
-        return cls(gamma_init=config.gamma_init, layerscale_init=config.layerscale_init, **_arguments(config, N))
+        keys = ("gamma_init", "layerscale_init", "norm_centred", "norm_bias")
+        return cls(**{key: getattr(config, key) for key in keys}, **_arguments(config, N))
+
+
+class GatedHybridUNOGenerator(HybridUNOGenerator):
+    """`HybridUNOGenerator` with `GatedPtychoBlock`s, whose arguments `block` holds."""
+
+    def __init__(self, *, block: Mapping[str, Any] = MappingProxyType({}), **hybrid: Any) -> None:
+        super().__init__(block_cls=partial(GatedPtychoBlock, **block), **hybrid)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, N: int) -> "GatedHybridUNOGenerator":
+        """The network that `config` describes, for patterns of N x N pixels."""
+        keys = ("pre_norm", "gate", "gate_init", "mix", "spectral_gain")
+        return cls(block={key: getattr(config, key) for key in keys}, **_arguments(config, N))
 
 
 class OriginalHybridUNOGenerator(HybridUNOGenerator):

@@ -10,7 +10,12 @@ from torch import nn
 from fnostab.config import ModelConfig
 from fnostab.models.cnn import CNNGenerator
 from fnostab.models.fno import CascadedFNOGenerator
-from fnostab.models.hybrid import HybridUNOGenerator, OriginalHybridUNOGenerator, StableHybridUNOGenerator
+from fnostab.models.hybrid import (
+    GatedHybridUNOGenerator,
+    HybridUNOGenerator,
+    OriginalHybridUNOGenerator,
+    StableHybridUNOGenerator,
+)
 
 
 class GeneratorClass(Protocol):
@@ -26,6 +31,7 @@ class GeneratorClass(Protocol):
 GENERATORS: Final[Mapping[str, GeneratorClass]] = {
     "hybrid": HybridUNOGenerator,
     "stable_hybrid": StableHybridUNOGenerator,
+    "gated_hybrid": GatedHybridUNOGenerator,
     "hybrid_original": OriginalHybridUNOGenerator,
     "fno": CascadedFNOGenerator,
     "cnn": CNNGenerator,

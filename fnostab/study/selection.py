@@ -9,7 +9,11 @@ from fnostab.config import CONFIG_KEYS, ConfigError
 
 #: What makes an arm: architecture, block and clipping. What else a study varies is in the tag `varied` of its runs.
 OWN_KEYS: Final = frozenset(
-    {"model.arch", "model.gamma_init", "model.layerscale_init", "clip.algo", "clip.val", "clip.granularity"}
+    {
+        *("model.arch", "model.gamma_init", "model.layerscale_init", "model.norm_centred", "model.norm_bias"),
+        *("model.pre_norm", "model.gate", "model.gate_init", "model.mix", "model.spectral_gain"),
+        *("clip.algo", "clip.val", "clip.granularity"),
+    }
 )
 #: Names, and what changes no result by more than the last bits or not at all.
 _IRRELEVANT: Final = frozenset(
@@ -17,6 +21,7 @@ _IRRELEVANT: Final = frozenset(
         *("seed", "preset", "study", "arm"),
         *("train.accelerator", "train.threads", "train.devices", "train.nodes", "train.strategy"),
         *("train.checkpoint_every_s", "train.layer_norms_every_steps", "train.picture_every_epochs"),
+        *("train.artifacts", "train.cuda_graph"),
         "data.path",  # the content hash says it better
     }
 )

@@ -21,6 +21,7 @@ from fnostab.optics import far_field_amplitude, fourier_shift
 from fnostab.processes import of_all_ranks
 from fnostab.scan import read_windows, stitch
 from fnostab.training.optimizers import Adam, AdamW
+from fnostab.training.replay import Replay
 
 #: Validation patterns on which the activations of the blocks are observed.
 _WATCHED_PATTERNS = 16
@@ -49,6 +50,8 @@ class PtychoModule(lightning.LightningModule):
         self.config = config
         self.generator = build_generator(config.model, config.data.N)
         probe = torch.view_as_real(torch.from_numpy(np.array(dataset.probe)))
+        alone = config.train.devices * config.train.nodes == 1
+        self._replay = Replay(self.generator, config.train.batch_size, enabled=config.train.cuda_graph and alone)
         self.probe_parameter = nn.Parameter(probe, requires_grad=config.train.learn_probe)
         self.scale = dataset.scale
         self.input_scale = dataset.input_scale
@@ -80,7 +83,7 @@ class PtychoModule(lightning.LightningModule):
 
     def forward(self, sqrt_counts: torch.Tensor) -> torch.Tensor:
         """Predict object patches, complex (B, N, N), from square roots of counts (B, N, N)."""
-        output = self.generator((sqrt_counts * self.input_scale).unsqueeze(1))
+        output = self._replay((sqrt_counts * self.input_scale).unsqueeze(1))
         return torch.complex(output[..., 0, 0], output[..., 0, 1])
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
@@ -156,7 +159,7 @@ class PtychoModule(lightning.LightningModule):
         A training step is run without being taken; if not `training`, the network alone, forwards. `batch` is a whole
         one, so that no rank needs another.
         """
-        with torch.set_grad_enabled(training):
+        with torch.set_grad_enabled(training), self._replay.paused():
             return first_bad_layer(
                 self.generator,
                 lambda: self.training_step(batch, 0) if training else self(batch.sqrt_counts).abs().sum(),
