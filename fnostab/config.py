@@ -24,7 +24,7 @@ ClipAlgorithm = Literal["none", "norm", "value", "agc"]
 AUTO_CLIP_VALUES: Final[Mapping[str, float]] = {"none": 0.0, "norm": 1.0, "value": 0.5, "agc": 0.01}
 
 #: Architectures by name; `fnostab.models.registry` maps each to its class.
-ARCHITECTURES: Final = ("hybrid", "stable_hybrid", "gated_hybrid", "hybrid_original", "fno", "cnn")
+ARCHITECTURES: Final = ("hybrid", "stable_hybrid", "prenorm_hybrid", "hybrid_original", "fno", "cnn")
 
 
 #: Larger factors overflow float32, in which networks are trained.
@@ -164,12 +164,12 @@ class ModelConfig(_Config):
     norm_centred: bool = Field(True, description="the norm of stable blocks takes each channel's mean away")
     norm_bias: bool = Field(True, description="the norm of stable blocks learns a bias")
     pre_norm: Literal["none", "group", "instance"] = Field(
-        "none", description="norm of what gated blocks read: of all channels together, or of each by itself"
+        "instance", description="norm of what prenorm blocks read: each channel by itself, or all together (group)"
     )
-    gate: Literal["none", "scalar", "channel"] = Field("scalar", description="factor of gated blocks' updates")
+    gate: Literal["none", "scalar", "channel"] = Field("none", description="learnt factor of prenorm blocks' updates")
     gate_init: float = Field(0.1, ge=-1000, le=1000, description="initial value of the gates")
-    mix: bool = Field(True, description="gated blocks end with a 1x1 convolution")
-    spectral_gain: float = Field(1.0, gt=0, le=1000, description="factor of gated blocks' initial spectral weights")
+    mix: bool = Field(False, description="prenorm blocks end with a 1x1 convolution")
+    spectral_gain: float = Field(1.0, gt=0, le=1000, description="factor of prenorm blocks' initial spectral weights")
 
     @field_validator("arch")
     @classmethod

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fnostab.gradients import total_norm
-from fnostab.models.blocks import GatedPtychoBlock, PtychoBlock, StablePtychoBlock
+from fnostab.models.blocks import PreNormPtychoBlock, PtychoBlock, StablePtychoBlock
 
 #: Called after a layer ran, with its name and what it gave.
 _Watch = Callable[[str, nn.Module, Tensor], None]
@@ -36,18 +36,18 @@ def block_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str,
 
 @torch.no_grad()
 def norm_statistics(network: nn.Module) -> dict[str, float]:
-    """Largest and mean magnitude of what scales the updates of stable and of gated blocks.
+    """Largest and mean magnitude of what scales the updates of stable and of prenorm blocks.
 
     The values are `norm_weight_absmax`, `norm_weight_absmean`, and `norm_weight_absmax/<block>` for each stable block;
     `layerscale_absmax` and `layerscale_absmean` where there is a LayerScale; `gate_absmax`, `gate_absmean` and
-    `gate_absmax/<block>` of gated blocks; nothing for other networks.
+    `gate_absmax/<block>` of prenorm blocks that have gates; nothing for other networks.
     """
     stable = {name: layer for name, layer in network.named_modules() if isinstance(layer, StablePtychoBlock)}
-    gated = {name: layer for name, layer in network.named_modules() if isinstance(layer, GatedPtychoBlock)}
+    prenorm = {name: layer for name, layer in network.named_modules() if isinstance(layer, PreNormPtychoBlock)}
     values = _magnitudes("norm_weight", {name: block.norm.weight for name, block in stable.items()})
     scales = {name: block.layerscale for name, block in stable.items() if block.layerscale is not None}
     values |= {key: value for key, value in _magnitudes("layerscale", scales).items() if "/" not in key}
-    values |= _magnitudes("gate", {name: block.gate for name, block in gated.items() if block.gate is not None})
+    values |= _magnitudes("gate", {name: block.gate for name, block in prenorm.items() if block.gate is not None})
     return _values(list(values), list(values.values()))
 
 

@@ -622,7 +622,10 @@ BAD_VALUES: Mapping[str, tuple[str, str]] = {
     "data.max_val_patches": ("none", "must be a valid integer, unable to parse string as an integer"),
     "data.nphotons": ("1e30", "`data.nphotons` (=1e+30) must be 0.52 to 1e+16"),
     "data.seed": ("-1", "must be >= 0"),
-    "model.arch": ("hybird", "must be one of hybrid, stable_hybrid, hybrid_original, fno, cnn; did you mean hybrid?"),
+    "model.arch": (
+        "hybird",
+        "must be one of hybrid, stable_hybrid, prenorm_hybrid, hybrid_original, fno, cnn; did you mean hybrid?",
+    ),
     "model.width": ("100000", "must be <= 1024"),
     "model.fno_blocks": ("65", "must be <= 64"),
     "model.modes": ("40", "must be <= 17 at N=32"),
@@ -630,6 +633,13 @@ BAD_VALUES: Mapping[str, tuple[str, str]] = {
     "model.max_channels": ("0", "must be >= 1"),
     "model.gamma_init": ("1e300", "must be <= 1000"),
     "model.layerscale_init": ("-1e300", "must be >= -1000"),
+    "model.norm_centred": ("2", "must be a valid boolean, unable to interpret input"),
+    "model.norm_bias": ("maybe", "must be a valid boolean, unable to interpret input"),
+    "model.pre_norm": ("batch", "must be 'none', 'group' or 'instance'"),
+    "model.gate": ("pixel", "must be 'none', 'scalar' or 'channel'"),
+    "model.gate_init": ("-1e300", "must be >= -1000"),
+    "model.mix": ("1.5", "must be a valid boolean, unable to interpret input"),
+    "model.spectral_gain": ("0", "must be > 0"),
     "clip.algo": ("nrom", "must be 'none', 'norm', 'value' or 'agc'"),
     "clip.val": ("1e300", "must be <= 1000000000000000000000000000000"),
     "clip.granularity": ("layer", "must be 'unit' or 'tensor'"),
@@ -650,9 +660,11 @@ BAD_VALUES: Mapping[str, tuple[str, str]] = {
     "train.nodes": ("0", "must be >= 1"),
     "train.strategy": ("fsdp", "must be 'auto' or 'ddp'"),
     "train.threads": ("0", "must be >= 1"),
+    "train.cuda_graph": ("auto", "must be a valid boolean, unable to interpret input"),
     "train.checkpoint_every_s": ("0", "must be > 0"),
     "train.layer_norms_every_steps": ("0", "must be >= 1"),
     "train.picture_every_epochs": ("0", "must be >= 1"),
+    "train.artifacts": ("none", "must be 'all' or 'numbers'"),
 }
 
 TRAIN = ("train", "--preset", "smoke")

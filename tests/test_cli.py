@@ -31,7 +31,10 @@ def _left(folder: Path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--arch", "nope"], "`model.arch` (=nope) must be one of hybrid, stable_hybrid, hybrid_original, fno, cnn"),
+        (
+            ["--arch", "nope"],
+            "`model.arch` (=nope) must be one of hybrid, stable_hybrid, prenorm_hybrid",
+        ),
         (["--clip_algo", "nope"], "`clip.algo` (=nope) must be 'none', 'norm', 'value' or 'agc'"),
         (["--preset", "nope"], "`preset` (=nope) must be one of seed_study, stage_a, quick, scan, smoke"),
         (["--model.mdoes", "8"], "`model.mdoes` (=8) is no parameter; did you mean model.modes?"),

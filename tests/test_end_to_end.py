@@ -1,8 +1,6 @@
 """The whole way as a user goes it: `mlflow run`, the store, the exported model, an interrupt and its continuation."""
 
-import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -192,38 +190,6 @@ def test_bad_input_under_mlflow_run_leaves_one_failed_run_with_the_line_and_no_a
     assert _artifacts(client, run.info.run_id) == []
     assert not list(tmp_path.rglob("injected"))
     assert not (_ROOT / "injected").exists()
-
-
-def test_sigterm_flushes_and_the_same_command_finishes_the_same_run(tmp_path):
-    command = [sys.executable, "-m", "fnostab", "train", "--preset", "smoke", "--epochs", "40"]
-    command += ["--train.checkpoint_every_s", "0.001", "--train.picture_every_epochs", "100"]
-    environment = _environment(tmp_path)
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch 2/"):
-                process.send_signal(signal.SIGTERM)
-                break
-        process.stdout.read()
-    assert process.returncode == 128 + signal.SIGTERM
-    client, run = _only_run(tmp_path)
-    assert run.info.status == "KILLED"
-    assert run.data.tags["verdict"] == "interrupted"
-    done = len(client.get_metric_history(run.info.run_id, "train/loss"))
-    assert 24 <= done < 480
-    assert json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/history.json"))["events"] == {
-        "interrupted": True
-    }
-
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300, stdout=subprocess.DEVNULL)
-    client, finished = _only_run(tmp_path)
-    assert finished.info.run_id == run.info.run_id
-    assert finished.info.status == "FINISHED"
-    assert finished.data.tags["verdict"] != "interrupted"
-    steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss"))
-    assert steps == list(range(480))
-    assert "events" not in json.loads(mlflow.artifacts.load_text(f"{finished.info.artifact_uri}/history.json"))
-    assert not list((tmp_path / "cache" / "runs").glob("*/"))
 
 
 def test_what_an_outage_kept_from_the_store_is_uploaded_by_sync_without_training_again(

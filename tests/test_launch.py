@@ -24,6 +24,8 @@ def run(job, tell):
     kind = job.config["kind"]
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "words":
+        print("first words", file=sys.stderr)
     if kind == "exit":
         print("the last words", file=sys.stderr)
         sys.exit(3)
@@ -83,6 +85,20 @@ def test_one_that_dies_exits_or_fails_does_not_stop_the_others(command):
     assert ends[0].text.startswith("its process was ended by SIGKILL; the memory may not suffice")
     assert ends[1].text == "the last words"
     assert ends[2].text == "ValueError: no"
+
+
+def test_a_process_takes_one_job_after_the_other_and_a_new_one_begins_after_a_failure(command):
+    news = News()
+    run_processes(jobs("finish", "finish", "fail", "finish", "exit", "finish"), command, news, workers=1)
+    pids = [news.of(place)[0].pid for place in range(6)]
+    assert pids[0] == pids[1] == pids[2]
+    assert len({pids[2], pids[3], pids[5]}) == 3
+    assert pids[3] == pids[4]
+
+
+def test_what_a_process_says_when_it_dies_is_of_its_last_job_alone(command):
+    ends = run_processes(jobs("words", "exit"), command, News(), workers=1)
+    assert [end.details for end in ends] == ["", "noise on stdout\nthe last words"]
 
 
 def test_no_more_than_the_workers_run_at_once(tmp_path):

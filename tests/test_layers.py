@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fnostab.layers import block_statistics, first_bad_layer, norm_statistics
-from fnostab.models.hybrid import HybridUNOGenerator, StableHybridUNOGenerator
+from fnostab.models.hybrid import HybridUNOGenerator, PreNormHybridUNOGenerator, StableHybridUNOGenerator
 
 
 def _network(cls=HybridUNOGenerator, **arguments):
@@ -115,3 +115,13 @@ def test_hooks_are_removed_also_when_the_network_raises():
     with pytest.raises(RuntimeError):
         block_statistics(network, lambda: network(torch.zeros(1, 3, 16, 16)))
     assert not any(isinstance(layer, nn.Module) and layer._forward_hooks for layer in network.modules())
+
+
+def test_gates_of_prenorm_blocks_are_summarised_and_without_gates_there_is_nothing():
+    network = _network(PreNormHybridUNOGenerator, block={"gate": "channel", "gate_init": 0.3})
+    with torch.no_grad():
+        network.bottleneck.gate[0] = -0.9
+    found = norm_statistics(network)
+    assert found["gate_absmax"] == found["gate_absmax/bottleneck"] == pytest.approx(0.9)
+    assert found["gate_absmax/encoder.0.0"] == pytest.approx(0.3)
+    assert norm_statistics(_network(PreNormHybridUNOGenerator)) == {}

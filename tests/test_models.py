@@ -5,7 +5,7 @@ import torch
 
 from fnostab.config import ARCHITECTURES, ModelConfig
 from fnostab.models import build_generator, contiguous_copy, resolve_generator
-from fnostab.models.blocks import Level, PtychoBlock, StablePtychoBlock, encoder_levels
+from fnostab.models.blocks import Level, PreNormPtychoBlock, PtychoBlock, StablePtychoBlock, encoder_levels
 from fnostab.models.cnn import CNNGenerator
 from fnostab.models.hybrid import HybridUNOGenerator, StableHybridUNOGenerator
 from fnostab.models.registry import GENERATORS
@@ -189,3 +189,58 @@ def test_grid_that_would_vanish_is_refused():
 def test_block_that_could_never_learn_is_refused():
     with pytest.raises(ValueError, match=r"^`layerscale_init` \(=0\) must not be 0 where `gamma_init` is 0"):
         StablePtychoBlock(4, modes=2, resolution=8, layerscale_init=0)
+
+
+def _block(cls, **arguments):
+    torch.manual_seed(0)
+    return cls(4, modes=3, resolution=16, **arguments)
+
+
+def _image(scale=1.0):
+    return scale * torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_what_a_prenorm_block_adds_does_not_depend_on_its_channels_means_and_magnitudes():
+    block = _block(PreNormPtychoBlock)
+    scale, shift = torch.tensor([0.5, 2, 3, 7])[:, None, None], torch.tensor([-1.0, 4, 0, 9])[:, None, None]
+    assert torch.allclose(block.update(_image()), block.update(scale * _image() + shift), atol=1e-4)
+    # The identity path carries them on.
+    assert torch.allclose(block(_image()), _image() + block.update(_image()))
+
+
+def test_a_group_norm_keeps_what_channels_are_to_each_other():
+    block = _block(PreNormPtychoBlock, pre_norm="group")
+    one_louder = _image() * torch.tensor([1.0, 1, 1, 5])[:, None, None]
+    assert torch.allclose(block.update(_image()), block.update(_image(3.0)), atol=1e-4)
+    assert not torch.allclose(block.update(_image()), block.update(one_louder), atol=1e-2)
+
+
+def test_a_prenorm_block_without_its_parts_is_the_plain_one():
+    assert torch.equal(_block(PreNormPtychoBlock, pre_norm="none")(_image()), _block(PtychoBlock)(_image()))
+
+
+def test_gate_mix_and_gain_of_a_prenorm_block_do_what_they_say():
+    plain = _block(PreNormPtychoBlock).update(_image())
+    for gate, size in (("scalar", 1), ("channel", 4)):
+        gated = _block(PreNormPtychoBlock, gate=gate, gate_init=0.25)
+        assert gated.gate.numel() == size
+        assert torch.allclose(gated.update(_image()), 0.25 * plain)
+    assert plain.min() > -0.2  # GELU is never much below zero
+    assert _block(PreNormPtychoBlock, mix=True).update(_image()).min() < -0.2
+    louder = _block(PreNormPtychoBlock, spectral_gain=3.0)
+    assert torch.equal(louder.spectral.weight, 3 * _block(PreNormPtychoBlock).spectral.weight)
+
+
+def test_a_stable_block_whose_norm_is_not_centred_writes_means_of_root_mean_square_one():
+    block = _block(StablePtychoBlock, gamma_init=1.0, norm_centred=False)
+    update = block.update(_image())
+    assert torch.allclose(update.square().mean((-2, -1)), torch.ones(2, 4), atol=1e-3)
+    assert update.mean((-2, -1)).abs().min() > 0.05
+    assert _block(StablePtychoBlock, gamma_init=1.0).update(_image()).mean((-2, -1)).abs().max() < 1e-5
+
+
+def test_a_stable_block_without_a_norm_bias_never_learns_one():
+    block = _block(StablePtychoBlock, gamma_init=1.0, norm_bias=False)
+    block(_image()).square().mean().backward()
+    assert block.norm.bias.grad is None
+    assert block.norm.weight.grad is not None

@@ -238,9 +238,9 @@ def _register(result: StudyResult, selection: Selection, promote: bool) -> tuple
     if result.ranking.decision.winner is None:
         return None, "Nothing registered: every run failed."
     run = next(run for run in selection.runs if run.run_id == first["best_run_id"])
-    if run.params.get("train.artifacts") == "numbers":
-        how = "the same arm and seed with `train.artifacts=all` has one"
-        return None, f"Nothing registered: the best run, {run.run_id}, kept its numbers alone, no model; {how}."
+    if run.params.get("train.artifacts") == "numbers" or tracking.CAME_FROM in run.tags:
+        how = "one that is trained with `train.artifacts=all` into this store has one"
+        return None, f"Nothing registered: of the best run, {run.run_id}, the numbers are here, but no model; {how}."
     candidate = Candidate(result.study, run.arm, run.seed, run.run_id, first["best_val_loss"], selection.dataset_sha256)
     registration = tracking.register_winner(candidate, summary_markdown(result), promote=promote)
     return registration, registration.text

@@ -89,14 +89,20 @@ class StablePtychoBlock(PtychoBlock):
         return update * (size * self.norm.weight[:, None, None]) + self.norm.bias[:, None, None]
 
 
-class GatedPtychoBlock(PtychoBlock):
-    """Residual block y = x + g M GELU(Spectral(n(x)) + Conv3x3(n(x))): normalised reading, gated and mixed writing.
+class PreNormPtychoBlock(PtychoBlock):
+    """Residual block y = x + GELU(Spectral(n(x)) + Conv3x3(n(x))): what it reads is normalised, what it adds is not.
 
-    Shapes as in `PtychoBlock`. n is a norm with learnt weight and bias: `group` of all channels and pixels together,
-    which keeps what channels are to each other, `instance` of each channel by itself, or `none`. M is a 1x1
-    convolution (`mix`), g a learnt `gate`, one for the block or one a channel, that starts at `gate_init` and is not
-    0: the branch then gets a gradient from the first step on. `spectral_gain` scales the initial spectral weights.
-    With `pre_norm="none", gate="none", mix=False` it is `PtychoBlock`.
+    Shapes as in `PtychoBlock`. n is an affine InstanceNorm, weight 1 and bias 0 at first. Why there: an identity path
+    that nothing stands in carries channel means and magnitudes on to the decoder, which needs them, while the branch
+    sees every channel with mean 0 and variance 1 whatever the blocks before have added to it. A norm at the end of the
+    branch, as in `StablePtychoBlock`, takes the mean out of what is written instead, and with weight 0 gives the branch
+    no gradient at first. The order is that of pre-norm transformers (Xiong et al. 2020, "On Layer Normalization in the
+    Transformer Architecture"); docs/results has the measurements.
+
+    Variants that were measured beside it: `pre_norm` "group" is one norm of all channels together, "none" none; `gate`
+    a learnt factor of the update, one for the block or one a channel, that starts at `gate_init` (ReZero, Bachlechner
+    et al. 2021; LayerScale, Touvron et al. 2021, eq. 3); `mix` a 1x1 convolution after the GELU, so that updates can
+    have either sign; `spectral_gain` a factor of the initial spectral weights. With none of them it is `PtychoBlock`.
     """
 
     def __init__(
@@ -104,17 +110,15 @@ class GatedPtychoBlock(PtychoBlock):
         channels: int,
         modes: int = 12,
         resolution: int | tuple[int, int] = 64,
-        pre_norm: Literal["none", "group", "instance"] = "none",
-        gate: Literal["none", "scalar", "channel"] = "scalar",
+        pre_norm: Literal["none", "group", "instance"] = "instance",
+        gate: Literal["none", "scalar", "channel"] = "none",
         gate_init: float = 0.1,
-        mix: bool = True,
+        mix: bool = False,
         spectral_gain: float = 1.0,
     ) -> None:
         super().__init__(channels, modes, resolution)
-        if pre_norm != "none":
-            self.pre_norm: nn.Module = nn.GroupNorm(1 if pre_norm == "group" else channels, channels)
-        else:
-            self.pre_norm = nn.Identity()
+        groups = {"group": 1, "instance": channels}
+        self.pre_norm = nn.Identity() if pre_norm == "none" else nn.GroupNorm(groups[pre_norm], channels)
         self.mix = nn.Conv2d(channels, channels, kernel_size=1) if mix else nn.Identity()
         self.gate: nn.Parameter | None = None
         if gate != "none":

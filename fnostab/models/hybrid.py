@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from fnostab.config import ModelConfig
 from fnostab.models.blocks import (
-    GatedPtychoBlock,
     Lifter,
     OriginalPtychoBlock,
+    PreNormPtychoBlock,
     PtychoBlock,
     StablePtychoBlock,
     UpStage,
@@ -112,14 +112,14 @@ class StableHybridUNOGenerator(HybridUNOGenerator):
         return cls(**{key: getattr(config, key) for key in keys}, **_arguments(config, N))
 
 
-class GatedHybridUNOGenerator(HybridUNOGenerator):
-    """`HybridUNOGenerator` with `GatedPtychoBlock`s, whose arguments `block` holds."""
+class PreNormHybridUNOGenerator(HybridUNOGenerator):
+    """`HybridUNOGenerator` with `PreNormPtychoBlock`s, whose arguments `block` holds."""
 
     def __init__(self, *, block: Mapping[str, Any] = MappingProxyType({}), **hybrid: Any) -> None:
-        super().__init__(block_cls=partial(GatedPtychoBlock, **block), **hybrid)
+        super().__init__(block_cls=partial(PreNormPtychoBlock, **block), **hybrid)
 
     @classmethod
-    def from_config(cls, config: ModelConfig, N: int) -> "GatedHybridUNOGenerator":
+    def from_config(cls, config: ModelConfig, N: int) -> "PreNormHybridUNOGenerator":
         """The network that `config` describes, for patterns of N x N pixels."""
         keys = ("pre_norm", "gate", "gate_init", "mix", "spectral_gain")
         return cls(block={key: getattr(config, key) for key in keys}, **_arguments(config, N))

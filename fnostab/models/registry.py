@@ -11,9 +11,9 @@ from fnostab.config import ModelConfig
 from fnostab.models.cnn import CNNGenerator
 from fnostab.models.fno import CascadedFNOGenerator
 from fnostab.models.hybrid import (
-    GatedHybridUNOGenerator,
     HybridUNOGenerator,
     OriginalHybridUNOGenerator,
+    PreNormHybridUNOGenerator,
     StableHybridUNOGenerator,
 )
 
@@ -31,7 +31,7 @@ class GeneratorClass(Protocol):
 GENERATORS: Final[Mapping[str, GeneratorClass]] = {
     "hybrid": HybridUNOGenerator,
     "stable_hybrid": StableHybridUNOGenerator,
-    "gated_hybrid": GatedHybridUNOGenerator,
+    "prenorm_hybrid": PreNormHybridUNOGenerator,
     "hybrid_original": OriginalHybridUNOGenerator,
     "fno": CascadedFNOGenerator,
     "cnn": CNNGenerator,

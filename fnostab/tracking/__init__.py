@@ -29,9 +29,12 @@ from fnostab.tracking.studies import (
     read_config,
     run_url,
 )
+from fnostab.tracking.transfer import CAME_FROM, ExportedStudy, export_study, import_runs, read_exported
 
 __all__ = [
+    "CAME_FROM",
     "Candidate",
+    "ExportedStudy",
     "Registration",
     "RegistryVersion",
     "Rollback",
@@ -41,12 +44,14 @@ __all__ = [
     "Tracker",
     "check_store",
     "connect",
+    "export_study",
     "fail_projects_run",
     "find_claimed",
     "find_parents",
     "find_runs",
     "git_commit",
     "how_to_open",
+    "import_runs",
     "model_name",
     "open_comparison",
     "open_existing_parent",
@@ -56,6 +61,7 @@ __all__ = [
     "read_artifact",
     "read_artifacts",
     "read_config",
+    "read_exported",
     "read_registry",
     "read_run",
     "redacted",

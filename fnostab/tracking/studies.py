@@ -145,7 +145,7 @@ def open_parent(
         run_id = earlier[0].run_id if earlier else os.environ.pop("MLFLOW_RUN_ID", None)
         if earlier:
             resume_into(earlier[0].run_id)
-        run = client.get_run(run_id) if run_id else client.create_run(_experiment_id(), run_name=study)
+        run = client.get_run(run_id) if run_id else client.create_run(target_experiment_id(), run_name=study)
         run_id = run.info.run_id
         client.update_run(run_id, status="RUNNING", name=study)
         folder = StudyFolder(run_id, run.info.experiment_id)
@@ -172,7 +172,7 @@ def open_comparison(study: str) -> Iterator[StudyFolder]:
     projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     with store_errors():
         client = mlflow.MlflowClient()
-        run = client.get_run(projects_run_id) if projects_run_id else client.create_run(_experiment_id())
+        run = client.get_run(projects_run_id) if projects_run_id else client.create_run(target_experiment_id())
         client.update_run(run.info.run_id, status="RUNNING", name=f"{study}-comparison")
         folder = StudyFolder(run.info.run_id, run.info.experiment_id)
         folder.set_tags({"study": study, ROLE: "comparison"})
@@ -202,7 +202,7 @@ def _end(run_id: str, status: str) -> None:
         logger.warning("the status of run %s could not be stored: %s", run_id, away)
 
 
-def _experiment_id() -> str:
+def target_experiment_id() -> str:
     """The experiment that a run started here would go to."""
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if name:

@@ -1,0 +1,57 @@
+"""`fnostab export` and `fnostab import`: runs of a study in a file."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fnostab.cli.common import add_command, is_given, say, say_error
+from fnostab.config import ConfigError, check_name
+
+
+def add(commands: Any) -> None:
+    """Add the commands."""
+    export = add_command(commands, "export", "write the numbers of a study's runs to a file", _export)
+    export.add_argument("--study", default="stage_a", help="tag of the runs (default stage_a)")
+    export.add_argument("--out", default="", metavar="FILE", help="where to (default STUDY.jsonl.gz)")
+    export.add_argument("--steps", action="store_true", help="the series of optimizer steps as well")
+    bring = add_command(commands, "import", "put runs that were exported into the tracking store, once", _import)
+    bring.add_argument("files", nargs="+", metavar="FILE", help="what export wrote")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    study = arguments.study
+    check_name("study", study)
+    out = Path(arguments.out if is_given(arguments.out) else f"{study}.jsonl.gz")
+    if out.is_dir() or not out.parent.is_dir():
+        raise ConfigError(f"`out` (={out}) must be a file in a folder that exists")
+    from fnostab import tracking
+
+    try:
+        tracking.check_store()
+        tracking.connect()
+        count = tracking.export_study(study, out, steps=arguments.steps)
+    except tracking.StoreAway as error:
+        say_error(error)
+        return 1
+    say(f"{count} runs of study {study}: {out}")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    paths = [Path(name) for name in arguments.files]
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"`file` (={path}) must be a file")
+    from fnostab import tracking
+
+    files = [tracking.read_exported(path) for path in paths]
+    try:
+        tracking.check_store()
+        tracking.connect()
+        for path, exported in zip(paths, files, strict=True):
+            new = tracking.import_runs(exported)
+            say(f"study {exported.study}: {new} runs are new, {len(exported.runs) - new} were there; {path}")
+    except tracking.StoreAway as error:
+        say_error(error)
+        return 1
+    return 0

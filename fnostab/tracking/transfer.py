@@ -1,0 +1,166 @@
+"""Runs of a study in a file: out of one tracking store, and into another, where they are compared like its own."""
+
+import gzip
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import mlflow
+from mlflow.entities import Metric, Param
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fnostab.config import ConfigError
+from fnostab.files import DAMAGE, whole
+from fnostab.history import STEP_SERIES
+from fnostab.study.selection import StoredRun
+from fnostab.tracking.store import store_errors
+from fnostab.tracking.studies import find_runs, read_artifacts, target_experiment_id
+from fnostab.untrusted import shown
+
+#: The first line of a file says so.
+_FORMAT: Final = {"format": "fnostab runs", "version": 1}
+#: Tag of a run that came from a file: its run where it was trained.
+CAME_FROM: Final = "exported_from"
+#: Tags that say where a run was trained and what it waits for: of no use elsewhere.
+_LOCAL: Final = ("mlflow.", "run_folder", CAME_FROM)
+#: What MLflow takes at once of each.
+_AT_ONCE: Final = {"params": 100, "metrics": 1000}
+#: Longest line and most lines that are read: what is longer was not written by `export_study`.
+_MAX_LINE: Final = 2**26
+_MAX_RUNS: Final = 100_000
+
+
+class _PortableRun(BaseModel):
+    """A line of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    run_id: str
+    name: str
+    ended_ms: int
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float | None]
+    history: dict[str, Any] | None
+    config: str | None
+
+
+@dataclass(frozen=True)
+class ExportedStudy:
+    """What a file holds that `export_study` wrote."""
+
+    study: str
+    runs: Sequence[_PortableRun]
+
+
+def export_study(study: str, path: Path, *, steps: bool = False) -> int:
+    """Write the finished runs of `study` to `path`, gzipped JSON lines; returns how many.
+
+    Of each run its tags, parameters, final metrics, config, and its history: the series of epochs, with `steps` those
+    of optimizer steps as well. Raises `ConfigError` if there is no such run.
+    """
+    runs = sorted((run for run in find_runs(study) if run.is_result), key=lambda run: (run.arm, run.seed, run.run_id))
+    if not runs:
+        raise ConfigError(f"`study` (={study}) must have finished runs in the tracking store: there is none")
+    histories = read_artifacts(runs, "history.json", json.loads)
+    configs = read_artifacts(runs, "config.yaml", bytes.decode)
+    with whole(path) as partial, open(partial, "wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as packed:
+        packed.write(_line(_FORMAT | {"study": study}))
+        for run, history, config in zip(runs, histories, configs, strict=True):
+            kept = history if steps or history is None else {k: v for k, v in history.items() if k not in STEP_SERIES}
+            packed.write(_line(_portable(run, kept, config)))
+    return len(runs)
+
+
+def read_exported(path: Path) -> ExportedStudy:
+    """Read a file that `export_study` wrote. Raises `ConfigError` for any other."""
+    try:
+        lines = list(islice(_lines(path), _MAX_RUNS + 1))
+        header = json.loads(lines[0]) if lines else None
+        if not isinstance(header, dict) or header | {"study": ""} != _FORMAT | {"study": ""}:
+            raise ValueError("its first line says otherwise")
+        study = header["study"]
+        runs = [_PortableRun.model_validate_json(line) for line in lines[1:]]
+        for run in runs:
+            if run.tags.get("study") != study or not {"arm", "seed", "verdict"} <= run.tags.keys():
+                raise ValueError(f"run {shown(run.run_id)} has not the tags of one of study {shown(study)}")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"`file` (={path}) must be runs that were exported: `{where}`: {first['msg']}") from None
+    except RecursionError:
+        raise ConfigError(f"`file` (={path}) must be runs that were exported: it is nested too deeply") from None
+    except DAMAGE as error:
+        raise ConfigError(f"`file` (={path}) must be runs that were exported: {error}") from None
+    return ExportedStudy(study, runs)
+
+
+def import_runs(exported: ExportedStudy) -> int:
+    """Put those runs into the tracking store that are not there yet; returns how many.
+
+    One that an earlier import left half-written is written anew.
+    """
+    client = mlflow.MlflowClient()
+    there = find_runs(exported.study)
+    known = {run.run_id for run in there} | {run.tags.get(CAME_FROM) for run in there if run.is_result}
+    missing = [run for run in exported.runs if run.run_id not in known]
+    with store_errors():
+        for run in there:
+            if CAME_FROM in run.tags and not run.is_result:
+                client.delete_run(run.run_id)
+        for portable in missing:
+            _create(client, portable)
+    return len(missing)
+
+
+def _portable(run: StoredRun, history: Mapping[str, Any] | None, config: str | None) -> Mapping[str, Any]:
+    return {
+        "run_id": run.tags.get(CAME_FROM, run.run_id),
+        "name": f"{run.arm}-seed{run.seed}",
+        "ended_ms": run.ended_ms,
+        "tags": {key: value for key, value in run.tags.items() if not key.startswith(_LOCAL)},
+        "params": run.params,
+        # JSON has no infinities; a metric that is not a number is known by name.
+        "metrics": {
+            key: value if math.isfinite(value) else None
+            for key, value in run.metrics.items()
+            if not key.startswith(("system/", "weight_grad_norm/"))
+        },
+        "history": history,
+        "config": config,
+    }
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with gzip.open(path, "rb") as file:
+        while line := file.readline(_MAX_LINE):
+            if not line.endswith(b"\n"):
+                raise ValueError("it ends in the middle of a line, or one is too long")
+            yield line
+
+
+def _create(client: mlflow.MlflowClient, run: _PortableRun) -> None:
+    """Make the run, and its end last: until then it is no result."""
+    tags = run.tags | {CAME_FROM: run.run_id}
+    made = client.create_run(target_experiment_id(), start_time=run.ended_ms, tags=tags, run_name=run.name)
+    run_id = made.info.run_id
+    params = [Param(key, value) for key, value in run.params.items()]
+    for start in range(0, len(params), _AT_ONCE["params"]):
+        client.log_batch(run_id, params=params[start : start + _AT_ONCE["params"]])
+    numbers = [(key, math.nan if value is None else value) for key, value in run.metrics.items()]
+    metrics = [Metric(key, value, run.ended_ms, 0) for key, value in numbers]
+    for start in range(0, len(metrics), _AT_ONCE["metrics"]):
+        client.log_batch(run_id, metrics=metrics[start : start + _AT_ONCE["metrics"]])
+    if run.config is not None:
+        client.log_text(run_id, run.config, "config.yaml")
+    if run.history is not None:
+        client.log_text(run_id, json.dumps(run.history), "history.json")
+    client.set_terminated(run_id, "FINISHED", end_time=run.ended_ms)

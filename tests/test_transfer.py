@@ -1,0 +1,183 @@
+"""Runs that travel between tracking stores in a file, and runs that keep their numbers alone."""
+
+import gzip
+import json
+import math
+
+import mlflow
+import pytest
+
+from fnostab.cli import main
+from fnostab.launch import Where
+from fnostab.mlproject.compare import compare_study
+from fnostab.mlproject.stage import run_study
+from fnostab.stages import plan_file
+
+_TABLE = """
+study: numbers
+preset: smoke
+seeds: [1, 2]
+train: {epochs: 3, artifacts: numbers}
+arms:
+  - {name: control, arch: hybrid, clip_algo: norm}
+  - {name: plain, arch: hybrid, clip_algo: none}
+"""
+
+
+class _NoView:
+    def begin(self, runs, finished):
+        pass
+
+    def update(self, place, update):
+        pass
+
+
+def _use(folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    monkeypatch.setenv("FNOSTAB_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The folder of a study's store, with its comparison in `out` and its runs in two files."""
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _use(folder, monkeypatch)
+        (folder / "numbers.yaml").write_text(_TABLE)
+        assert run_study(plan_file(folder / "numbers.yaml", {}), Where("inline"), _NoView()).without_result == []
+        compare_study("numbers", out=folder / "out")
+        assert main(["export", "--study", "numbers"]) == 0
+        assert main(["export", "--study", "numbers", "--out", "with_steps.jsonl.gz", "--steps"]) == 0
+    return folder
+
+
+def _lines(path):
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+
+
+def _rewritten(path, lines):
+    path.write_bytes(gzip.compress(b"".join(json.dumps(line).encode() + b"\n" for line in lines)))
+    return path
+
+
+def test_a_run_that_keeps_its_numbers_alone_has_all_of_them_and_no_model(exported, monkeypatch):
+    _use(exported, monkeypatch)
+    client = mlflow.MlflowClient()
+    (run, *_) = client.search_runs(["0"], "tags.arm = 'control'")
+    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} == {
+        "config.yaml",
+        "history.json",
+        "metrics.json",
+    }
+    assert {"best_val_loss", "test/r_factor", "test/amp_ssim", "grad/norm_max"} <= run.data.metrics.keys()
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 36
+
+
+def test_nothing_without_a_model_is_registered_and_it_is_said_why(exported, monkeypatch, capsys):
+    _use(exported, monkeypatch)
+    assert main(["compare", "--study", "numbers"]) == 0
+    assert (
+        "the numbers are here, but no model; one that is trained with `train.artifacts=all`" in capsys.readouterr().out
+    )
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+def test_runs_that_were_imported_are_compared_to_the_same_numbers(exported, tmp_path, monkeypatch, capsys):
+    _use(tmp_path, monkeypatch)
+    assert main(["import", str(exported / "numbers.jsonl.gz")]) == 0
+    assert "study numbers: 4 runs are new, 0 were there" in capsys.readouterr().out
+    assert main(["compare", "--study", "numbers", "--out", "out"]) == 0
+    before, after = (
+        json.loads((folder / "out" / "numbers_metrics.json").read_text()) for folder in (exported, tmp_path)
+    )
+    for row in (*before, *after):
+        del row["best_run_id"]
+    assert before == after
+
+
+def test_a_second_import_adds_nothing_and_one_that_was_cut_off_is_done_again(exported, tmp_path, monkeypatch, capsys):
+    _use(tmp_path, monkeypatch)
+    assert main(["import", str(exported / "numbers.jsonl.gz")]) == 0
+    client = mlflow.MlflowClient()
+    first = client.search_runs(["0"])[0].info.run_id
+    client.update_run(first, status="RUNNING")
+    assert main(["import", str(exported / "numbers.jsonl.gz"), str(exported / "numbers.jsonl.gz")]) == 0
+    said = capsys.readouterr().out
+    assert "1 runs are new, 3 were there" in said
+    assert "0 runs are new, 4 were there" in said
+    runs = client.search_runs(["0"])
+    assert len(runs) == 4
+    assert first not in {run.info.run_id for run in runs}
+
+
+def test_runs_are_not_imported_into_the_store_that_they_come_from(exported, monkeypatch, capsys):
+    _use(exported, monkeypatch)
+    assert main(["import", "numbers.jsonl.gz"]) == 0
+    assert "0 runs are new, 4 were there" in capsys.readouterr().out
+
+
+def test_the_series_of_steps_travel_if_they_are_asked_for(exported):
+    plain, full = (_lines(exported / name)[1] for name in ("numbers.jsonl.gz", "with_steps.jsonl.gz"))
+    assert len(full["history"]["loss_step"]) == 36
+    assert "loss_step" not in plain["history"]
+    assert len(plain["history"]["val_loss"]) == len(full["history"]["val_loss"]) == 3
+
+
+def test_nothing_of_the_machine_is_in_the_file(exported):
+    header, *runs = _lines(exported / "numbers.jsonl.gz")
+    assert header == {"format": "fnostab runs", "version": 1, "study": "numbers"}
+    for run in runs:
+        assert not any(key.startswith(("mlflow.", "run_folder")) for key in run["tags"])
+        assert not any(key.startswith("system/") for key in run["metrics"])
+        assert str(exported) not in json.dumps(run)
+
+
+def test_a_number_that_is_none_is_nan_in_the_store(exported, tmp_path, monkeypatch):
+    _use(tmp_path, monkeypatch)
+    header, run, *_ = _lines(exported / "numbers.jsonl.gz")
+    run["metrics"]["test/phase_ssim"] = None
+    assert main(["import", str(_rewritten(tmp_path / "f.gz", [header, run]))]) == 0
+    (found,) = mlflow.MlflowClient().search_runs(["0"])
+    assert math.isnan(found.data.metrics["test/phase_ssim"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "rule"),
+    [
+        (lambda lines: [], "its first line says otherwise"),
+        (lambda lines: [{"format": "other"}, *lines[1:]], "its first line says otherwise"),
+        (lambda lines: [lines[0], lines[1] | {"metrics": {"a": "b"}}], "`metrics.a`: Input should be a valid number"),
+        (lambda lines: [lines[0], lines[1] | {"more": 1}], "`more`: Extra inputs are not permitted"),
+        (
+            lambda lines: [lines[0], lines[1] | {"tags": {"study": "numbers"}}],
+            "has not the tags of one of study numbers",
+        ),
+    ],
+)
+def test_another_file_is_refused_in_one_line_and_nothing_is_written(
+    exported, tmp_path, monkeypatch, capsys, spoil, rule
+):
+    _use(tmp_path, monkeypatch)
+    path = _rewritten(tmp_path / "bad.jsonl.gz", spoil(_lines(exported / "numbers.jsonl.gz")))
+    assert main(["import", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"fnostab: error: `file` (={path}) must be runs that were exported: ")
+    assert rule in error
+    assert error.count("\n") == 1
+    assert {entry.name for entry in tmp_path.iterdir()} == {"bad.jsonl.gz"}
+
+
+@pytest.mark.parametrize("content", [b"", b"no gzip at all", None])
+def test_a_file_that_is_no_archive_or_cut_short_is_refused(exported, tmp_path, monkeypatch, capsys, content):
+    _use(tmp_path, monkeypatch)
+    path = tmp_path / "bad.jsonl.gz"
+    path.write_bytes((exported / "numbers.jsonl.gz").read_bytes()[:-40] if content is None else content)
+    assert main(["import", str(path)]) == 2
+    assert f"`file` (={path}) must be runs that were exported: " in capsys.readouterr().err
+
+
+def test_a_study_that_is_not_there_is_not_exported_and_no_file_is_left(fresh_store, capsys):
+    assert main(["export", "--study", "nothing"]) == 2
+    assert "`study` (=nothing) must have finished runs in the tracking store" in capsys.readouterr().err
+    assert not list(fresh_store.glob("*.gz"))
