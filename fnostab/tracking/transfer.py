@@ -128,7 +128,7 @@ def _portable(run: StoredRun, history: Mapping[str, Any] | None, config: str | N
         "metrics": {
             key: value if math.isfinite(value) else None
             for key, value in run.metrics.items()
-            if not key.startswith(("system/", "weight_grad_norm/"))
+            if not key.startswith("system/")
         },
         "history": history,
         "config": config,
@@ -136,7 +136,7 @@ def _portable(run: StoredRun, history: Mapping[str, Any] | None, config: str | N
 
 
 def _line(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def _lines(path: Path) -> Iterator[bytes]:
