@@ -41,6 +41,8 @@ __all__ = [
 
 VERDICTS: Final = get_args(VerdictLabel)
 FAILED: Final = tuple(verdict for verdict in VERDICTS if verdict not in ("converged", "interrupted"))
+#: Seed of the bootstrap of every ranking that people are shown, so that the same runs give the same intervals.
+BOOTSTRAP_SEED: Final = 20260128
 REQUIRED_COLUMNS: Final = ("arm", "seed", "best_val_loss", "verdict")
 #: Medians of these are over the converged runs: of a failed run they mean nothing.
 QUALITY_COLUMNS: Final = ("amp_ssim", "phase_ssim", "amp_mae", "phase_mae")

@@ -12,7 +12,7 @@ from typing import Any, Final
 from fnostab import tracking
 from fnostab.config import ConfigError
 from fnostab.files import whole
-from fnostab.ranking import FAILED, Ranking, rank_arms
+from fnostab.ranking import BOOTSTRAP_SEED, FAILED, Ranking, rank_arms
 from fnostab.study.curves import condensed
 from fnostab.study.depth import DepthComparison, compare_depth
 from fnostab.study.report import figures, html_report, short_summary, summary_markdown
@@ -20,8 +20,6 @@ from fnostab.study.result import StudyResult, StudyRun, best_and_worst
 from fnostab.study.selection import Selection, StoredRun, select_runs
 from fnostab.tracking import Candidate, Registration, StudyFolder
 
-#: Resampling is repeatable: the same runs give the same intervals.
-_BOOTSTRAP_SEED: Final = 20260128
 #: Pixels per inch of the figures that are files.
 _DPI: Final = 150
 #: Pictures of a run that the report shows: artifact and caption.
@@ -92,7 +90,7 @@ def rank_study(study: str, *, dataset: str | None = None, parent: str | None = N
         for key in tracking.planned_runs(run)
     ]
     selection = select_runs(study, found, dataset=dataset, parent=parent, planned=planned)
-    return selection, rank_arms([run.to_row() for run in selection.runs], _BOOTSTRAP_SEED)
+    return selection, rank_arms([run.to_row() for run in selection.runs], BOOTSTRAP_SEED)
 
 
 def _parent_of(study: str, selection: Selection, parent: str | None) -> StoredRun | None:

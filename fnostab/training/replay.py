@@ -30,6 +30,7 @@ class Replay:
             if self._replayed is None:
                 # Through a module of its own: the graphs take its `forward` over, and the network keeps its own.
                 self._replayed = _Holder(self._network)
+                _accept_gradients_from_another_stream()
                 torch.cuda.make_graphed_callables(self._replayed, (torch.zeros_like(x),))
             output: Tensor = self._replayed(x)
         else:
@@ -44,6 +45,13 @@ class Replay:
             yield
         finally:
             self._paused = was
+
+
+def _accept_gradients_from_another_stream() -> None:
+    """Keep torch from warning that gradients are added up on the stream of the capture: it waits where it must."""
+    set_warning = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)  # torch 2.10
+    if set_warning is not None:
+        set_warning(False)
 
 
 class _Holder(nn.Module):

@@ -1,0 +1,295 @@
+"""The tables and figures of docs/results, from the runs in docs/results/data.
+
+    python -m benchmarks.answers            # writes tables into the pages, and the figures
+    python -m benchmarks.answers --tables   # the tables alone
+
+A page holds `<!-- table NAME: begin -->` and `<!-- table NAME: end -->`; what stands between them is written here, and
+tests/test_results.py compares it. Where the runs come from is said on each page.
+"""
+
+import argparse
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import answer_figures
+from benchmarks.answer_runs import DEPTHS, Run, depth_arm, median, of_arm, read_runs
+from fnostab.intervals import wilson_interval
+from fnostab.metrics import progress
+from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
+from fnostab.study.text import interval, number, percent_interval
+
+RESULTS: Final = Path(__file__).resolve().parent.parent / "docs" / "results"
+
+_BEGIN: Final = "<!-- table {}: begin -->"
+_END: Final = "<!-- table {}: end -->"
+
+
+@cache
+def ranked(study: str) -> Ranking:
+    """The ranking of a study, as `fnostab compare` makes it."""
+    return rank_arms([run.row for run in read_runs(study)], BOOTSTRAP_SEED)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rows))
+
+
+def _row(study: str, arm: str) -> Mapping[str, Any]:
+    return next(row for row in ranked(study).table if row["arm"] == arm)
+
+
+def _loss(row: Mapping[str, Any]) -> str:
+    name = "median_best_val_loss"
+    return f"{number(row[name], '.4f')} {interval(row[f'{name}_low'], row[f'{name}_high'], '.4f')}".rstrip()
+
+
+def _failed(row: Mapping[str, Any]) -> str:
+    return f"{row['failures']} of {row['runs']} {percent_interval(row['failure_rate_low'], row['failure_rate_high'])}"
+
+
+def _against(study: str, arm: str, other: str) -> str:
+    """Probability that a run of `arm` has the lower loss than one of `other`."""
+    if arm == other:
+        return ""
+    pair = next(pair for pair in ranked(study).pairs if (pair.a, pair.b) == (arm, other))
+    return f"{pair.probability:.2f} {interval(pair.low, pair.high, '.2f')}".rstrip()
+
+
+def _metric(study: str, arm: str, key: str, form: str) -> str:
+    return number(median(run.metrics.get(key) for run in of_arm(study, arm)), form)
+
+
+def outcome(study: str, control: str = "control") -> str:
+    """Question 1 and 7: an arm a row, best first."""
+    head = ("arm", "failed", "median best val_loss", "better than control", "epoch the plateau was left")
+    head += ("stitched R-factor", "amplitude SSIM")
+    rows = [
+        (
+            *(row["arm"], _failed(row), _loss(row), _against(study, row["arm"], control)),
+            _metric(study, row["arm"], "val/plateau_left_epoch", ".1f"),
+            _metric(study, row["arm"], "test/r_factor", ".3f"),
+            _metric(study, row["arm"], "test/amp_ssim", ".3f"),
+        )
+        for row in ranked(study).table
+    ]
+    return _table(head, rows)
+
+
+def depth() -> str:
+    """Question 2: median best val_loss by arm and depth."""
+    arms = list(dict.fromkeys(run.arm.rpartition("-")[0] for run in read_runs("q2_depth")))
+    rows = [
+        (arm, *(f"{_loss(row)}, {row['runs']} runs" for d in DEPTHS for row in [_row("q2_depth", depth_arm(arm, d))]))
+        for arm in arms
+    ]
+    return _table(("arm", *(f"{d} blocks" for d in DEPTHS)), rows)
+
+
+def drift() -> str:
+    """Question 2: mean and standard deviation of what the last encoder block of 16 gives, before and after training."""
+    head = ("arm", "mean before training", "deviation before", "mean after", "deviation after")
+    rows = []
+    for arm in ("control", "plain", "stable", "stable_1", "pre"):
+        runs = of_arm("q2_depth", depth_arm(arm, 16))
+        last = max((key for key in runs[0].health if key.startswith("act_mean/encoder.3.")), key=_block_number)
+        rows.append(
+            (
+                arm,
+                *(
+                    number(median(run.health[last.replace("mean", kind)][when] for run in runs), ".2f")
+                    for when in (0, -1)
+                    for kind in ("mean", "std")
+                ),
+            )
+        )
+    return _table(head, rows)
+
+
+def _block_number(key: str) -> int:
+    return int(key.rpartition(".")[2])
+
+
+def start() -> str:
+    """Question 3: gradients at the first step, and how learning went."""
+    head = ("start", "gradient of the branch at step 0", "gradient of its norm weight", "norm weight after 1 epoch")
+    head += ("val_loss after epoch 1", "after 4", "best val_loss, median")
+    block = "weight_grad_norm/encoder.0.0"
+    rows = []
+    for row in ranked("q3_start").table:
+        runs = of_arm("q3_start", row["arm"])
+        branch = median(
+            math.hypot(*(run.metrics[f"{block}.{name}.weight"] for name in ("spectral", "local"))) for run in runs
+        )
+        rows.append(
+            (
+                row["arm"],
+                number(branch, ".2g"),
+                number(median(run.metrics[f"{block}.norm.weight"] for run in runs), ".2g"),
+                number(median(run.health["norm_weight_absmean"][1] for run in runs), ".3f"),
+                *(number(median(run.history["val_loss"][epoch] for run in runs), ".4f") for epoch in (0, 3)),
+                _loss(row),
+            )
+        )
+    return _table(head, rows)
+
+
+def clipping() -> str:
+    """Question 4: outcome beside the clipped fraction."""
+    head = ("rule", "clipped fraction, median over steps", "failed", "median best val_loss")
+    rows = [
+        (
+            row["arm"],
+            number(
+                median(statistics.fmean(run.history["clipped_fraction"]) for run in of_arm("q4_clip", row["arm"])),
+                ".3f",
+            ),
+            _failed(row),
+            _loss(row),
+        )
+        for row in ranked("q4_clip").table
+    ]
+    return _table(head, rows)
+
+
+def learning_rates() -> str:
+    """Question 5: median best val_loss by learning rate, and the sensitivity."""
+    runs = read_runs("q5_lr")
+    rates = sorted({run.rate for run in runs})
+    rows = []
+    for arm in ("control", "plain", "stable", "pre"):
+        cells = []
+        for rate in rates:
+            row = _row("q5_lr", next(run.arm for run in runs if run.base_arm == arm and run.rate == rate))
+            failed = f", {row['failures']} of {row['runs']} failed" if row["failures"] else ""
+            cells.append(f"{number(row['median_best_val_loss'], '.4f')}{failed}")
+        rows.append((arm, *cells, number(sensitivity(arm), ".3f")))
+    return _table(("arm", *(f"{rate:g}" for rate in rates), "sensitivity"), rows)
+
+
+def sensitivity(arm: str) -> float:
+    """Mean over learning rates of min(loss, loss_0) - lowest loss, where a loss is the median of an arm's seeds.
+
+    Learning-rate sensitivity of Wortsman et al. 2023, section 2.3. loss_0, there that of the initial network, is here
+    that of the best constant object, which no run that learnt anything is above.
+    """
+    runs = [run for run in read_runs("q5_lr") if run.base_arm == arm]
+    by_rate = {rate: [run for run in runs if run.rate == rate] for rate in sorted({run.rate for run in runs})}
+    worst = runs[0].history["val_loss_constant"]
+    losses = [min(statistics.median(run.metrics["best_val_loss"] for run in of), worst) for of in by_rate.values()]
+    return statistics.fmean(losses) - min(losses)
+
+
+def candidates() -> str:
+    """Question 6: a first look at candidates."""
+    arms = list(dict.fromkeys(run.base_arm for run in read_runs("explore")))
+    found = {(arm, d): _row("explore", depth_arm(arm, d)) for arm in arms for d in (4, 8)}
+    arms.sort(key=lambda arm: sum(found[arm, d]["median_best_val_loss"] for d in (4, 8)))
+    cells = [
+        (
+            arm,
+            *(f"{number(found[arm, d]['median_best_val_loss'], '.4f')}, {found[arm, d]['runs']} runs" for d in (4, 8)),
+        )
+        for arm in arms
+    ]
+    return _table(("arm", "4 blocks", "8 blocks"), cells)
+
+
+def better() -> str:
+    """Question 6: the better arm beside the control, by depth."""
+    head = ("blocks", "arm", "failed", "median best val_loss", "under control's", "better than control")
+    head += ("stitched R-factor", "amplitude SSIM")
+    rows = []
+    for d in (4, 8, 16):
+        study = "q1_curved_phase" if d == 4 else "q2_depth"
+        control = "control" if d == 4 else depth_arm("control", d)
+        for arm in ("control", "pre"):
+            name = arm if d == 4 else depth_arm(arm, d)
+            row = _row(study, name)
+            under = 1 - row["median_best_val_loss"] / _row(study, control)["median_best_val_loss"]
+            rows.append(
+                (
+                    *(str(d), arm, _failed(row), _loss(row)),
+                    "" if name == control else f"{100 * under:.0f} %",
+                    _against(study, name, control),
+                    _metric(study, name, "test/r_factor", ".3f"),
+                    _metric(study, name, "test/amp_ssim", ".3f"),
+                )
+            )
+    return _table(head, rows)
+
+
+def warning() -> str:
+    """The early-warning rule: runs whose progress is under 0.05 after so many epochs, and what became of them."""
+    runs = [run for study in STUDIES for run in read_runs(study)]
+    head = ("after epoch", "would be stopped", "of them failed in the end: precision", "of all that failed: recall")
+    failed = sum(run.failed for run in runs)
+    rows = []
+    for epoch in (1, 2, 3, 4):
+        stopped = [run for run in runs if _progress_after(run, epoch) < 0.05]
+        right = sum(run.failed for run in stopped)
+        low, high = wilson_interval(right, len(stopped))
+        precision = f"{right / len(stopped):.2f} {interval(low, high, '.2f')}"
+        rows.append((str(epoch), str(len(stopped)), precision, f"{right / failed:.2f}, {right} of {failed}"))
+    return _table(head, rows)
+
+
+def _progress_after(run: Run, epoch: int) -> float:
+    history = run.history
+    losses = history["val_loss"][:epoch]
+    return progress(losses[-1], history["val_loss_constant"], history["val_loss_floor"])
+
+
+#: Every study whose runs are in docs/results/data.
+STUDIES: Final = tuple(sorted(path.name.partition(".")[0] for path in (RESULTS / "data").glob("*.jsonl.gz")))
+#: Tables by the name that the pages have for them.
+TABLES: Final[Mapping[str, Callable[[], str]]] = {
+    **{study: partial(outcome, study) for study in STUDIES if study.startswith(("q1_", "q7_"))},
+    "depth": depth,
+    "drift": drift,
+    "start": start,
+    "clipping": clipping,
+    "learning_rates": learning_rates,
+    "candidates": candidates,
+    "better": better,
+    "warning": warning,
+}
+
+
+def with_tables(text: str) -> str:
+    """`text` of a page with every table that it has a place for as the runs give it."""
+    for name in re.findall(_BEGIN.format(r"(\w+)"), text):
+        begin, end = _BEGIN.format(name), _END.format(name)
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n\n{TABLES[name]()}\n\n{end}{after}"
+    return text
+
+
+def pages() -> Iterator[Path]:
+    """The pages that have places for tables."""
+    root = RESULTS.parent.parent
+    for path in (*sorted(RESULTS.glob("*.md")), root / "docs" / "findings.md", root / "README.md"):
+        if path.exists() and "<!-- table " in path.read_text(encoding="utf-8"):
+            yield path
+
+
+def main() -> None:
+    """Write tables and figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", action="store_true", help="the tables alone")
+    options = parser.parse_args()
+    for path in pages():
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    if not options.tables:
+        for name, draw in answer_figures.FIGURES.items():
+            draw(ranked, sensitivity).savefig(RESULTS / "figures" / f"{name}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

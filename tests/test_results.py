@@ -1,0 +1,42 @@
+"""What docs/results says is what the shipped runs give."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import answers
+from benchmarks.answer_runs import read_runs
+from fnostab.cli import main
+from fnostab.stages import plan_file
+
+_ROOT = Path(__file__).resolve().parents[1]
+_STUDIES = sorted((_ROOT / "docs" / "results" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("page", list(answers.pages()), ids=lambda path: path.name)
+def test_the_tables_of_a_page_are_those_of_the_shipped_runs(page):
+    text = page.read_text(encoding="utf-8")
+    assert answers.with_tables(text) == text
+
+
+@pytest.mark.parametrize("path", _STUDIES, ids=lambda path: path.stem)
+def test_a_study_can_be_planned_and_the_shipped_runs_are_of_its_arms_and_seeds(path):
+    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if table["preset"] == "scan":
+        return  # needs the scan
+    plan = plan_file(path, {})
+    shipped = read_runs(plan.study) if plan.study in answers.STUDIES else ()
+    assert {(run.arm, run.stored.seed) for run in shipped} <= {(run.arm, run.seed) for run in plan.runs}
+
+
+def test_compare_gives_the_numbers_of_the_pages_from_the_shipped_file(fresh_store):
+    study = "q1_curved_phase"
+    assert main(["import", str(_ROOT / "docs" / "results" / "data" / f"{study}.jsonl.gz")]) == 0
+    assert main(["compare", "--study", study, "--out", "out"]) == 0
+    rows = json.loads((fresh_store / "out" / f"{study}_metrics.json").read_text())
+    expected = json.loads(json.dumps(answers.ranked(study).to_json_rows()))
+    for row in (*rows, *expected):
+        del row["best_run_id"]
+    assert rows == expected
