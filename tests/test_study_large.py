@@ -7,7 +7,7 @@ import pytest
 
 from fnostab.ranking import rank_arms
 from fnostab.study.curves import condensed, gradient_norms, learning_curves
-from fnostab.study.report import StudyResult, StudyRun, best_and_worst, figures, html_report
+from fnostab.study.report import StudyResult, StudyRun, best_and_worst, figures, html_report, summary_markdown
 
 _CONSTANTS = {"val_loss_constant": 0.164, "val_loss_floor": 0.011}
 
@@ -100,3 +100,12 @@ def test_a_report_that_draws_everything_speaks_of_nothing_left_out():
     assert "arms in rank." not in page
     assert "no pictures here" not in page
     assert "at even distances" not in page
+
+
+def test_a_brief_summary_names_every_arm_and_no_run():
+    result = _study(3, 50)
+    brief, whole = summary_markdown(result, brief=True), summary_markdown(result)
+    assert all(arm in brief for arm in result.arms)
+    assert not any(run.run_id in brief for run in result.all_runs)
+    assert all(run.run_id in whole for run in result.all_runs)
+    assert len(brief) < 4000 < len(whole)

@@ -10,6 +10,9 @@ from fnostab.config import ConfigError, check_name
 if TYPE_CHECKING:
     from fnostab.mlproject.compare import Comparison
 
+#: Of more runs the terminal does not list each.
+_MOST_RUNS_TOLD = 100
+
 
 def add(commands: Any) -> None:
     """Add the command."""
@@ -56,9 +59,12 @@ def _truth(name: str, value: str) -> bool:
 def _told(found: "Comparison") -> str:
     from fnostab.study.report import summary_markdown
 
+    study, runs = found.result.study, len(found.result.all_runs)
+    brief = runs > _MOST_RUNS_TOLD
     return "\n".join(
         [
-            summary_markdown(found.result),
+            summary_markdown(found.result, brief=brief),
+            *([f"the {runs} runs, and every pair of arms: {study}_summary.md, beside the report"] if brief else []),
             found.registry,
             f"report: {found.files[0]}, among the artifacts of run {found.run_id}; to see it: {found.how_to_open}",
         ]

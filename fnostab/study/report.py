@@ -95,9 +95,12 @@ def told(result: StudyResult) -> list[tuple[str, str]]:
     return [depth] if len(result.ranking.table) == 1 else [depth, decision]
 
 
-def summary_markdown(result: StudyResult) -> str:
-    """The study in Markdown, the decision first; about 4,000 characters for 3 arms of 5 seeds."""
-    pairs = pairs_table(result.ranking)
+def summary_markdown(result: StudyResult, *, brief: bool = False) -> str:
+    """The study in Markdown, the decision first; about 4,000 characters for 3 arms of 5 seeds.
+
+    `brief` leaves out what grows with the number of runs: every pair of arms, every run, and why runs failed.
+    """
+    pairs = None if brief else pairs_table(result.ranking)
     parts = [
         f"# Study {markdown(result.study)}",
         f"**{markdown(headline(result))}.**",
@@ -106,9 +109,8 @@ def summary_markdown(result: StudyResult) -> str:
         ranking_table(result.ranking).markdown(),
         *(["## Probability of improvement", pairs.markdown()] if pairs else []),
         *([f"## {DEPTH}", depth_table(result.depth).markdown()] if result.depth else []),
-        "## Runs",
-        runs_table(result).markdown(),
-        *_listed("## Why runs failed", reasons_of_failures(result.all_runs)),
+        *([] if brief else ["## Runs", runs_table(result).markdown()]),
+        *_listed("## Why runs failed", [] if brief else reasons_of_failures(result.all_runs)),
         *_listed("## What is missing", what_is_missing(result)),
         *_listed("## How to read this", HOW_TO_READ),
         *_listed("## Facts", [f"{name}: {value}" for name, value in _facts(result).items()]),
