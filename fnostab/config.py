@@ -290,7 +290,8 @@ class ArmConfig(_Config):
     def sha256(self) -> str:
         """Hash of everything that decides the numbers: the tags and the pace of checkpoints and pictures do not.
 
-        Nor does the strategy, of which there is one only, whatever it is called, nor how kernels are launched.
+        Nor does the strategy, of which there is one only, whatever it is called, nor how kernels are launched. What is
+        kept is in the hash: a run that kept its numbers alone does not count as finished where all is asked for.
         """
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
         for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy", "cuda_graph"):

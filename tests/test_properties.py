@@ -56,6 +56,13 @@ OTHER = {
     "model.max_channels": 64,
     "model.gamma_init": 0.5,
     "model.layerscale_init": 1e-3,
+    "model.norm_centred": False,
+    "model.norm_bias": False,
+    "model.pre_norm": "group",
+    "model.gate": "scalar",
+    "model.gate_init": 0.5,
+    "model.mix": True,
+    "model.spectral_gain": 2.0,
     "clip.algo": "agc",
     "clip.val": 0.3,
     "clip.granularity": "tensor",
@@ -79,10 +86,12 @@ OTHER = {
     "train.checkpoint_every_s": 5.0,
     "train.layer_norms_every_steps": 11,
     "train.picture_every_epochs": 2,
+    "train.artifacts": "numbers",
+    "train.cuda_graph": False,
 }
 #: Tags and paces, and the one name of the one strategy: they change no number.
 WITHOUT_EFFECT = {
-    *("preset", "study", "arm", "train.strategy", "data.gridsize"),
+    *("preset", "study", "arm", "train.strategy", "train.cuda_graph", "data.gridsize"),
     *("train.checkpoint_every_s", "train.layer_norms_every_steps", "train.picture_every_epochs"),
 }
 _VALUES = (
