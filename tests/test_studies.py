@@ -115,17 +115,15 @@ def test_a_child_of_the_parent_run_for_each_arm_and_seed(unbroken, monkeypatch):
     assert "arm" not in parent.data.tags
 
 
-@pytest.mark.parametrize("launcher", ["processes", "ray"])
-def test_the_same_study_gives_the_same_numbers_wherever_it_runs(launcher, unbroken, table, tmp_path, monkeypatch):
-    if launcher == "ray":
-        pytest.importorskip("ray")
+def test_the_same_study_gives_the_same_numbers_as_ray_tasks(unbroken, table, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
     _use(tmp_path, monkeypatch)
-    outcome = run_study(plan_file(table, {}), Where(launcher, workers=2), _NoView())
+    outcome = run_study(plan_file(table, {}), Where("ray", workers=2), _NoView())
     assert outcome.without_result == []
     _assert_same_numbers(unbroken[1], _numbers(_runs()))
 
 
-def test_a_study_that_was_killed_finishes_with_no_run_twice_and_the_same_ranking(
+def test_a_study_in_processes_that_was_killed_finishes_with_no_run_twice_and_the_same_numbers(
     unbroken, table, tmp_path, monkeypatch
 ):
     _use(tmp_path, monkeypatch)
@@ -344,13 +342,12 @@ def _mlflow_run(folder, *words):
 
 
 def test_three_runs_by_hand_are_ranked_and_registered_without_a_parent(tmp_path, monkeypatch):
+    _use(tmp_path, monkeypatch)
     for arch, clip_algo in (("hybrid", "norm"), ("stable_hybrid", "none"), ("hybrid", "agc")):
-        rule = ["-P", f"arch={arch}", "-P", f"clip_algo={clip_algo}", "-P", "preset=smoke", "-P", "epochs=4"]
-        answer = _mlflow_run(tmp_path, *rule)
-        assert answer.returncode == 0, answer.stderr
+        rule = ["--arch", arch, "--clip_algo", clip_algo, "--preset", "smoke", "--epochs", "4"]
+        assert main(["train", *rule]) == 0
     answer = _mlflow_run(tmp_path, "-e", "compare", "-P", "study=stage_a_smoke")
     assert answer.returncode == 0, answer.stderr
-    _use(tmp_path, monkeypatch)
     client = mlflow.MlflowClient()
     (comparison,) = client.search_runs(["0"], "tags.study_role = 'comparison'")
     assert comparison.data.tags["study"] == "stage_a_smoke"
