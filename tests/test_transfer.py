@@ -12,6 +12,7 @@ from fnostab.launch import Where
 from fnostab.mlproject.compare import compare_study
 from fnostab.mlproject.stage import run_study
 from fnostab.stages import plan_file
+from fnostab.tracking import transfer
 
 _TABLE = """
 study: numbers
@@ -175,6 +176,15 @@ def test_a_file_that_is_no_archive_or_cut_short_is_refused(exported, tmp_path, m
     path.write_bytes((exported / "numbers.jsonl.gz").read_bytes()[:-40] if content is None else content)
     assert main(["import", str(path)]) == 2
     assert f"`file` (={path}) must be runs that were exported: " in capsys.readouterr().err
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch, capsys):
+    _use(tmp_path, monkeypatch)
+    monkeypatch.setattr(transfer, "_MAX_BYTES", 2**20)
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(b" " * 2**22))
+    assert main(["import", str(path)]) == 2
+    assert "unpacked, it has more than 1048576 bytes" in capsys.readouterr().err
 
 
 def test_a_study_that_is_not_there_is_not_exported_and_no_file_is_left(fresh_store, capsys):

@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,9 +28,8 @@ CAME_FROM: Final = "exported_from"
 _LOCAL: Final = ("mlflow.", "run_folder", CAME_FROM)
 #: What MLflow takes at once of each.
 _AT_ONCE: Final = {"params": 100, "metrics": 1000}
-#: Longest line and most lines that are read: what is longer was not written by `export_study`.
-_MAX_LINE: Final = 2**26
-_MAX_RUNS: Final = 100_000
+#: Most bytes of a file, unpacked, that are read: some 100,000 runs, or a thousand long ones with all their steps.
+_MAX_BYTES: Final = 2**30
 
 
 class _PortableRun(BaseModel):
@@ -79,7 +77,7 @@ def export_study(study: str, path: Path, *, steps: bool = False) -> int:
 def read_exported(path: Path) -> ExportedStudy:
     """Read a file that `export_study` wrote. Raises `ConfigError` for any other."""
     try:
-        lines = list(islice(_lines(path), _MAX_RUNS + 1))
+        lines = list(_lines(path))
         header = json.loads(lines[0]) if lines else None
         if not isinstance(header, dict) or header | {"study": ""} != _FORMAT | {"study": ""}:
             raise ValueError("its first line says otherwise")
@@ -140,10 +138,14 @@ def _line(values: Mapping[str, Any]) -> bytes:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
+    left = _MAX_BYTES
     with gzip.open(path, "rb") as file:
-        while line := file.readline(_MAX_LINE):
+        while line := file.readline(left + 1):
+            left -= len(line)
+            if left < 0:
+                raise ValueError(f"unpacked, it has more than {_MAX_BYTES} bytes")
             if not line.endswith(b"\n"):
-                raise ValueError("it ends in the middle of a line, or one is too long")
+                raise ValueError("it ends in the middle of a line")
             yield line
 
 
