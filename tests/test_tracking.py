@@ -177,6 +177,19 @@ def test_a_picture_whose_writing_was_cut_off_is_there_once_in_the_end(store, tmp
     assert _pictures(store, tracker.run_id) == 2 * ["images/frc+step+3"]  # itself and its small copy
 
 
+def test_a_picture_whose_file_a_kill_left_half_written_keeps_nobody_waiting(store, tmp_path):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    with tracking.open_run(_CONFIG, tmp_path) as killed:
+        killed.log_image(picture, "frc", 3)
+    partial = tmp_path / "pictures" / f".000000014+frc-{32 * 'a'}.partial.npy"  # as `files.whole` calls it
+    partial.write_bytes(b"half")
+    with tracking.open_run(_CONFIG, tmp_path, first_run_id=killed.run_id) as back:
+        back.log_image(picture, "frc", 14)
+        assert back.flush()
+    assert not partial.exists()
+    assert _pictures(store, killed.run_id) == 2 * ["images/frc+step+14"] + 2 * ["images/frc+step+3"]
+
+
 def test_a_run_that_was_deleted_or_never_was_is_gone(store, tmp_path):
     with tracking.open_run(_CONFIG, tmp_path) as tracker:
         pass

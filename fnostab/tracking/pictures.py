@@ -11,7 +11,7 @@ from mlflow.tracking.multimedia import compress_image_size, convert_to_pil_image
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from numpy.typing import NDArray
 
-from fnostab.files import whole
+from fnostab.files import remove_partial, whole
 
 #: Where MLflow keeps pictures: each as it is, and as a small copy, in names that join key, step, time and a number.
 _FOLDER: Final = "images"
@@ -25,6 +25,7 @@ class PictureQueue:
         self._run_id = run_id
         self._folder = folder
         self._resumed = resumed
+        remove_partial(folder)  # pathlib finds hidden files, too
         self._waiting = deque(sorted(folder.glob("*.npy")))
         #: Names without endings of the pictures that are there, by key and step; None until they were looked up.
         self._stored: dict[str, str] | None = None if resumed else {}

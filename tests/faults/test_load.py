@@ -25,7 +25,7 @@ pytestmark = pytest.mark.faults
 
 _ARMS, _SEEDS, _COPIES = 50, 10, 10
 _POINTS = 10_000
-#: Four arms that train within seconds, on two batches an epoch.
+#: Four arms that train within seconds, on two batches an epoch; two of them send models and pictures as well.
 _TABLE = """
 study: hundred
 preset: smoke
@@ -34,8 +34,8 @@ train: {epochs: 2, picture_every_epochs: 100}
 data: {max_train_patches: 32}
 model: {width: 4, fno_blocks: 1}
 arms:
-  - {name: cnn, arch: cnn, clip_algo: none}
-  - {name: cnn-agc, arch: cnn, clip_algo: agc}
+  - {name: cnn, arch: cnn, clip_algo: none, train.artifacts: numbers}
+  - {name: cnn-agc, arch: cnn, clip_algo: agc, train.artifacts: numbers}
   - {name: control, arch: hybrid, clip_algo: norm}
   - {name: stable, arch: stable_hybrid, clip_algo: none}
 """
