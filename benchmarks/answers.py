@@ -249,7 +249,7 @@ def _progress_after(run: Run, epoch: int) -> float:
 STUDIES: Final = tuple(sorted(path.name.partition(".")[0] for path in (RESULTS / "data").glob("*.jsonl.gz")))
 #: Tables by the name that the pages have for them.
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
-    **{study: partial(outcome, study) for study in STUDIES if study.startswith(("q1_", "q7_"))},
+    **{study: partial(outcome, study) for study in STUDIES if study.startswith(("q1_", "q7_", "champion"))},
     "depth": depth,
     "drift": drift,
     "start": start,
