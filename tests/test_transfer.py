@@ -148,6 +148,7 @@ def test_a_number_that_is_none_is_nan_in_the_store(exported, tmp_path, monkeypat
     [
         (lambda lines: [], "its first line says otherwise"),
         (lambda lines: [{"format": "other"}, *lines[1:]], "its first line says otherwise"),
+        (lambda lines: [{"format": "fnostab runs", "version": 1}, *lines[1:]], "its first line says otherwise"),
         (lambda lines: [lines[0], lines[1] | {"metrics": {"a": "b"}}], "`metrics.a`: Input should be a valid number"),
         (lambda lines: [lines[0], lines[1] | {"more": 1}], "`more`: Extra inputs are not permitted"),
         (

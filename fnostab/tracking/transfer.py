@@ -79,9 +79,9 @@ def read_exported(path: Path) -> ExportedStudy:
     try:
         lines = list(_lines(path))
         header = json.loads(lines[0]) if lines else None
-        if not isinstance(header, dict) or header | {"study": ""} != _FORMAT | {"study": ""}:
+        study = header.get("study") if isinstance(header, dict) else None
+        if not isinstance(study, str) or header != _FORMAT | {"study": study}:
             raise ValueError("its first line says otherwise")
-        study = header["study"]
         runs = [_PortableRun.model_validate_json(line) for line in lines[1:]]
         for run in runs:
             if run.tags.get("study") != study or not {"arm", "seed", "verdict"} <= run.tags.keys():
