@@ -8,12 +8,9 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.answer_runs import DEPTHS, depth_arm, median, of_arm, read_runs
+from benchmarks.answer_runs import DEPTHS, clipped_fraction, depth_arm, median, of_arm, ranked, read_runs, sensitivity
 from fnostab.ranking import Ranking
 from fnostab.study.axes import OTHER_COLOURS, OWN_COLOURS, log_axis, new_figure, tidy
-
-Ranked = Callable[[str], Ranking]
-Sensitivity = Callable[[str], float]
 
 _COLOURS: Final = {
     **OWN_COLOURS,
@@ -36,7 +33,7 @@ _TITLES: Final = {
 }
 
 
-def original(ranked: Ranked, _: Sensitivity) -> Figure:
+def original() -> Figure:
     """Every run of question 1, with medians and intervals."""
     figure = new_figure(9.5, 6.4)
     panels = figure.subplots(2, 2).flat
@@ -48,7 +45,7 @@ def original(ranked: Ranked, _: Sensitivity) -> Figure:
     return figure
 
 
-def carry_over(ranked: Ranked, _: Sensitivity) -> Figure:
+def carry_over() -> Figure:
     """Every run of question 7, with medians and intervals."""
     figure = new_figure(10, 3.4)
     for axes, study in zip(figure.subplots(1, 4), ("q7_probe", "q7_1e4", "q7_grf", "q7_image"), strict=True):
@@ -77,7 +74,7 @@ def _dots(axes: Axes, study: str, ranking: Ranking) -> None:
     axes.set_ylabel("best val_loss (R-factor)", fontsize=8.5)
 
 
-def depth(ranked: Ranked, _: Sensitivity) -> Figure:
+def depth() -> Figure:
     """Median best val_loss against depth, and the mean activation along the blocks of the deepest networks."""
     figure = new_figure(10.5, 4.2)
     losses, means = figure.subplots(1, 2)
@@ -117,7 +114,7 @@ def depth(ranked: Ranked, _: Sensitivity) -> Figure:
     return figure
 
 
-def start(ranked: Ranked, _: Sensitivity) -> Figure:
+def start() -> Figure:
     """Learning curves and norm weights by where the norm's weight starts."""
     arms = ("gamma_0", "gamma_0.01", "gamma_0.1", "gamma_1", "layerscale_0.001", "layerscale_0.1")
     figure = new_figure(10.5, 4.2)
@@ -126,7 +123,7 @@ def start(ranked: Ranked, _: Sensitivity) -> Figure:
         runs = of_arm("q3_start", arm)
         for axes, series in (
             (losses, [run.history["val_loss"] for run in runs]),
-            (weights, [_branch_scale(arm, run.health) for run in runs]),
+            (weights, [_branch_scale(run.health) for run in runs]),
         ):
             values = [statistics.median(at) for at in zip(*series, strict=True)]
             first = 1 if axes is losses else 0
@@ -142,13 +139,13 @@ def start(ranked: Ranked, _: Sensitivity) -> Figure:
     return figure
 
 
-def _branch_scale(arm: str, health: Mapping[str, Sequence[float]]) -> list[float]:
+def _branch_scale(health: Mapping[str, Sequence[float]]) -> list[float]:
     weights = health["norm_weight_absmean"]
     scales = health.get("layerscale_absmean", [1.0] * len(weights))
     return [weight * scale for weight, scale in zip(weights, scales, strict=True)]
 
 
-def clipping(ranked: Ranked, _: Sensitivity) -> Figure:
+def clipping() -> Figure:
     """Median best val_loss against the clipped fraction, a dot a setting."""
     figure = new_figure(7.5, 4.4)
     axes = figure.subplots()
@@ -157,8 +154,8 @@ def clipping(ranked: Ranked, _: Sensitivity) -> Figure:
     log_axis(axes, min(row["best_val_loss"] for row in rows.values()), 0.072)
     for family, colour in families.items():
         arms = [arm for arm in rows if (arm if arm == "none" else arm.rpartition("_")[0]) == family]
-        arms.sort(key=lambda arm: _clipped(arm))
-        places = [_clipped(arm) for arm in arms]
+        arms.sort(key=clipped_fraction)
+        places = [clipped_fraction(arm) for arm in arms]
         axes.plot(
             places, [rows[arm]["median_best_val_loss"] for arm in arms], "o-", color=colour, lw=1, ms=5, label=family
         )
@@ -179,11 +176,7 @@ def clipping(ranked: Ranked, _: Sensitivity) -> Figure:
     return figure
 
 
-def _clipped(arm: str) -> float:
-    return median(statistics.fmean(run.history["clipped_fraction"]) for run in of_arm("q4_clip", arm))
-
-
-def learning_rates(ranked: Ranked, sensitivity: Sensitivity) -> Figure:
+def learning_rates() -> Figure:
     """Median best val_loss against the learning rate."""
     figure = new_figure(7, 4.2)
     axes = figure.subplots()
@@ -207,7 +200,7 @@ def learning_rates(ranked: Ranked, sensitivity: Sensitivity) -> Figure:
     return figure
 
 
-def better(ranked: Ranked, _: Sensitivity) -> Figure:
+def better() -> Figure:
     """The better arm beside the control: all runs, at three depths."""
     figure = new_figure(7, 4)
     axes = figure.subplots()
@@ -235,7 +228,7 @@ def better(ranked: Ranked, _: Sensitivity) -> Figure:
 
 
 #: Figures by the name of their file.
-FIGURES: Final[Mapping[str, Callable[[Ranked, Sensitivity], Figure]]] = {
+FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "q1_original": original,
     "q2_depth": depth,
     "q3_start": start,

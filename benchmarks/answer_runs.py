@@ -1,4 +1,4 @@
-"""The runs in docs/results/data."""
+"""The runs in docs/results/data, and what tables and figures take from them alike."""
 
 import statistics
 from collections.abc import Iterable, Mapping
@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
 from fnostab.study.selection import StoredRun
 from fnostab.tracking import read_exported
 
@@ -85,3 +86,27 @@ def median(values: Iterable[float | None]) -> float:
     """The median of those that are known; NaN if none is."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else float("nan")
+
+
+@cache
+def ranked(study: str) -> Ranking:
+    """The ranking of a study, as `fnostab compare` makes it."""
+    return rank_arms([run.row for run in read_runs(study)], BOOTSTRAP_SEED)
+
+
+def clipped_fraction(arm: str) -> float:
+    """Mean clipped fraction over the steps of a run of study q4_clip, median over the arm's runs."""
+    return median(statistics.fmean(run.history["clipped_fraction"]) for run in of_arm("q4_clip", arm))
+
+
+def sensitivity(arm: str) -> float:
+    """Mean over learning rates of min(loss, loss_0) - lowest loss, where a loss is the median of an arm's seeds.
+
+    Learning-rate sensitivity of Wortsman et al. 2023, section 2.3. loss_0, there that of the initial network, is here
+    that of the best constant object, which no run that learnt anything is above.
+    """
+    runs = [run for run in read_runs("q5_lr") if run.base_arm == arm]
+    by_rate = {rate: [run for run in runs if run.rate == rate] for rate in sorted({run.rate for run in runs})}
+    worst = runs[0].history["val_loss_constant"]
+    losses = [min(statistics.median(run.metrics["best_val_loss"] for run in of), worst) for of in by_rate.values()]
+    return statistics.fmean(losses) - min(losses)

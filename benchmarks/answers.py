@@ -10,29 +10,31 @@ tests/test_results.py compares it. Where the runs come from is said on each page
 import argparse
 import math
 import re
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import answer_figures
-from benchmarks.answer_runs import DEPTHS, Run, depth_arm, median, of_arm, read_runs
+from benchmarks.answer_runs import (
+    DEPTHS,
+    Run,
+    clipped_fraction,
+    depth_arm,
+    median,
+    of_arm,
+    ranked,
+    read_runs,
+    sensitivity,
+)
 from fnostab.intervals import wilson_interval
 from fnostab.metrics import progress
-from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
 from fnostab.study.text import interval, number, percent_interval
 
 RESULTS: Final = Path(__file__).resolve().parent.parent / "docs" / "results"
 
 _BEGIN: Final = "<!-- table {}: begin -->"
 _END: Final = "<!-- table {}: end -->"
-
-
-@cache
-def ranked(study: str) -> Ranking:
-    """The ranking of a study, as `fnostab compare` makes it."""
-    return rank_arms([run.row for run in read_runs(study)], BOOTSTRAP_SEED)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -145,10 +147,7 @@ def clipping() -> str:
     rows = [
         (
             row["arm"],
-            number(
-                median(statistics.fmean(run.history["clipped_fraction"]) for run in of_arm("q4_clip", row["arm"])),
-                ".3f",
-            ),
+            number(clipped_fraction(row["arm"]), ".3f"),
             _failed(row),
             _loss(row),
         )
@@ -170,19 +169,6 @@ def learning_rates() -> str:
             cells.append(f"{number(row['median_best_val_loss'], '.4f')}{failed}")
         rows.append((arm, *cells, number(sensitivity(arm), ".3f")))
     return _table(("arm", *(f"{rate:g}" for rate in rates), "sensitivity"), rows)
-
-
-def sensitivity(arm: str) -> float:
-    """Mean over learning rates of min(loss, loss_0) - lowest loss, where a loss is the median of an arm's seeds.
-
-    Learning-rate sensitivity of Wortsman et al. 2023, section 2.3. loss_0, there that of the initial network, is here
-    that of the best constant object, which no run that learnt anything is above.
-    """
-    runs = [run for run in read_runs("q5_lr") if run.base_arm == arm]
-    by_rate = {rate: [run for run in runs if run.rate == rate] for rate in sorted({run.rate for run in runs})}
-    worst = runs[0].history["val_loss_constant"]
-    losses = [min(statistics.median(run.metrics["best_val_loss"] for run in of), worst) for of in by_rate.values()]
-    return statistics.fmean(losses) - min(losses)
 
 
 def candidates() -> str:
@@ -288,7 +274,7 @@ def main() -> None:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
     if not options.tables:
         for name, draw in answer_figures.FIGURES.items():
-            draw(ranked, sensitivity).savefig(RESULTS / "figures" / f"{name}.png", dpi=110)
+            draw().savefig(RESULTS / "figures" / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":
