@@ -298,8 +298,12 @@ class _Plan:
 def _simulated(config: DataConfig) -> _Writer:
     """Draw the objects of `config`; the writer simulates their patterns."""
     probe = np.asarray(_probe(config))
-    if probe.shape != (config.N, config.N):
-        raise ValueError(f"`probe` (={_size(probe)}) must be N x N = {config.N} x {config.N}, in {config.probe}")
+    if len(probe) < config.N:
+        raise ValueError(
+            f"`probe` (={_size(probe)}) must be at least N x N = {config.N} x {config.N}, in {config.probe}"
+        )
+    if len(probe) > config.N:  # of the same field of view on a finer grid
+        probe = optics.crop_probe(probe, config.N)
     seeds = dict(zip(_SPLITS, np.random.SeedSequence(config.seed).spawn(len(_SPLITS)), strict=True))
     plans = {split: _plan(config, split, seed) for split, seed in seeds.items()}
     least = _MIN_TRAIN_PHOTONS / len(plans["train"].positions_px)

@@ -444,11 +444,19 @@ def test_a_truncated_or_missing_scan_is_refused(tmp_path: Path) -> None:
 
 def test_a_probe_of_another_size_is_refused(tmp_path: Path) -> None:
     probe = str(tmp_path / "probe.npz")
-    np.savez(probe, probe=np.ones((20, 20)))
+    np.savez(probe, probe=np.ones((12, 12)))
     scan, cache = str(write_scan(tmp_path / "scan.npz")), tmp_path / "cache"
-    rule = r"^`probe` \(=20 x 20\) must be N x N = 16 x 16, "
-    assert_refused(DataConfig(path=scan, N=16, probe=probe), rule + "or 32 x 32 as the patterns$", cache)
-    assert_refused(changed(probe=probe), rule + r"in .*probe\.npz$", cache)
+    rule = r"^`probe` \(=12 x 12\) must be N x N = 16 x 16, or 32 x 32 as the patterns$"
+    assert_refused(DataConfig(path=scan, N=16, probe=probe), rule, cache)
+    rule = r"^`probe` \(=12 x 12\) must be at least N x N = 16 x 16, in .*probe\.npz$"
+    assert_refused(changed(probe=probe), rule, cache)
+
+
+def test_simulated_patterns_take_a_measured_probe_of_a_finer_grid(tmp_path: Path) -> None:
+    probe = optics.curved_disk(32)
+    np.savez(tmp_path / "probe.npz", probe=probe)
+    built = load_or_build(changed(probe=str(tmp_path / "probe.npz")), cache_dir=tmp_path / "cache")
+    np.testing.assert_array_equal(built.probe, optics.crop_probe(probe, 16))
 
 
 @pytest.mark.parametrize(
