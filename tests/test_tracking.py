@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -108,6 +110,18 @@ def test_values_wait_while_the_store_is_away_and_arrive_when_it_is_back(store, m
         assert tracker.flush(at_once=True)
         assert tracker.unwritten == 0
     assert len(store.get_metric_history(tracker.run_id, "train/loss")) == 1500
+
+
+def test_warnings_are_said_although_mlflow_silences_the_root_logger():
+    lines = (
+        "import logging",
+        "from fnostab import tracking",
+        "import mlflow.pytorch._lightning_autolog",
+        "assert logging.getLogger().level == logging.ERROR",  # if not, the setting in `fnostab.tracking` may go
+        "logging.getLogger('fnostab.tracking.run').warning('the store is away')",
+    )
+    said = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120)
+    assert (said.returncode, "the store is away" in said.stderr) == (0, True), said.stderr
 
 
 def test_a_run_whose_last_values_cannot_be_stored_is_not_finished(store, monkeypatch):

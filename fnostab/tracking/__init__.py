@@ -1,5 +1,7 @@
 """Everything that fnostab says to MLflow, and hears from it; no other package imports MLflow."""
 
+import logging
+
 from fnostab.tracking.promotion import Candidate, RegistryVersion
 from fnostab.tracking.registry import Registration, Rollback, model_name, read_registry, register_winner, rollback
 from fnostab.tracking.run import (
@@ -30,6 +32,9 @@ from fnostab.tracking.studies import (
     run_url,
 )
 from fnostab.tracking.transfer import CAME_FROM, ExportedStudy, export_study, import_runs, read_exported
+
+# Of MLflow 3.17, `mlflow.pytorch` sets the root logger to ERROR when it is first used; what we warn of is said even so.
+logging.getLogger("fnostab").setLevel(logging.WARNING)
 
 __all__ = [
     "CAME_FROM",
