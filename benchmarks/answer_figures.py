@@ -1,6 +1,5 @@
 """The figures of docs/results; `benchmarks.answers` writes them."""
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -8,7 +7,20 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.answer_runs import DEPTHS, clipped_fraction, depth_arm, median, of_arm, ranked, read_runs, sensitivity
+from benchmarks.answer_runs import (
+    BETTER,
+    DEPTHS,
+    SCHEDULES,
+    clipped_fraction,
+    depth_arm,
+    median,
+    of_arm,
+    ranked,
+    rate_arms,
+    read_runs,
+    schedule_arm,
+    sensitivity,
+)
 from fnostab.ranking import Ranking
 from fnostab.study.axes import OTHER_COLOURS, OWN_COLOURS, log_axis, new_figure, tidy
 
@@ -27,7 +39,9 @@ _TITLES: Final = {
     "q1_flat_phase": "flat probe, phase",
     "q1_flat_nophase": "flat probe, no phase",
     "q7_probe": "measured probe",
-    "q7_1e4": "1e4 photons",
+    "q7_1e4": "1e4 photons a pattern",
+    "q7_1e6": "1e6 photons a pattern",
+    "q7_scan": "measured scan",
     "q7_grf": "random fields",
     "q7_image": "photographs",
 }
@@ -47,8 +61,9 @@ def original() -> Figure:
 
 def carry_over() -> Figure:
     """Every run of question 7, with medians and intervals."""
-    figure = new_figure(10, 3.4)
-    for axes, study in zip(figure.subplots(1, 4), ("q7_probe", "q7_1e4", "q7_grf", "q7_image"), strict=True):
+    figure = new_figure(11, 6.4)
+    studies = ("q7_probe", "q7_scan", "q7_1e6", "q7_1e4", "q7_grf", "q7_image")
+    for axes, study in zip(figure.subplots(2, 3).flat, studies, strict=True):
         _dots(axes, study, ranked(study))
         axes.set_title(_TITLES[study], fontsize=9.5)
     return figure
@@ -171,7 +186,7 @@ def clipping() -> Figure:
             losses = [run.metrics["best_val_loss"] for run in of_arm("q4_clip", arm)]
             axes.plot([place] * 2, [min(losses), max(losses)], color=colour, lw=0.7, alpha=0.6)
     axes.set_xlabel("clipped fraction, mean over steps", fontsize=9)
-    axes.set_ylabel("best val_loss: median, lowest and highest of 3 seeds", fontsize=9)
+    axes.set_ylabel("best val_loss: median, lowest and highest of 5 seeds", fontsize=9)
     axes.legend(fontsize=8, frameon=False)
     return figure
 
@@ -180,50 +195,70 @@ def learning_rates() -> Figure:
     """Median best val_loss against the learning rate."""
     figure = new_figure(7, 4.2)
     axes = figure.subplots()
-    runs = read_runs("q5_lr")
     log_axis(axes, 0.043, 0.22)
-    for arm in ("control", "plain", "stable", "pre"):
-        rates = sorted({run.rate for run in runs})
-        losses = [
-            [run.metrics["best_val_loss"] for run in runs if (run.base_arm, run.rate) == (arm, rate)] for rate in rates
-        ]
+    for arm, of in rate_arms("q5_lr").items():
+        losses = [[run.metrics["best_val_loss"] for run in of_arm("q5_lr", name)] for name in of.values()]
         label = f"{arm}, sensitivity {sensitivity(arm):.3f}"
-        axes.plot(rates, [statistics.median(of) for of in losses], "o-", color=_COLOURS[arm], ms=5, lw=1.4, label=label)
-        for rate, of in zip(rates, losses, strict=True):
-            axes.plot([rate] * 2, [min(of), max(of)], color=_COLOURS[arm], lw=0.8)
-    axes.axhline(runs[0].history["val_loss_constant"], color="0.5", lw=0.8, ls="--")
+        axes.plot(
+            list(of), [statistics.median(at) for at in losses], "o-", color=_COLOURS[arm], ms=5, lw=1.4, label=label
+        )
+        for rate, at in zip(of, losses, strict=True):
+            axes.plot([rate] * 2, [min(at), max(at)], color=_COLOURS[arm], lw=0.8)
+    axes.axhline(read_runs("q5_lr")[0].history["val_loss_constant"], color="0.5", lw=0.8, ls="--")
     axes.text(3e-5, 0.205, "best constant object", fontsize=8, color="0.35")
     axes.set_xscale("log")
     axes.set_xlabel("learning rate", fontsize=9)
-    axes.set_ylabel("best val_loss: median, lowest and highest of 3 seeds", fontsize=8.5)
+    axes.set_ylabel("best val_loss: median, lowest and highest of 5 seeds", fontsize=8.5)
     axes.legend(fontsize=8, frameon=False)
     return figure
 
 
 def better() -> Figure:
-    """The better arm beside the control: all runs, at three depths."""
-    figure = new_figure(7, 4)
+    """The better arm beside the control: all runs, in every setting."""
+    figure = new_figure(10, 4)
     axes = figure.subplots()
-    log_axis(axes, 0.044, 0.07)
-    for place, blocks in enumerate((4, 8, 16)):
-        study = "q1_curved_phase" if blocks == 4 else "q2_depth"
-        for side, arm in ((-0.2, "control"), (0.2, "pre")):
-            name = arm if blocks == 4 else depth_arm(arm, blocks)
+    log_axis(axes, 0.027, 0.09)
+    labels = {}
+    for place, (study, *arms) in enumerate(BETTER.values()):
+        for side, name, arm in zip((-0.2, 0.2), arms, ("control", "pre"), strict=True):
             row: Mapping[str, Any] = next(row for row in ranked(study).table if row["arm"] == name)
             losses = [run.metrics["best_val_loss"] for run in of_arm(study, name)]
             for index, loss in enumerate(losses):
                 at = place + side + 0.24 * (index / (len(losses) - 1) - 0.5)
-                axes.plot(at, loss, "o", color=_COLOURS[arm], ms=4.5, alpha=0.75, mew=0)
+                (labels[arm],) = axes.plot(at, loss, "o", color=_COLOURS[arm], ms=4.5, alpha=0.75, mew=0)
             ends = [row["median_best_val_loss_low"], row["median_best_val_loss_high"]]
             axes.plot([place + side] * 2, ends, color="black", lw=1.2)
             axes.plot(
                 [place + side - 0.13, place + side + 0.13], [row["median_best_val_loss"]] * 2, color="black", lw=1.7
             )
-    for arm in ("control", "pre"):
-        axes.plot(math.nan, math.nan, "o", color=_COLOURS[arm], label=arm)
-    axes.set_xticks(range(3), ["4 blocks", "8 blocks", "16 blocks"])
+    axes.set_xticks(range(len(BETTER)), [setting.replace(", ", "\n") for setting in BETTER])
     axes.set_ylabel("best val_loss (R-factor)", fontsize=9)
-    axes.legend(fontsize=9, frameon=False, loc="upper center", ncols=2)
+    axes.legend(labels.values(), labels, fontsize=9, frameon=False, loc="upper left", ncols=2)
+    return figure
+
+
+def curves() -> Figure:
+    """Learning curves of longer trainings: five times as long, and at full size."""
+    figure = new_figure(11, 4.4)
+    longer, full = figure.subplots(1, 2)
+    log_axis(longer, 0.029, 0.16)
+    for arm in ("control", "plain", "pre"):
+        for schedule, style in zip(SCHEDULES, ("-", "--"), strict=True):
+            runs = of_arm("q6_longer", schedule_arm(arm, schedule))
+            losses = [statistics.median(at) for at in zip(*(run.history["val_loss"] for run in runs), strict=True)]
+            label = arm if style == "-" else None
+            longer.plot(range(1, 1 + len(losses)), losses, style, color=_COLOURS[arm], lw=1.3, label=label)
+    longer.set_title("1,024 patches, 40 epochs; solid: constant rate, dashed: cosine", fontsize=9)
+    longer.set_ylabel("val_loss, median of 5 seeds", fontsize=9)
+    log_axis(full, 0.0095, 0.18)
+    for run in read_runs("full_size"):
+        losses = run.history["val_loss"]
+        full.plot(range(1, 1 + len(losses)), losses, color=_COLOURS[run.arm], lw=1.3, label=run.arm)
+    full.set_title("13,778 patches, width 32, 50 epochs", fontsize=9)
+    full.set_ylabel("val_loss, one seed", fontsize=9)
+    for axes in (longer, full):
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.legend(fontsize=8, frameon=False)
     return figure
 
 
@@ -235,5 +270,6 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "q4_clipping": clipping,
     "q5_learning_rates": learning_rates,
     "q6_better": better,
+    "q6_curves": curves,
     "q7_carry_over": carry_over,
 }

@@ -12,8 +12,12 @@ from fnostab.study.selection import StoredRun
 from fnostab.tracking import read_exported
 
 DATA: Final = Path(__file__).resolve().parent.parent / "docs" / "results" / "data"
+#: Every study whose runs are there.
+STUDIES: Final = tuple(sorted(path.name.partition(".")[0] for path in DATA.glob("*.jsonl.gz")))
 #: Numbers of encoder blocks in study q2_depth.
 DEPTHS: Final = (4, 8, 12, 16)
+#: Learning-rate schedules of studies q6_overlap and q6_longer.
+SCHEDULES: Final = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,41 @@ def depth_arm(arm: str, blocks: int) -> str:
     return f"{arm}-fno_blocks{blocks}"
 
 
+def schedule_arm(arm: str, schedule: str) -> str:
+    """The name of `arm` with that learning-rate schedule, where the grid of a study varies it."""
+    return f"{arm}-schedule{schedule}"
+
+
+#: Settings of question 6: the study, and what control and pre are called in it.
+BETTER: Final[Mapping[str, tuple[str, str, str]]] = {
+    "4 blocks": ("q1_curved_phase", "control", "pre"),
+    **{f"{d} blocks": ("q2_depth", depth_arm("control", d), depth_arm("pre", d)) for d in (8, 16)},
+    **{
+        f"4 blocks, {setting}, {schedule}": (study, *(schedule_arm(arm, schedule) for arm in ("control", "pre")))
+        for study, setting in (("q6_overlap", "overlap term"), ("q6_longer", "40 epochs"))
+        for schedule in SCHEDULES
+    },
+}
+
+
+def rate_arms(study: str) -> Mapping[str, Mapping[float, str]]:
+    """By arm without its learning rate, and by learning rate in ascending order, the arm's name in `study`."""
+    table: dict[str, dict[float, str]] = {}
+    for run in sorted(read_runs(study), key=lambda run: (run.base_arm, run.rate)):
+        table.setdefault(run.base_arm, {})[run.rate] = run.arm
+    return table
+
+
 def median(values: Iterable[float | None]) -> float:
     """The median of those that are known; NaN if none is."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else float("nan")
+
+
+def rises(study: str, arm: str) -> list[float]:
+    """Of each run the largest ratio of a val_loss to the lowest before it: how far training was once thrown back."""
+    losses = [run.history["val_loss"] for run in of_arm(study, arm)]
+    return [max(of[epoch] / min(of[:epoch]) for epoch in range(1, len(of))) for of in losses]
 
 
 @cache
@@ -105,8 +140,7 @@ def sensitivity(arm: str) -> float:
     Learning-rate sensitivity of Wortsman et al. 2023, section 2.3. loss_0, there that of the initial network, is here
     that of the best constant object, which no run that learnt anything is above.
     """
-    runs = [run for run in read_runs("q5_lr") if run.base_arm == arm]
-    by_rate = {rate: [run for run in runs if run.rate == rate] for rate in sorted({run.rate for run in runs})}
-    worst = runs[0].history["val_loss_constant"]
-    losses = [min(statistics.median(run.metrics["best_val_loss"] for run in of), worst) for of in by_rate.values()]
+    by_rate = [of_arm("q5_lr", name) for name in rate_arms("q5_lr")[arm].values()]
+    worst = by_rate[0][0].history["val_loss_constant"]
+    losses = [min(statistics.median(run.metrics["best_val_loss"] for run in of), worst) for of in by_rate]
     return statistics.fmean(losses) - min(losses)

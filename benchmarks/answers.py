@@ -15,20 +15,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import answer_figures
+from benchmarks import answer_figures, early_warning
 from benchmarks.answer_runs import (
+    BETTER,
     DEPTHS,
-    Run,
+    STUDIES,
     clipped_fraction,
     depth_arm,
     median,
     of_arm,
     ranked,
+    rate_arms,
     read_runs,
+    rises,
+    schedule_arm,
     sensitivity,
 )
 from fnostab.intervals import wilson_interval
-from fnostab.metrics import progress
 from fnostab.study.text import interval, number, percent_interval
 
 RESULTS: Final = Path(__file__).resolve().parent.parent / "docs" / "results"
@@ -141,6 +144,22 @@ def start() -> str:
     return _table(head, rows)
 
 
+def by_rate(study: str) -> str:
+    """Question 3 and 4, under SGD: median best val_loss by arm and learning rate, best arm first."""
+    table = rate_arms(study)
+    rates = list(next(iter(table.values())))
+    best = {arm: min(_row(study, of[rate])["median_best_val_loss"] for rate in rates) for arm, of in table.items()}
+    rows = [(arm, *(_rate_cell(study, of[rate]) for rate in rates)) for arm, of in table.items()]
+    rows.sort(key=lambda row: best[row[0]])
+    return _table(("arm", *(f"{rate:g}" for rate in rates)), rows)
+
+
+def _rate_cell(study: str, arm: str) -> str:
+    row = _row(study, arm)
+    failed = f", {row['failures']} of {row['runs']} failed" if row["failures"] else ""
+    return f"{number(row['median_best_val_loss'], '.4f')}{failed}"
+
+
 def clipping() -> str:
     """Question 4: outcome beside the clipped fraction."""
     head = ("rule", "clipped fraction, median over steps", "failed", "median best val_loss")
@@ -158,16 +177,12 @@ def clipping() -> str:
 
 def learning_rates() -> str:
     """Question 5: median best val_loss by learning rate, and the sensitivity."""
-    runs = read_runs("q5_lr")
-    rates = sorted({run.rate for run in runs})
-    rows = []
-    for arm in ("control", "plain", "stable", "pre"):
-        cells = []
-        for rate in rates:
-            row = _row("q5_lr", next(run.arm for run in runs if run.base_arm == arm and run.rate == rate))
-            failed = f", {row['failures']} of {row['runs']} failed" if row["failures"] else ""
-            cells.append(f"{number(row['median_best_val_loss'], '.4f')}{failed}")
-        rows.append((arm, *cells, number(sensitivity(arm), ".3f")))
+    table = rate_arms("q5_lr")
+    rates = list(next(iter(table.values())))
+    rows = [
+        (arm, *(_rate_cell("q5_lr", of[rate]) for rate in rates), number(sensitivity(arm), ".3f"))
+        for arm, of in table.items()
+    ]
     return _table(("arm", *(f"{rate:g}" for rate in rates), "sensitivity"), rows)
 
 
@@ -187,52 +202,76 @@ def candidates() -> str:
 
 
 def better() -> str:
-    """Question 6: the better arm beside the control, by depth."""
-    head = ("blocks", "arm", "failed", "median best val_loss", "under control's", "better than control")
+    """Question 6: the better arm beside the control, in the settings that the target names, and in others."""
+    head = ("setting", "arm", "failed", "median best val_loss", "under control's", "better than control")
     head += ("stitched R-factor", "amplitude SSIM")
     rows = []
-    for d in (4, 8, 16):
-        study = "q1_curved_phase" if d == 4 else "q2_depth"
-        control = "control" if d == 4 else depth_arm("control", d)
-        for arm in ("control", "pre"):
-            name = arm if d == 4 else depth_arm(arm, d)
-            row = _row(study, name)
-            under = 1 - row["median_best_val_loss"] / _row(study, control)["median_best_val_loss"]
-            rows.append(
-                (
-                    *(str(d), arm, _failed(row), _loss(row)),
-                    "" if name == control else f"{100 * under:.0f} %",
-                    _against(study, name, control),
-                    _metric(study, name, "test/r_factor", ".3f"),
-                    _metric(study, name, "test/amp_ssim", ".3f"),
-                )
-            )
+    for setting, (study, control, pre) in BETTER.items():
+        limit = _row(study, control)["median_best_val_loss"]
+        for arm, name in ((control, "control"), (pre, "pre")):
+            row = _row(study, arm)
+            under = "" if arm == control else f"{100 * (1 - row['median_best_val_loss'] / limit):.0f} %"
+            metrics = [_metric(study, arm, f"test/{key}", ".3f") for key in ("r_factor", "amp_ssim")]
+            rows.append((setting, name, _failed(row), _loss(row), under, _against(study, arm, control), *metrics))
+    return _table(head, rows)
+
+
+def schedules(study: str) -> str:
+    """Question 6: arms with a constant learning rate and with one that falls to 0, beside control with the same."""
+    head = ("arm", "learning rate", "failed", "median best val_loss", "better than control", "largest rise of val_loss")
+    head += ("stitched R-factor", "amplitude SSIM", "phase error, rad")
+    rows = []
+    for row in ranked(study).table:
+        arm, _, schedule = row["arm"].rpartition("-schedule")
+        against = _against(study, row["arm"], schedule_arm("control", schedule))
+        metrics = [_metric(study, row["arm"], f"test/{key}", ".3f") for key in ("r_factor", "amp_ssim", "phase_mae")]
+        rise = f"{max(rises(study, row['arm'])):.2f}"
+        rows.append((arm, schedule, _failed(row), _loss(row), against, rise, *metrics))
+    return _table(head, rows)
+
+
+def full_size() -> str:
+    """One seed at full size: an arm a row, best first."""
+    head = ("arm", "best val_loss", "at epoch", "median of the last 10 epochs", "stitched R-factor")
+    head += ("amplitude SSIM", "phase error, rad")
+    rows = []
+    for row in ranked("full_size").table:
+        (run,) = of_arm("full_size", row["arm"])
+        losses = run.history["val_loss"]
+        metrics = [number(run.metrics[f"test/{key}"], ".3f") for key in ("r_factor", "amp_ssim", "phase_mae")]
+        best = min(losses)
+        rows.append((row["arm"], f"{best:.4f}", str(losses.index(best) + 1), f"{median(losses[-10:]):.4f}", *metrics))
     return _table(head, rows)
 
 
 def warning() -> str:
-    """The early-warning rule: runs whose progress is under 0.05 after so many epochs, and what became of them."""
-    runs = [run for study in STUDIES for run in read_runs(study)]
-    head = ("after epoch", "would be stopped", "of them failed in the end: precision", "of all that failed: recall")
-    failed = sum(run.failed for run in runs)
+    """The early-warning rule: runs that were never better than the best constant object after a share of the epochs."""
+    head = ("after this share of the epochs", "would be stopped", "of them failed in the end: precision")
+    head += ("of all that failed later: recall",)
     rows = []
-    for epoch in (1, 2, 3, 4):
-        stopped = [run for run in runs if _progress_after(run, epoch) < 0.05]
-        right = sum(run.failed for run in stopped)
-        low, high = wilson_interval(right, len(stopped))
-        precision = f"{right / len(stopped):.2f} {interval(low, high, '.2f')}"
-        rows.append((str(epoch), str(len(stopped)), precision, f"{right / failed:.2f}, {right} of {failed}"))
+    for share in early_warning.SHARES:
+        found = early_warning.tried(early_warning.Rule(share, 0.0), STUDIES)
+        precision = f"{found.precision:.2f} {interval(*wilson_interval(found.right, found.stopped), '.2f')}"
+        recall = f"{found.recall:.2f}, {found.right} of {found.failed}"
+        rows.append((f"{share:g}", str(found.stopped), precision, recall))
     return _table(head, rows)
 
 
-def _progress_after(run: Run, epoch: int) -> float:
-    history = run.history
-    losses = history["val_loss"][:epoch]
-    return progress(losses[-1], history["val_loss_constant"], history["val_loss_floor"])
+def cross_validation() -> str:
+    """The rule that the other studies choose, on the study that is left out; studies without a failure say nothing."""
+    head = ("left out", "rule of the others: share, progress under", "stopped", "of them failed", "failed in all")
+    rows = [
+        (study, f"{rule.share:g}, {rule.under:g}", str(found.stopped), str(found.right), str(found.failed))
+        for study, rule, found in early_warning.cross_validated()
+        if found.stopped or found.failed
+    ]
+    total = early_warning.total(found for *_, found in early_warning.cross_validated())
+    low, high = wilson_interval(total.right, total.stopped)
+    said = f"precision {total.precision:.2f} {interval(low, high, '.2f')}, recall {total.recall:.2f}"
+    rows.append(("all", said, str(total.stopped), str(total.right), str(total.failed)))
+    return _table(head, rows)
 
 
-#: Every study whose runs are in docs/results/data.
-STUDIES: Final = tuple(sorted(path.name.partition(".")[0] for path in (RESULTS / "data").glob("*.jsonl.gz")))
 #: Tables by the name that the pages have for them.
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
     **{study: partial(outcome, study) for study in STUDIES if study.startswith(("q1_", "q7_", "champion"))},
@@ -243,7 +282,13 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "learning_rates": learning_rates,
     "candidates": candidates,
     "better": better,
+    "overlap": partial(schedules, "q6_overlap"),
+    "longer": partial(schedules, "q6_longer"),
+    "full_size": full_size,
+    "start_sgd": partial(by_rate, "q3_start_sgd"),
+    "clipping_sgd": partial(by_rate, "q4_clip_sgd"),
     "warning": warning,
+    "cross_validation": cross_validation,
 }
 
 
