@@ -13,6 +13,7 @@ from fnostab import tracking
 from fnostab.config import ConfigError
 from fnostab.files import whole
 from fnostab.ranking import BOOTSTRAP_SEED, FAILED, Ranking, rank_arms
+from fnostab.study.card import model_card
 from fnostab.study.curves import condensed
 from fnostab.study.depth import DepthComparison, compare_depth
 from fnostab.study.report import figures, html_report, short_summary, summary_markdown
@@ -240,7 +241,8 @@ def _register(result: StudyResult, selection: Selection, promote: bool) -> tuple
         how = "one that is trained with `train.artifacts=all` into this store has one"
         return None, f"Nothing registered: of the best run, {run.run_id}, the numbers are here, but no model; {how}."
     candidate = Candidate(result.study, run.arm, run.seed, run.run_id, first["best_val_loss"], selection.dataset_sha256)
-    registration = tracking.register_winner(candidate, summary_markdown(result), promote=promote)
+    card = model_card(tracking.model_name(result.study), run)
+    registration = tracking.register_winner(candidate, card + summary_markdown(result), promote=promote)
     return registration, registration.text
 
 

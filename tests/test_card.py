@@ -1,0 +1,44 @@
+import pytest
+
+from fnostab.config import resolve_config
+from fnostab.study.card import model_card
+from fnostab.study.selection import StoredRun
+
+
+def _card(**overrides):
+    config = resolve_config({"preset": "quick", "arch": "prenorm_hybrid", "clip_algo": "none", **overrides})
+    params = {key: "" if value == "" else str(value) for key, value in config.flat().items()}
+    metrics = {"best_val_loss": 0.05851, "test/r_factor": 0.0503, "test/amp_ssim": 0.915}
+    run = StoredRun("r", "0", "FINISHED", 0, {"arm": "pre", "seed": "2"}, params, metrics)
+    return model_card("fnostab-champion", run)
+
+
+def test_a_card_says_what_goes_in_how_good_it_is_and_how_to_use_it():
+    card = _card()
+    for part in (
+        "counts, float32 (n, 64, 64), zero frequency\nat index 32",
+        'mlflow.pyfunc.load_model("models:/fnostab-champion@champion")',
+        "**Network:** prenorm_hybrid, width 16, 4 encoder blocks; clipping none; arm pre, seed 2.",
+        "**Data:** simulated objects (lines, phase tanh), 1024 patches; probe curved\\_disk; 1e+09 photons a pattern.",
+        "R-factor 0.0585 on patterns",
+        "stitched test object\n  0.0503",
+        "SSIM 0.915, its phase's –.",
+        "**Limits:** it knows one probe",
+    ):
+        assert part in card
+
+
+@pytest.mark.parametrize(
+    ("overrides", "data"),
+    [
+        ({"data": "here/star_*.npz"}, "measured scan star\\_\\*.npz; probe of the scan, as given."),
+        ({"data": "star.npz", "data.probe": "a/p.npz", "train.learn_probe": True}, "probe p.npz, learnt on."),
+        ({"data.probe": "a/p.npz", "data.max_train_patches": None, "clip_algo": "agc"}, "probe p.npz; 1e+09 photons"),
+    ],
+)
+def test_a_card_names_the_data_without_their_folders(overrides, data):
+    assert data in _card(**overrides)
+
+
+def test_a_card_names_the_clipping_rule_with_its_limit():
+    assert "clipping agc 0.01;" in _card(clip_algo="agc")
