@@ -7,8 +7,10 @@ print its help, refuse a bad value, or show a resolved config without loading to
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -209,6 +211,13 @@ class TrainConfig(_Config):
     """How one run trains."""
 
     epochs: int = Field(50, ge=1, le=10**6, description="passes over the training patches")
+    give_up_after: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the epochs after which a run that was never better than the best constant object is "
+        "stopped; null: never",
+    )
     batch_size: int = Field(16, ge=1, le=10**6, description="patches a step, over all devices together")
     loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")
     learn_probe: bool = Field(False, description="learn the probe with the network")
@@ -235,6 +244,13 @@ class TrainConfig(_Config):
     artifacts: Literal["all", "numbers"] = Field(
         "all", description="numbers: no model, pictures or checkpoints in the store, for sweeps of many runs"
     )
+
+    @property
+    def give_up_epoch(self) -> int | None:
+        """The epoch, from 1 on, after which `give_up_after` decides; None: it never does."""
+        if self.give_up_after is None:
+            return None
+        return math.ceil(Fraction(str(self.give_up_after)) * self.epochs)  # of floats, 0.07 * 100 is over 7
 
 
 class ArmConfig(_Config):
@@ -291,11 +307,14 @@ class ArmConfig(_Config):
         """Hash of everything that decides the numbers: the tags and the pace of checkpoints and pictures do not.
 
         Nor does the strategy, of which there is one only, whatever it is called, nor how kernels are launched. What is
-        kept is in the hash: a run that kept its numbers alone does not count as finished where all is asked for.
+        kept is in the hash: a run that kept its numbers alone does not count as finished where all is asked for. A
+        `give_up_after` of null is not: runs made before it existed stay the same runs.
         """
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
         for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy", "cuda_graph"):
             del config["train"][key]
+        if self.train.give_up_after is None:
+            del config["train"]["give_up_after"]
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 

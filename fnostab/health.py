@@ -80,6 +80,7 @@ def judge(history: Mapping[str, Any], config: HealthConfig = _DEFAULTS) -> Verdi
     never learnt (diverged or stagnated); collapsed; diverged; converged. Where `metrics.progress` cannot tell, because
     the R-factor of a constant object is unknown or not above that of photon noise, nothing was learnt. A val_loss that
     is not finite counts as infinite: one in the middle does no harm; one at the end, or nothing else, means diverged.
+    A run that was given up (event `given_up`) is judged by its course, and the reason says so.
 
     Takes any such mapping and never raises: keys may be missing, series empty or of unequal lengths, numbers null or
     the texts NaN, Infinity, -Infinity. In the evidence epochs count from 1, steps from 0, and a number that is not
@@ -91,7 +92,9 @@ def judge(history: Mapping[str, Any], config: HealthConfig = _DEFAULTS) -> Verdi
             **_step_evidence(history, config),
             **_layer_evidence(_mapping(history.get("health"))),
         }
-    label, reason = _judge_events(history) or _judge_course(evidence, config)
+    happened = _judge_events(history)
+    label, reason = happened or _judge_course(evidence, config)
+    reason += "" if happened else _given_up(history)
     ours, twin = _number(history.get("object_correlation")), _number(history.get("twin_correlation"))
     known = {"object_correlation": ours, "twin_correlation": twin}
     evidence |= {name: value for name, value in known.items() if math.isfinite(value)}
@@ -139,8 +142,24 @@ def _medians_of_rows(rows: _Floats) -> _Floats:
     return medians
 
 
+def _events(history: Mapping[str, Any]) -> dict[str, Any]:
+    """The events that happened."""
+    return {name: event for name, event in _mapping(history.get("events")).items() if event not in (None, False)}
+
+
+def _given_up(history: Mapping[str, Any]) -> str:
+    """The end of the reason of a run that was given up; empty if it was not."""
+    event = _events(history).get("given_up")
+    if event is None:
+        return ""
+    epoch, epochs = (_number(_mapping(event).get(name)) for name in ("epoch", "epochs"))
+    after = "" if math.isnan(epoch) else f" after epoch {epoch:.0f}"
+    of = "" if math.isnan(epoch) or math.isnan(epochs) else f" of {epochs:.0f}"
+    return f"; given up{after}{of}"
+
+
 def _judge_events(history: Mapping[str, Any]) -> tuple[VerdictLabel, str] | None:
-    events = {name: event for name, event in _mapping(history.get("events")).items() if event not in (None, False)}
+    events = _events(history)
     if "out_of_memory" in events:
         detail = _mapping(events["out_of_memory"])
         peak = _number(detail.get("peak_bytes"))

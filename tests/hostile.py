@@ -650,6 +650,7 @@ BAD_VALUES: Mapping[str, tuple[str, str]] = {
     "optim.schedule": ("linear", "must be 'constant' or 'cosine'"),
     "optim.warmup_steps": ("-1", "must be >= 0"),
     "train.epochs": ("0", "must be >= 1"),
+    "train.give_up_after": ("1", "must be < 1"),
     "train.batch_size": ("1e99", "must be a valid integer, unable to parse string as an integer"),
     "train.loss": ("mse", "must be 'mae' or 'poisson'"),
     "train.learn_probe": ("maybe", "must be a valid boolean, unable to interpret input"),

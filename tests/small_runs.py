@@ -36,7 +36,8 @@ def fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, e
     for key, value in baselines(dataset, config.train.learn_probe).items():
         setattr(history, key.replace("/", "_"), value)
     files = CheckpointFiles(folder)
-    callbacks = [SeriesRecorder(history, sink), Checkpoints(files, checkpoint_every_s), *extra]
+    recorder = SeriesRecorder(history, sink, config.train.give_up_epoch)
+    callbacks = [recorder, Checkpoints(files, checkpoint_every_s), *extra]
     trainer = make_trainer(config, callbacks, files)
     trainer.fit(
         module,

@@ -1,11 +1,14 @@
+import math
 import os
 import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
+from small_runs import Sink
 
-from fnostab.callbacks import Interrupted, Interruption, Progress, in_words
+from fnostab.callbacks import Interrupted, Interruption, Progress, SeriesRecorder, in_words
+from fnostab.history import History
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,7 @@ def _trainer(step, total=1000):
         callback_metrics={"val_loss": torch.tensor(0.25)},
         current_epoch=2,
         max_epochs=50,
+        should_stop=False,
     )
 
 
@@ -58,6 +62,16 @@ def test_without_a_terminal_an_epoch_is_a_line():
     assert lines == ["epoch 3/50: val_loss 0.2500"]
 
 
+def test_a_run_that_stops_has_no_time_left():
+    lines: list[str] = []
+    progress = Progress(lines.append, terminal=False)
+    progress.on_train_start(_trainer(0), _module())
+    trainer = _trainer(500)
+    trainer.should_stop = True
+    progress.on_train_epoch_end(trainer, _module())
+    assert lines == ["epoch 3/50: val_loss 0.2500"]
+
+
 def test_on_a_terminal_a_bar_shows_loss_and_gradient_norm(capsys):
     progress = Progress(lambda line: None, terminal=True)
     progress.on_train_start(_trainer(0), _module())
@@ -66,6 +80,43 @@ def test_on_a_terminal_a_bar_shows_loss_and_gradient_norm(capsys):
     shown = capsys.readouterr().err
     assert "1/1000" in shown
     assert "grad=0, loss=0.0000" in shown
+
+
+def _given_up(losses, constant, floor, give_up_epoch=3, epochs=8):
+    """The events of a run that has one of `losses` an epoch, and is driven by hand."""
+    history = History(val_loss_constant=constant, val_loss_floor=floor)
+    recorder = SeriesRecorder(history, Sink(), give_up_epoch)
+    optimizer = SimpleNamespace(param_groups=[{"lr": 1e-3}])
+    trainer = SimpleNamespace(max_epochs=epochs, should_stop=False, optimizers=[optimizer])
+    module = SimpleNamespace(device=torch.device("cpu"), truth_std=None, observe=dict)
+    for loss in losses:
+        assert not trainer.should_stop
+        history.add_steps([[1.0, 1.0, 1.0, 0.0]])
+        trainer.callback_metrics = {"val_loss": loss, "object_std": 1.0}
+        recorder.on_train_epoch_end(trainer, module)
+    assert recorder.had_to_stop is trainer.should_stop
+    return history.events
+
+
+@pytest.mark.parametrize("floor", [0.1, math.nan])
+def test_a_run_that_was_never_better_than_the_best_constant_object_is_given_up(floor):
+    losses = [1.2, 1.0, 1.1]
+    assert _given_up(losses, 1.0, floor) == {"given_up": {"epoch": 3, "epochs": 8}}
+    assert _given_up(losses[:2], 1.0, floor) == {}
+    assert _given_up(losses, 1.0, floor, give_up_epoch=None) == {}
+
+
+def test_a_run_that_was_better_once_is_not_given_up():
+    assert _given_up([1.1, 0.999, 1.2, 1.2, 1.2, 1.2, 1.2, 1.2], 1.0, 0.1) == {}
+
+
+@pytest.mark.parametrize(("constant", "floor"), [(math.nan, 0.1), (0.1, 0.1), (0.1, 0.2), (math.inf, 0.1)])
+def test_a_run_of_which_that_is_not_known_is_not_given_up(constant, floor):
+    assert _given_up([1.2] * 5, constant, floor) == {}
+
+
+def test_after_the_last_epoch_there_is_nothing_to_give_up():
+    assert _given_up([1.2] * 3, 1.0, 0.1, epochs=3) == {}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

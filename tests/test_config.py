@@ -64,6 +64,11 @@ def test_values_override_the_base_and_the_base_the_preset():
         ({"width": "8.5"}, "`model.width` (=8.5) must be a valid integer, unable to parse string as an integer"),
         ({"lr": "-1"}, "`optim.lr` (=-1) must be > 0"),
         ({"lr": "nan"}, "`optim.lr` (=nan) must be a finite number"),
+        ({"train.give_up_after": "0"}, "`train.give_up_after` (=0) must be > 0"),
+        (
+            {"train.give_up_after": "true"},
+            "`train.give_up_after` (=true) must be a valid number, unable to parse string as a number",
+        ),
         ({"N": "63"}, "`data.N` (=63) must be even"),
         ({"data.object_size": "40"}, "`data.object_size` (=40) must be >= `data.N` (=64)"),
         ({"data.gridsize": "2"}, "`data.gridsize` (=2) must be 1: networks over several patches at once are not built"),
@@ -132,6 +137,24 @@ def test_identity_hash_sees_what_decides_the_numbers_and_nothing_else():
     assert resolve_config({"preset": "quick", "arm": "x", "study": "y"}).sha256() == config.sha256()
     assert resolve_config({"preset": "quick", "train.picture_every_epochs": 1}).sha256() == config.sha256()
     assert resolve_config({"preset": "quick", "lr": 2e-3}).sha256() != config.sha256()
+
+
+def test_runs_from_before_a_run_could_be_given_up_keep_their_identity():
+    before = "fd960a90f4bc496101f9fc72c41681101dc447f7e77e49a83d71750b9acc2a8b"
+    assert resolve_config({"train.give_up_after": "null"}).sha256() == before
+    assert resolve_config({"train.give_up_after": "0.5"}).sha256() != before
+
+
+@pytest.mark.parametrize(
+    ("share", "epochs", "epoch"),
+    [
+        *((0.5, 8, 4), (0.5, 7, 4), (0.5, 1, 1), (0.99, 8, 8), (5e-324, 10**6, 1)),
+        *((0.07, 100, 7), (0.55, 20, 11)),  # in floats, a hair more
+        ("null", 8, None),
+    ],
+)
+def test_a_run_is_given_up_after_a_whole_epoch(share, epochs, epoch):
+    assert resolve_config({"train.give_up_after": share, "epochs": epochs}).train.give_up_epoch == epoch
 
 
 def test_every_preset_key_is_a_parameter():

@@ -35,12 +35,12 @@ _TINY = _SHARED | {
 _PROBE = {"train.learn_probe": True, "train.probe_lr": 0.3, "optim.name": "sgd", "lr": 0.01}
 
 
-def _train(overrides, folder, devices, extra=()):
+def _train(overrides, folder, devices, extra=(), constant=np.nan):
     """Train in this process, and others if need be, without MLflow; returns history and weights."""
     config = resolve_config(overrides | {"devices": devices})
     torch.set_num_threads(1)
     dataset = load_or_build(config.data)
-    recorder = SeriesRecorder(History(), Sink())
+    recorder = SeriesRecorder(History(val_loss_constant=constant), Sink(), config.train.give_up_epoch)
     environment = find_environment(config)
     files = CheckpointFiles(folder)
     callbacks = [recorder, Checkpoints(files, 1e-3), Interruption(), *extra]
@@ -89,6 +89,13 @@ def test_two_processes_train_like_one_with_the_same_batches(tmp_path, overrides)
     last = torch.load(tmp_path / "two" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(last[name], weight) for name, weight in shared_weights.items() if name in last)
     assert not torch.distributed.is_initialized()
+
+
+def test_a_run_that_is_given_up_ends_in_both_processes(tmp_path):
+    overrides = _TINY | {"epochs": 4, "train.give_up_after": 0.5}
+    history, _ = _train(overrides, tmp_path, 2, constant=1e-6)
+    assert history.events == {"given_up": {"epoch": 2, "epochs": 4}}
+    assert len(history.val_loss) == 2
 
 
 def test_the_run_fails_with_the_process_that_fails(tmp_path):

@@ -83,6 +83,32 @@ def test_interrupted_reason_says_how_far_the_run_came():
     assert verdict.reason == "the run was interrupted (steps done: 30, epochs finished: 1)"
 
 
+# Given up
+
+
+@pytest.mark.parametrize(
+    ("event", "end"),
+    [
+        ({"epoch": 2, "epochs": 4}, "; given up after epoch 2 of 4"),
+        ({"epoch": 2}, "; given up after epoch 2"),
+        ({"epochs": 4}, "; given up"),
+        (True, "; given up"),
+    ],
+)
+def test_a_run_that_was_given_up_is_judged_by_its_course_and_the_reason_says_so(event, end):
+    verdict, by_itself = judge(_history(1.1, 1.0, events={"given_up": event})), judge(_history(1.1, 1.0))
+    assert (verdict.label, verdict.reason) == ("stagnated", by_itself.reason + end)
+    assert verdict.evidence == by_itself.evidence
+    assert _decide(1.1, 2.3, events={"given_up": event}) == "diverged"
+
+
+@pytest.mark.parametrize("other", ["out_of_memory", "non_finite", "interrupted"])
+def test_what_else_happened_to_a_run_that_was_given_up_comes_first(other):
+    verdict = judge(_history(1.1, events={"given_up": {"epoch": 1}, other: True}))
+    assert verdict.label == other
+    assert "given up" not in verdict.reason
+
+
 # Never learnt
 
 
@@ -368,7 +394,9 @@ def test_huge_numbers_pass_without_a_warning(huge):
 _numbers = st.one_of(st.floats(), st.none(), st.integers(), st.sampled_from(["NaN", "Infinity", "-Infinity"]))
 _series = st.lists(_numbers, max_size=30)
 _details = st.one_of(
-    st.none(), st.booleans(), st.dictionaries(st.sampled_from(["step", "layer", "peak_bytes"]), _numbers)
+    st.none(),
+    st.booleans(),
+    st.dictionaries(st.sampled_from(["step", "layer", "peak_bytes", "epoch", "epochs"]), _numbers),
 )
 _histories = st.fixed_dictionaries(
     {},
@@ -379,7 +407,9 @@ _histories = st.fixed_dictionaries(
             st.sampled_from(["norm_weight_absmax", "layerscale_absmean", "act_mean/a", "act_std/a", "act_std/b"]),
             _series,
         ),
-        "events": st.dictionaries(st.sampled_from(["non_finite", "out_of_memory", "interrupted"]), _details),
+        "events": st.dictionaries(
+            st.sampled_from(["non_finite", "out_of_memory", "interrupted", "given_up"]), _details
+        ),
     },
 )
 

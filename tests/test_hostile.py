@@ -96,7 +96,7 @@ def test_every_key_of_the_config_has_a_bad_value_in_the_table() -> None:
 _DEFAULTS = resolve_config({}).flat()
 _OPTIONAL_NUMBERS = {
     *("data.probe_radius_px", "data.max_train_patches", "data.max_val_patches"),
-    *("model.layerscale_init", "train.threads"),
+    *("model.layerscale_init", "train.threads", "train.give_up_after"),
 }
 _NUMBERS = [
     key

@@ -10,6 +10,7 @@ import mlflow
 import pytest
 import torch
 
+from fnostab.cli import main
 from fnostab.config import resolve_config
 from fnostab.mlproject.train import train_arm
 from fnostab.training import PtychoModule
@@ -20,6 +21,7 @@ _FINAL = {
     *("test/frc50", "test/frc_one_seventh", "test/r_factor", "test/r_factor_patch", "test/overlap_consistency"),
     *("val/loss_constant", "val/loss_floor", "val/loss_mean_pattern", "best_val_loss", "samples_per_s"),
 }
+_HOPELESS = {"lr": 1e-9, "epochs": 4, "train.give_up_after": 0.5}
 _EPOCH = {"val/loss", "val/amp_ssim", "val/progress", "lr", "health/object_std_ratio", "health/act_mean/bottleneck"}
 
 
@@ -69,6 +71,33 @@ def test_an_absurd_learning_rate_ends_as_a_result_and_not_as_an_error(fresh_stor
     assert run.data.tags["verdict"] == result.verdict.label
     assert result.verdict.label in ("diverged", "non_finite", "stagnated")
     assert _json(run, "history.json")["loss_step"]
+
+
+@pytest.mark.parametrize(
+    "again",
+    [["train", "--preset", "smoke", *(f"--{key}={value}" for key, value in _HOPELESS.items())], ["sync"]],
+    ids=["train", "sync"],
+)
+def test_a_run_that_is_given_up_is_evaluated_and_trains_no_more_when_it_is_started_again(
+    fresh_store, monkeypatch, capsys, again
+):
+    def killed(*_):
+        raise SystemError("killed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("fnostab.mlproject.train.judge", killed)
+        with pytest.raises(SystemError, match="killed"):
+            _train(**_HOPELESS)
+    assert main(again) == 0
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs(["0"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["verdict"] in ("stagnated", "diverged")
+    assert run.data.tags["verdict_reason"].endswith("; given up after epoch 2 of 4")
+    assert set(run.data.metrics) >= _FINAL - {"samples_per_s"}  # nothing was trained by this process
+    assert "samples_per_s" not in run.data.metrics
+    assert [len(client.get_metric_history(run.info.run_id, key)) for key in ("train/loss", "val/loss")] == [24, 2]
 
 
 def test_a_run_without_a_finite_number_has_no_reconstruction_and_no_model(fresh_store, monkeypatch):

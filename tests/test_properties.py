@@ -73,6 +73,7 @@ OTHER = {
     "optim.schedule": "cosine",
     "optim.warmup_steps": 7,
     "train.epochs": 3,
+    "train.give_up_after": 0.5,
     "train.batch_size": 4,
     "train.loss": "poisson",
     "train.learn_probe": True,

@@ -139,6 +139,13 @@ def test_more_seeds_and_other_clip_values_are_the_same_study_and_more_epochs_are
     assert len({plan.identity("d"), other.identity("d"), plan.identity("e")}) == 3
 
 
+def test_a_study_whose_runs_are_given_up_is_another_one_and_those_from_before_that_was_possible_are_the_same():
+    plan = plan_stage_a({"preset": "smoke"}, {}, "1")
+    giving_up = plan_stage_a({"preset": "smoke", "train.give_up_after": "0.5"}, {}, "1")
+    assert plan.identity("d") == "17cd60215552053928df038820ccc1eabcdb9bee584a90dc84fc10ffbe85a84e"
+    assert giving_up.identity("d") != plan.identity("d")
+
+
 def test_runs_have_one_thread_unless_the_config_says_otherwise():
     assert {run.config.train.threads for run in plan_stage_a({"preset": "smoke"}, {}).runs} == {1}
     assert plan_stage_a({"preset": "smoke", "train.threads": "3"}, {}).common.train.threads == 3

@@ -232,6 +232,23 @@ def test_a_run_that_had_to_stop_stops_again_when_it_is_resumed(tmp_path, step):
     assert repr(sorted(_values(sink_after).items())) == repr(sorted(_values(sink).items()))
 
 
+def test_a_run_that_was_given_up_is_given_up_again_when_it_is_resumed(tmp_path):
+    overrides = {"lr": 1e-9, "epochs": 4, "train__give_up_after": 0.5}
+    config = _config(**overrides)
+    whole, history, sink = fit(config, tmp_path / "whole")
+    assert history.events == {"given_up": {"epoch": 2, "epochs": 4}}
+    assert len(history.val_loss) == 2
+    with pytest.raises(SystemError, match="killed"):  # in the second epoch, after a checkpoint
+        fit(config, tmp_path / "killed", checkpoint_every_s=0.0, extra=[_KillAfter(5)])
+    for folder in ("whole", "killed"):
+        resumed, continued, sink_after = fit(
+            config, tmp_path / folder, new_module(_config(seed=7, **overrides)), resume=True
+        )
+        assert continued.to_json() == history.to_json()
+        assert _values(sink_after) == _values(sink)
+        assert _states_equal(whole, resumed)
+
+
 def test_a_bad_gradient_of_the_probe_alone_stops_the_run_too(tmp_path):
     class Poison(lightning.Callback):
         def on_after_backward(self, trainer, module):

@@ -36,6 +36,19 @@ def test_a_run_that_learns_converges(tmp_path):
     assert verdict.evidence["best_progress"] > 0.4
 
 
+def test_a_run_that_learns_is_not_given_up(tmp_path):
+    without, given = _verdict(tmp_path), _verdict(tmp_path, **{"train.give_up_after": 0.5})
+    assert given == without
+    assert given.evidence["epochs"] == 8
+
+
+def test_a_run_that_cannot_learn_is_given_up_and_has_failed(tmp_path):
+    verdict = _verdict(tmp_path, lr=1e-9, **{"train.give_up_after": 0.5})
+    assert verdict.failed
+    assert verdict.evidence["epochs"] == 4
+    assert verdict.reason.endswith("; given up after epoch 4 of 8")
+
+
 def test_zero_gammas_that_never_grow_stagnate_with_their_largest_magnitude_as_evidence(tmp_path):
     verdict = _verdict(tmp_path, arch="stable_hybrid", lr=1e-6, epochs=4)
     assert verdict.label == "stagnated"

@@ -79,7 +79,8 @@ class Progress(lightning.Callback):
         val_loss = float(trainer.callback_metrics["val_loss"])
         done = trainer.global_step - self._first_step
         elapsed_s = time.monotonic() - self._started_at
-        left_s = elapsed_s / max(1, done) * (int(trainer.estimated_stepping_batches) - trainer.global_step)
+        steps_left = 0 if trainer.should_stop else int(trainer.estimated_stepping_batches) - trainer.global_step
+        left_s = elapsed_s / max(1, done) * steps_left
         if self._watch:
             self._watch(EpochDone(trainer.current_epoch + 1, trainer.max_epochs or 0, val_loss, left_s))
         eta = f", {in_words(left_s)} left" if left_s > 0 else ""

@@ -11,6 +11,7 @@ import torch
 from fnostab.datamodule import all_validation_batches, training_loader
 from fnostab.history import STEP_SERIES, History
 from fnostab.metrics import progress
+from fnostab.processes import first_says
 
 #: Steps between copies of the recorded values from the device; a copy waits for the device once.
 _CHUNK_STEPS = 250
@@ -44,12 +45,14 @@ class SeriesRecorder(lightning.Callback):
     the store gets there. The deviation of the predicted object is divided by `module.truth_std`, that of the true one,
     or by its own best so far if that is None. `module.observe()` gives the values of `History.health` before the first
     step and after each epoch. Training stops at the first step, or validation, that is not finite: the series end
-    there, and the event `non_finite` names step and layer.
+    there, and the event `non_finite` names step and layer. From the end of `give_up_epoch` on, it also stops if no
+    epoch had `metrics.progress` over 0, which must be known of all of them: the event `given_up` names the epoch.
     """
 
-    def __init__(self, history: History, sink: MetricSink) -> None:
+    def __init__(self, history: History, sink: MetricSink, give_up_epoch: int | None = None) -> None:
         self.history = history
         self._sink = sink
+        self._give_up_epoch = give_up_epoch
         self._best_std = 0.0
         self._pending: list[torch.Tensor] = []
         self._pending_layers: list[tuple[int, dict[str, torch.Tensor]]] = []
@@ -78,9 +81,14 @@ class SeriesRecorder(lightning.Callback):
         """Epochs that are recorded."""
         return len(self._epochs)
 
+    @property
+    def had_to_stop(self) -> bool:
+        """Whether an event has ended the training."""
+        return not self.history.events.keys().isdisjoint({"non_finite", "given_up"})
+
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Observe the network as it starts, and start the clock; a run that had to stop stops again."""
-        if "non_finite" in self.history.events:
+        if self.had_to_stop:
             trainer.should_stop = True
         if not self._begun_ms:
             self._begun_ms = _now_ms()
@@ -194,7 +202,17 @@ class SeriesRecorder(lightning.Callback):
             self._stop(trainer, self.history.steps - 1, next(filter(None, layers), None))
         self._epochs.append((self.history.steps - 1, _now_ms()))
         self._offer_epochs(len(self._epochs) - 1)
+        self._give_up_if_hopeless(trainer, module)
         self._sink.flush()
+
+    def _give_up_if_hopeless(self, trainer: lightning.Trainer, module: Any) -> None:
+        epoch, epochs = len(self.history.val_loss), trainer.max_epochs or 0
+        if self._give_up_epoch is None or not self._give_up_epoch <= epoch < epochs:
+            return
+        hopeless = not self.had_to_stop and all(value <= 0 for value in self._progress)
+        if first_says(hopeless, module.device):  # the first process alone knows the constant object's loss
+            self.history.events["given_up"] = {"epoch": epoch, "epochs": epochs}
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Note the speed, validation and checkpoints included."""

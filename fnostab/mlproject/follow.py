@@ -43,7 +43,8 @@ def follow(config: ArmConfig, environment: ClusterEnvironment, ready: Callable[[
     config = with_threads(config)
     with Interruption(follows=True) as interruption:
         # It decides what the first process decides, from the same numbers: a step that is not finite stops both.
-        recorder = SeriesRecorder(History(), _Nowhere())
+        # Whether the run is given up, it is told.
+        recorder = SeriesRecorder(History(), _Nowhere(), config.train.give_up_epoch)
         files = CheckpointFiles(Path())  # the first process alone writes
         checkpoints = Checkpoints(files, config.train.checkpoint_every_s)
         trainer = make_trainer(config, [recorder, checkpoints, interruption], files, environment)

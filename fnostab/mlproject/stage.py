@@ -156,12 +156,10 @@ def _finished(plan: StudyPlan, dataset: Dataset) -> dict[int, Update]:
     for place, planned in enumerate(plan.runs):
         run = stored.get((planned.arm, planned.seed, planned.config.sha256()))
         if run is not None:
-            epochs = planned.config.train.epochs
+            # How many epochs it took is in its history alone: it may have been stopped.
             ends[place] = Update(
                 "done",
                 "finished before",
-                epoch=epochs,
-                epochs=epochs,
                 val_loss=run.metrics.get("best_val_loss"),
                 verdict=run.tags["verdict"],
                 run_id=run.run_id,

@@ -71,5 +71,5 @@ def _upload(run: Unfinished, config: ArmConfig, folder: Path, report: Report) ->
     recorder.load_state_dict(torch.load(checkpoint, weights_only=True)["callbacks"][SeriesRecorder.__qualname__])
     recorder.offer_all()
     tracker.finish()
-    is_over = recorder.epochs == config.train.epochs or "non_finite" in history.events
+    is_over = recorder.epochs == config.train.epochs or recorder.had_to_stop
     return is_over, f"{history.steps} steps of {recorder.epochs} of {config.train.epochs} epochs are stored"

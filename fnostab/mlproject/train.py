@@ -196,7 +196,7 @@ class _Run:
     def _fit(self, interruption: Interruption) -> dict[str, float]:
         """Build the network and train it; what is noticed on the way goes into the history."""
         config = self.config
-        recorder = SeriesRecorder(self.history, self.tracker)
+        recorder = SeriesRecorder(self.history, self.tracker, config.train.give_up_epoch)
         callbacks = [recorder, Progress(self.report, self._watch), self.checkpoints, interruption]
         if self._keeps_all:
             callbacks.insert(2, Pictures(self._draw, config.train.picture_every_epochs))
