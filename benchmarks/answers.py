@@ -67,7 +67,8 @@ def _against(study: str, arm: str, other: str) -> str:
 
 
 def _metric(study: str, arm: str, key: str, form: str) -> str:
-    return number(median(run.metrics.get(key) for run in of_arm(study, arm)), form)
+    """Median over converged runs, as `fnostab compare` has it."""
+    return number(median(run.metrics.get(key) for run in of_arm(study, arm) if not run.failed), form)
 
 
 def outcome(study: str, control: str = "control") -> str:
