@@ -18,6 +18,7 @@ from benchmarks.answer_runs import (
     ranked,
     rate_arms,
     read_runs,
+    row_of,
     schedule_arm,
     sensitivity,
 )
@@ -75,18 +76,25 @@ def _dots(axes: Axes, study: str, ranking: Ranking) -> None:
     everything = [loss for of in losses.values() for loss in of]
     log_axis(axes, min(everything), max(everything))
     for place, row in enumerate(ranking.table):
-        values = losses[row["arm"]]
-        for index, value in enumerate(values):
-            offset = 0.5 * (index / max(1, len(values) - 1) - 0.5) if len(values) > 1 else 0
-            axes.plot(place + offset, value, "o", color=_COLOURS[row["arm"]], ms=4, alpha=0.75, mew=0)
-        axes.plot([place - 0.34, place + 0.34], [row["median_best_val_loss"]] * 2, color="black", lw=1.6)
-        if row["runs"] > 3:
-            ends = [row["median_best_val_loss_low"], row["median_best_val_loss_high"]]
-            axes.plot([place] * 2, ends, color="black", lw=1.1)
+        _column(axes, place, 0.5, losses[row["arm"]], row, _COLOURS[row["arm"]])
     names = [f"{row['arm']}\n{row['runs']} runs" for row in ranking.table]
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.set_ylabel("best val_loss (R-factor)", fontsize=8.5)
+
+
+def _column(
+    axes: Axes, place: float, width: float, losses: Sequence[float], row: Mapping[str, Any], colour: str
+) -> None:
+    """The runs of an arm side by side over `width`, their median, and its interval of more than three runs."""
+    step = width / max(1, len(losses) - 1)
+    places = [place + step * (index - (len(losses) - 1) / 2) for index in range(len(losses))]
+    axes.plot(places, losses, "o", color=colour, ms=4, alpha=0.75, mew=0)
+    bar = 0.68 * width
+    axes.plot([place - bar, place + bar], [row["median_best_val_loss"]] * 2, color="black", lw=1.6)
+    if row["runs"] > 3:
+        ends = [row["median_best_val_loss_low"], row["median_best_val_loss_high"]]
+        axes.plot([place] * 2, ends, color="black", lw=1.1)
 
 
 def depth() -> Figure:
@@ -218,22 +226,15 @@ def better() -> Figure:
     figure = new_figure(10, 4)
     axes = figure.subplots()
     log_axis(axes, 0.027, 0.09)
-    labels = {}
-    for place, (study, *arms) in enumerate(BETTER.values()):
-        for side, name, arm in zip((-0.2, 0.2), arms, ("control", "pre"), strict=True):
-            row: Mapping[str, Any] = next(row for row in ranked(study).table if row["arm"] == name)
+    for place, (study, *names) in enumerate(BETTER.values()):
+        for side, name, arm in zip((-0.2, 0.2), names, ("control", "pre"), strict=True):
             losses = [run.metrics["best_val_loss"] for run in of_arm(study, name)]
-            for index, loss in enumerate(losses):
-                at = place + side + 0.24 * (index / (len(losses) - 1) - 0.5)
-                (labels[arm],) = axes.plot(at, loss, "o", color=_COLOURS[arm], ms=4.5, alpha=0.75, mew=0)
-            ends = [row["median_best_val_loss_low"], row["median_best_val_loss_high"]]
-            axes.plot([place + side] * 2, ends, color="black", lw=1.2)
-            axes.plot(
-                [place + side - 0.13, place + side + 0.13], [row["median_best_val_loss"]] * 2, color="black", lw=1.7
-            )
+            _column(axes, place + side, 0.24, losses, row_of(study, name), _COLOURS[arm])
+    for arm in ("control", "pre"):
+        axes.plot([], [], "o", color=_COLOURS[arm], ms=4, label=arm)
     axes.set_xticks(range(len(BETTER)), [setting.replace(", ", "\n") for setting in BETTER])
     axes.set_ylabel("best val_loss (R-factor)", fontsize=9)
-    axes.legend(labels.values(), labels, fontsize=9, frameon=False, loc="upper left", ncols=2)
+    axes.legend(fontsize=9, frameon=False, loc="upper left", ncols=2)
     return figure
 
 

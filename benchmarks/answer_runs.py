@@ -129,6 +129,11 @@ def ranked(study: str) -> Ranking:
     return rank_arms([run.row for run in read_runs(study)], BOOTSTRAP_SEED)
 
 
+def row_of(study: str, arm: str) -> Mapping[str, Any]:
+    """The row of `arm` in the ranking of a study."""
+    return next(row for row in ranked(study).table if row["arm"] == arm)
+
+
 def clipped_fraction(arm: str) -> float:
     """Mean clipped fraction over the steps of a run of study q4_clip, median over the arm's runs."""
     return median(statistics.fmean(run.history["clipped_fraction"]) for run in of_arm("q4_clip", arm))

@@ -28,6 +28,7 @@ from benchmarks.answer_runs import (
     rate_arms,
     read_runs,
     rises,
+    row_of,
     schedule_arm,
     sensitivity,
 )
@@ -43,10 +44,6 @@ _END: Final = "<!-- table {}: end -->"
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rows))
-
-
-def _row(study: str, arm: str) -> Mapping[str, Any]:
-    return next(row for row in ranked(study).table if row["arm"] == arm)
 
 
 def _loss(row: Mapping[str, Any]) -> str:
@@ -91,7 +88,7 @@ def depth() -> str:
     """Question 2: median best val_loss by arm and depth."""
     arms = list(dict.fromkeys(run.arm.rpartition("-")[0] for run in read_runs("q2_depth")))
     rows = [
-        (arm, *(f"{_loss(row)}, {row['runs']} runs" for d in DEPTHS for row in [_row("q2_depth", depth_arm(arm, d))]))
+        (arm, *(f"{_loss(row)}, {row['runs']} runs" for d in DEPTHS for row in [row_of("q2_depth", depth_arm(arm, d))]))
         for arm in arms
     ]
     return _table(("arm", *(f"{d} blocks" for d in DEPTHS)), rows)
@@ -147,16 +144,22 @@ def start() -> str:
 
 def by_rate(study: str) -> str:
     """Question 3 and 4, under SGD: median best val_loss by arm and learning rate, best arm first."""
-    table = rate_arms(study)
-    rates = list(next(iter(table.values())))
-    best = {arm: min(_row(study, of[rate])["median_best_val_loss"] for rate in rates) for arm, of in table.items()}
-    rows = [(arm, *(_rate_cell(study, of[rate]) for rate in rates)) for arm, of in table.items()]
-    rows.sort(key=lambda row: best[row[0]])
-    return _table(("arm", *(f"{rate:g}" for rate in rates)), rows)
+    arms = rate_arms(study)
+    head, rows = _rates(study)
+    best = {arm: min(row_of(study, name)["median_best_val_loss"] for name in of.values()) for arm, of in arms.items()}
+    return _table(head, sorted(rows, key=lambda row: best[row[0]]))
+
+
+def _rates(study: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows, by arm, of a table with a column a learning rate."""
+    arms = rate_arms(study)
+    rates = next(iter(arms.values()))
+    rows = [(arm, *(_rate_cell(study, name) for name in of.values())) for arm, of in arms.items()]
+    return ("arm", *(f"{rate:g}" for rate in rates)), rows
 
 
 def _rate_cell(study: str, arm: str) -> str:
-    row = _row(study, arm)
+    row = row_of(study, arm)
     failed = f", {row['failures']} of {row['runs']} failed" if row["failures"] else ""
     return f"{number(row['median_best_val_loss'], '.4f')}{failed}"
 
@@ -178,19 +181,14 @@ def clipping() -> str:
 
 def learning_rates() -> str:
     """Question 5: median best val_loss by learning rate, and the sensitivity."""
-    table = rate_arms("q5_lr")
-    rates = list(next(iter(table.values())))
-    rows = [
-        (arm, *(_rate_cell("q5_lr", of[rate]) for rate in rates), number(sensitivity(arm), ".3f"))
-        for arm, of in table.items()
-    ]
-    return _table(("arm", *(f"{rate:g}" for rate in rates), "sensitivity"), rows)
+    head, rows = _rates("q5_lr")
+    return _table((*head, "sensitivity"), [(*row, number(sensitivity(row[0]), ".3f")) for row in rows])
 
 
 def candidates() -> str:
     """Question 6: a first look at candidates."""
     arms = list(dict.fromkeys(run.base_arm for run in read_runs("explore")))
-    found = {(arm, d): _row("explore", depth_arm(arm, d)) for arm in arms for d in (4, 8)}
+    found = {(arm, d): row_of("explore", depth_arm(arm, d)) for arm in arms for d in (4, 8)}
     arms.sort(key=lambda arm: sum(found[arm, d]["median_best_val_loss"] for d in (4, 8)))
     cells = [
         (
@@ -208,9 +206,9 @@ def better() -> str:
     head += ("stitched R-factor", "amplitude SSIM")
     rows = []
     for setting, (study, control, pre) in BETTER.items():
-        limit = _row(study, control)["median_best_val_loss"]
+        limit = row_of(study, control)["median_best_val_loss"]
         for arm, name in ((control, "control"), (pre, "pre")):
-            row = _row(study, arm)
+            row = row_of(study, arm)
             under = "" if arm == control else f"{100 * (1 - row['median_best_val_loss'] / limit):.0f} %"
             metrics = [_metric(study, arm, f"test/{key}", ".3f") for key in ("r_factor", "amp_ssim")]
             rows.append((setting, name, _failed(row), _loss(row), under, _against(study, arm, control), *metrics))
@@ -261,12 +259,13 @@ def warning() -> str:
 def cross_validation() -> str:
     """The rule that the other studies choose, on the study that is left out; studies without a failure say nothing."""
     head = ("left out", "rule of the others: share, progress under", "stopped", "of them failed", "failed in all")
+    left_out = list(early_warning.cross_validated())
     rows = [
         (study, f"{rule.share:g}, {rule.under:g}", str(found.stopped), str(found.right), str(found.failed))
-        for study, rule, found in early_warning.cross_validated()
+        for study, rule, found in left_out
         if found.stopped or found.failed
     ]
-    total = early_warning.total(found for *_, found in early_warning.cross_validated())
+    total = early_warning.total(found for *_, found in left_out)
     low, high = wilson_interval(total.right, total.stopped)
     said = f"precision {total.precision:.2f} {interval(low, high, '.2f')}, recall {total.recall:.2f}"
     rows.append(("all", said, str(total.stopped), str(total.right), str(total.failed)))

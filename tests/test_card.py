@@ -7,7 +7,7 @@ from fnostab.study.selection import StoredRun
 
 def _card(**overrides):
     config = resolve_config({"preset": "quick", "arch": "prenorm_hybrid", "clip_algo": "none", **overrides})
-    params = {key: "" if value == "" else str(value) for key, value in config.flat().items()}
+    params = {key: str(value) for key, value in config.flat().items()}
     metrics = {"best_val_loss": 0.05851, "test/r_factor": 0.0503, "test/amp_ssim": 0.915}
     run = StoredRun("r", "0", "FINISHED", 0, {"arm": "pre", "seed": "2"}, params, metrics)
     return model_card("fnostab-champion", run)
