@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from fnostab.cli import main
-from fnostab.launch import Where
+from fnostab.launch import Job, Where
+from fnostab.mlproject.child import run_job
 from fnostab.mlproject.compare import compare_study
 from fnostab.mlproject.stage import run_study, stage_b_of
 from fnostab.stages import plan_file, plan_stage_a
@@ -165,6 +166,19 @@ def test_what_is_finished_is_not_trained_again_and_more_seeds_join_the_same_pare
     assert len(view.finished) == 4
     assert again.run_id == outcome.run_id
     assert [end.run_id for _, end in again.ends] == [run.info.run_id for run in _by_seed(_runs())]
+
+
+def test_a_run_that_was_finished_since_it_was_planned_is_not_trained_again(unbroken, table, monkeypatch):
+    folder, _, outcome, _ = unbroken
+    _use(folder, monkeypatch)
+    told = []
+    for planned in plan_file(table, {}).runs:
+        job = Job(planned.name, planned.config.model_dump(mode="json"), {"mlflow.parentRunId": outcome.run_id}, cpus=1)
+        run_job(job, told.append)
+    done = [update for update in told if update.state != "running"]
+    wanted = [(end.run_id, end.verdict, end.val_loss) for _, end in outcome.ends]
+    assert [(update.run_id, update.verdict, update.val_loss) for update in done] == wanted
+    assert len(_runs()) == 4
 
 
 def _by_seed(runs):

@@ -34,7 +34,8 @@ def run_job(job: Job, tell: Tell) -> None:
     try:
         while True:
             try:
-                result = train_arm(config, report, watch=watch, tags=job.tags)
+                # A process whose study was killed may have finished this run since it was planned.
+                result = train_arm(config, report, watch=watch, tags=job.tags, again=False)
                 break
             except AlreadyRunning as error:
                 if time.monotonic() - started_at > _PATIENCE_S:

@@ -77,15 +77,17 @@ def train_arm(
     *,
     watch: Watch | None = None,
     tags: Mapping[str, str] | None = None,
+    again: bool = True,
 ) -> ArmResult:
     """Train `config`, log everything to MLflow, and return where it is and what was learnt.
 
     `report` takes lines for people, `data_progress` (done, total) patterns while a dataset is built, `watch` an
     `EpochDone` an epoch; `tags` are set besides the run's own. An unfinished run of the same identity is continued
-    where its last checkpoint stands. Raises `ConfigError` for bad input, before
-    anything is written; `AlreadyRunning` if another process trains the same identity; `Interrupted` after SIGTERM or
-    Ctrl-C, once everything recorded is stored. With several devices, this process starts one more for each and leads
-    them; where torchrun or SLURM started all of them, those that do not lead train along and end here: `SystemExit`.
+    where its last checkpoint stands; one that has its result is trained anew, or, without `again`, returned as it is.
+    Raises `ConfigError` for bad input, before anything is written; `AlreadyRunning` if another process trains the same
+    identity; `Interrupted` after SIGTERM or Ctrl-C, once everything recorded is stored. With several devices, this
+    process starts one more for each and leads them; where torchrun or SLURM started all of them, those that do not
+    lead train along and end here: `SystemExit`.
     """
     quieten_libraries()
     check_accelerator(config.train.accelerator)
@@ -107,6 +109,8 @@ def train_arm(
             first_run_id = folder.first_run_id
             if first_run_id is None and not folder.is_new:
                 first_run_id = tracking.find_claimed(folder.claim)
+            if first_run_id is None and not again:
+                first_run_id = tracking.find_result(config, dataset.sha256)
             state = tracking.run_state(first_run_id) if first_run_id else "gone"
             if first_run_id and state == "finished":
                 result = _finished_result(first_run_id, report)
@@ -130,7 +134,7 @@ def train_arm(
 
 
 def _finished_result(run_id: str, report: Report) -> ArmResult:
-    """The result of a run whose process was killed between its last word to the store and the end."""
+    """The result of a run that another process finished; it may have been killed after its last word to the store."""
     tracking.resume_into(run_id)
     found = tracking.read_run(run_id)
     report(f"MLflow run {run_id} was finished already")

@@ -21,6 +21,7 @@ from fnostab.tracking.store import StoreAway, check_store, connect, redacted
 from fnostab.tracking.studies import (
     StudyFolder,
     find_parents,
+    find_result,
     find_runs,
     open_comparison,
     open_existing_parent,
@@ -53,6 +54,7 @@ __all__ = [
     "fail_projects_run",
     "find_claimed",
     "find_parents",
+    "find_result",
     "find_runs",
     "git_commit",
     "how_to_open",
