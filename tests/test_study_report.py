@@ -337,6 +337,20 @@ def test_any_study_can_be_told(arms, history):
     assert "nan" not in summary_markdown(result).lower().replace("dominant", "")
 
 
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((0.01, 0.02, 0.03), "sgd beats every other arm"),
+        ((0.01, 0.01, 0.03), "No decision between the arms; sgd ranks first"),
+    ],
+)
+def test_the_headline_of_a_study_of_other_arms_than_stage_a_tells_a_clear_winner(losses, expected):
+    arms = {name: ("hybrid", loss, ["converged"] * 5) for name, loss in zip(("sgd", "tam", "zed"), losses, strict=True)}
+    result = study(arms)
+    assert result.ranking.decision.label == "undecided"
+    assert f"\n**{expected}.**\n" in summary_markdown(result)
+
+
 def test_an_arm_keeps_its_colour_whatever_its_rank_and_company():
     assert colours(["stable", "agc", "control"]) == colours(["control", "stable", "agc"])
     assert colours(["x", "control"])["control"] == colours(["control"])["control"]

@@ -14,6 +14,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from fnostab.ranking import Ranking
 from fnostab.study.axes import colours
 from fnostab.study.figures import MOST_ARMS, figures
 from fnostab.study.result import MOST_LINES, StudyResult, StudyRun, best_and_worst
@@ -82,7 +83,15 @@ def headline(result: StudyResult) -> str:
         return depth_headline(result.depth)
     if len(table) == 1:
         return f"{table[0]['arm']} alone: {table[0]['failures']} of {table[0]['runs']} runs failed"
+    if decision.label == "undecided" and _beats_all(result.ranking):  # of other arms than the rule is about
+        return f"{decision.winner} beats every other arm"
     return f"{MEANINGS[decision.label]}; {f'{decision.winner} ranks first' if decision.winner else 'every run failed'}"
+
+
+def _beats_all(ranking: Ranking) -> bool:
+    """Whether the first in rank is better than each other arm beyond doubt."""
+    first = ranking.table[0]["arm"]
+    return all(pair.a_is_better for pair in ranking.pairs if pair.a == first)
 
 
 def told(result: StudyResult) -> list[tuple[str, str]]:
