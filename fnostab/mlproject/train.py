@@ -4,7 +4,7 @@ import gc
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +188,7 @@ class _Run:
                 if self._keeps_all:
                     self._log_model(module)
         if self._keeps_all:
-            self._log_training_figure()
+            self._log_figure(training_figure(history, self._title), "training")
         verdict = judge(history.to_mapping())
         found = {key: verdict.evidence[name] for key, name in _EVIDENCE_METRICS.items()}
         results |= {key: float(value) for key, value in found.items() if value is not None}
@@ -262,10 +262,8 @@ class _Run:
             return found
         for index, reconstruction in enumerate(found.reconstructions):
             self._log_reconstruction(index, reconstruction, module.probe_array)
-        last_step = self.history.steps - 1
-        figures = self._log_pictures(found.reconstructions, module.probe_array, self._title, last_step)
-        if "frc" in figures:
-            self.tracker.log_figure(figures["frc"], "figures/frc.png")
+        if found.reconstructions[0].comparison:
+            self._log_figure(frc_figure(found.reconstructions, self._title), "frc")
         return found
 
     @property
@@ -280,7 +278,10 @@ class _Run:
 
     def _log_reconstruction(self, index: int, reconstruction: Reconstruction, probe: NDArray[np.complex64]) -> None:
         title = f"{self._title}: test object {index}, R = {reconstruction.r_factor:.4f}"
-        self.tracker.log_figure(reconstruction_figure(reconstruction, probe, title), f"recon/object_{index}.png")
+        pixels = to_rgb(reconstruction_figure(reconstruction, probe, title))
+        self.tracker.log_picture(pixels, f"recon/object_{index}.png")
+        if index == 0:
+            self.tracker.log_image(pixels, "reconstruction", self.history.steps - 1)
         stitched = reconstruction.stitched
         path = self._folder / f"object_{index}.npz"
         np.savez_compressed(
@@ -302,27 +303,26 @@ class _Run:
         if not can_be_stitched(patches):
             return
         found = reconstruct(patches, part, self.dataset, module.probe_array, self._free)
+        title = f"{self._title}, epoch {epoch}"
+        figures = {
+            "reconstruction": reconstruction_figure(found, module.probe_array, title),
+            "training": training_figure(self.history, title),
+        }
+        if found.comparison:
+            figures["frc"] = frc_figure([found], title)
         try:
-            self._log_pictures([found], module.probe_array, f"{self._title}, epoch {epoch}", step)
+            for key, figure in figures.items():
+                self.tracker.log_image(to_rgb(figure), key, step)
         except OSError as error:
             if not is_disk_full(error):
                 raise
             self.report(f"no pictures of epoch {epoch}: the disk is full")
 
-    def _log_pictures(
-        self, found: Sequence[Reconstruction], probe: NDArray[np.complex64], title: str, step: int
-    ) -> dict[str, Figure]:
-        """Log the figures that the UI shows by step; returns them by name."""
-        figures = {"reconstruction": reconstruction_figure(found[0], probe, title)}
-        if found[0].comparison:
-            figures["frc"] = frc_figure(found, title)
-        figures["training"] = training_figure(self.history, title)
-        for key, figure in figures.items():
-            self.tracker.log_image(to_rgb(figure), key, step)
-        return figures
-
-    def _log_training_figure(self) -> None:
-        self.tracker.log_figure(training_figure(self.history, self._title), "figures/training.png")
+    def _log_figure(self, figure: Figure, key: str) -> None:
+        """Log a figure of the whole run: as a file, and in the UI as the last of those that were drawn on the way."""
+        pixels = to_rgb(figure)  # drawing is what takes time
+        self.tracker.log_picture(pixels, f"figures/{key}.png")
+        self.tracker.log_image(pixels, key, self.history.steps - 1)
 
     def _log_outcome(self, verdict: Verdict, results: dict[str, float], evaluation: Evaluation | None) -> None:
         """Verdict, final numbers and series."""

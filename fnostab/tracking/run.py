@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import matplotlib.figure
 import mlflow
 import numpy as np
 import torch
@@ -181,9 +180,9 @@ class Tracker:
         self._client.log_text(self.run_id, text, name)
 
     @store_errors()
-    def log_figure(self, figure: matplotlib.figure.Figure, name: str) -> None:
-        """Log a figure as the artifact `name`."""
-        self._client.log_figure(self.run_id, figure, name)
+    def log_picture(self, image: NDArray[np.uint8], name: str) -> None:
+        """Log an (H, W, 3) picture as the artifact `name`."""
+        self._client.log_image(self.run_id, image, artifact_file=name)
 
     @store_errors()
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
