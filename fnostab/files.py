@@ -14,6 +14,9 @@ from typing import Final
 #: What reading a damaged archive may lead to.
 DAMAGE: Final = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
 
+#: What sqlite says where the disk is full; through MLflow and SQLAlchemy, it is a part of their text.
+SQLITE_FULL: Final = "database or disk is full"
+
 #: How a zip archive without a comment ends: the signature of a record of so many bytes.
 _END: Final = b"PK\x05\x06"
 _END_BYTES: Final = 22
@@ -75,6 +78,6 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(error)
-    # sqlite through MLflow, and NumPy, which leaves the number out.
+    # NumPy leaves the number out.
     short_write = isinstance(error, OSError) and " requested and " in text and text.endswith(" written")
-    return short_write or "database or disk is full" in text or f"[Errno {errno.ENOSPC}]" in text
+    return short_write or SQLITE_FULL in text or f"[Errno {errno.ENOSPC}]" in text

@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 
 from fnostab import tracking
 from fnostab.config import ConfigError, resolve_config
@@ -316,3 +317,11 @@ def test_a_sqlite_store_in_a_folder_that_does_not_exist_is_refused(fresh_store, 
     with pytest.raises(ConfigError, match="must lie in a folder that exists"):
         tracking.connect()
     assert list(fresh_store.iterdir()) == []
+
+
+def test_a_full_disk_is_told_in_sqlites_words_whatever_comes_before_them():
+    error = MlflowException(
+        "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)\n"
+        "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics VALUES (?)]"
+    )
+    assert store_module.what_ails(error) == "the tracking store has no room (database or disk is full)"

@@ -20,7 +20,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, UNAUTHENTICATED, Err
 from mlflow.store.db.utils import create_sqlalchemy_engine
 
 from fnostab.config import ConfigError
-from fnostab.files import is_disk_full
+from fnostab.files import SQLITE_FULL, is_disk_full
 
 _DATABASE_PORTS: Final = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _REACH_TIMEOUT_S: Final = 5.0
@@ -212,6 +212,8 @@ def store_errors() -> Iterator[None]:
 
 def what_ails(error: BaseException) -> str:
     """What is wrong with the store that answered a call with `error`."""
+    if SQLITE_FULL in str(error):  # in MLflow's words it may come after others, on what SQLAlchemy did meanwhile
+        return f"the tracking store has no room ({SQLITE_FULL})"
     fault = "has no room" if is_disk_full(error) else "does not answer"
     return f"the tracking store {fault} ({in_one_line(error)})"
 
