@@ -303,18 +303,24 @@ class ArmConfig(_Config):
             tree["clip"]["val"] = "auto"
         return yaml.safe_dump(tree, sort_keys=False)
 
+    @property
+    def left_out(self) -> set[str]:
+        """Keys that came later and are null: identities leave them out, so that what was made before stays the same."""
+        return {"train.give_up_after"} if self.train.give_up_after is None else set()
+
     def sha256(self) -> str:
         """Hash of everything that decides the numbers: the tags and the pace of checkpoints and pictures do not.
 
         Nor does the strategy, of which there is one only, whatever it is called, nor how kernels are launched. What is
-        kept is in the hash: a run that kept its numbers alone does not count as finished where all is asked for. A
-        `give_up_after` of null is not: runs made before it existed stay the same runs.
+        kept is in the hash: a run that kept its numbers alone does not count as finished where all is asked for. Keys
+        that are `left_out` are not.
         """
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
         for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy", "cuda_graph"):
             del config["train"][key]
-        if self.train.give_up_after is None:
-            del config["train"]["give_up_after"]
+        for key in self.left_out:
+            section, name = key.split(".")
+            del config[section][name]
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 

@@ -79,11 +79,9 @@ class StudyPlan:
     def identity(self, dataset_sha256: str) -> str:
         """Hash of study, dataset and all that the arms share: more seeds and more arms belong to the same study.
 
-        A `train.give_up_after` of null is left out, as by `ArmConfig.sha256`.
+        What `ArmConfig.sha256` leaves out for runs from before is left out.
         """
-        own = {"seed", "study", "arm", "data.path", *OWN_KEYS, *self.varied}
-        if self.common.train.give_up_after is None:
-            own.add("train.give_up_after")
+        own = {"seed", "study", "arm", "data.path", *OWN_KEYS, *self.varied, *self.common.left_out}
         shared = {key: value for key, value in self.common.flat().items() if key not in own}
         parts = [self.study, dataset_sha256, shared]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -286,17 +286,19 @@ class _Touch:
 
 
 def _foreign(inside):
-    class Foreign(mlflow.pyfunc.PythonModel):
-        def __init__(self):
-            self.inside = inside
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's advice on type hints
 
-        def predict(self, context, model_input, params=None):
-            return model_input
+        class Foreign(mlflow.pyfunc.PythonModel):
+            def __init__(self):
+                self.inside = inside
+
+            def predict(self, context, model_input, params=None):
+                return model_input
 
     return Foreign()
 
 
-@pytest.mark.filterwarnings("ignore:.*Add type hints to the `predict` method:UserWarning")
 @pytest.mark.parametrize("uri", ["runs", "folder"])
 def test_a_pickled_model_is_refused_and_not_unpickled(uri, refused, tmp_path):
     mark = tmp_path / "unpickled"

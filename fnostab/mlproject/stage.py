@@ -147,11 +147,7 @@ def _locked(key: str, study: str) -> Iterator[None]:
 
 def _finished(plan: StudyPlan, dataset: Dataset) -> dict[int, Update]:
     """The runs, by place, that have a result in the store."""
-    stored = {
-        (run.arm, run.seed, run.tags.get("config_sha256")): run
-        for run in tracking.find_runs(plan.study)
-        if run.is_result and run.dataset_sha256 == dataset.sha256
-    }
+    stored = tracking.find_results(plan.study, dataset.sha256)
     ends = {}
     for place, planned in enumerate(plan.runs):
         run = stored.get((planned.arm, planned.seed, planned.config.sha256()))

@@ -110,7 +110,9 @@ def train_arm(
             if first_run_id is None and not folder.is_new:
                 first_run_id = tracking.find_claimed(folder.claim)
             if first_run_id is None and not again:
-                first_run_id = tracking.find_result(config, dataset.sha256)
+                results = tracking.find_results(config.study, dataset.sha256, config.sha256())
+                found = results.get((config.arm, config.seed, config.sha256()))
+                first_run_id = found.run_id if found else None
             state = tracking.run_state(first_run_id) if first_run_id else "gone"
             if first_run_id and state == "finished":
                 result = _finished_result(first_run_id, report)
@@ -188,7 +190,7 @@ class _Run:
                 if self._keeps_all:
                     self._log_model(module)
         if self._keeps_all:
-            self._log_figure(training_figure(history, self._title), "training")
+            self._log_figure(training_figure(history, self._title), "figures/training.png", "training")
         verdict = judge(history.to_mapping())
         found = {key: verdict.evidence[name] for key, name in _EVIDENCE_METRICS.items()}
         results |= {key: float(value) for key, value in found.items() if value is not None}
@@ -263,7 +265,7 @@ class _Run:
         for index, reconstruction in enumerate(found.reconstructions):
             self._log_reconstruction(index, reconstruction, module.probe_array)
         if found.reconstructions[0].comparison:
-            self._log_figure(frc_figure(found.reconstructions, self._title), "frc")
+            self._log_figure(frc_figure(found.reconstructions, self._title), "figures/frc.png", "frc")
         return found
 
     @property
@@ -278,10 +280,8 @@ class _Run:
 
     def _log_reconstruction(self, index: int, reconstruction: Reconstruction, probe: NDArray[np.complex64]) -> None:
         title = f"{self._title}: test object {index}, R = {reconstruction.r_factor:.4f}"
-        pixels = to_rgb(reconstruction_figure(reconstruction, probe, title))
-        self.tracker.log_picture(pixels, f"recon/object_{index}.png")
-        if index == 0:
-            self.tracker.log_image(pixels, "reconstruction", self.history.steps - 1)
+        figure = reconstruction_figure(reconstruction, probe, title)
+        self._log_figure(figure, f"recon/object_{index}.png", "reconstruction" if index == 0 else None)
         stitched = reconstruction.stitched
         path = self._folder / f"object_{index}.npz"
         np.savez_compressed(
@@ -318,11 +318,12 @@ class _Run:
                 raise
             self.report(f"no pictures of epoch {epoch}: the disk is full")
 
-    def _log_figure(self, figure: Figure, key: str) -> None:
-        """Log a figure of the whole run: as a file, and in the UI as the last of those that were drawn on the way."""
+    def _log_figure(self, figure: Figure, name: str, key: str | None) -> None:
+        """Log a figure of the run's end as the artifact `name`, and as the last that the UI shows under `key`."""
         pixels = to_rgb(figure)  # drawing is what takes time
-        self.tracker.log_picture(pixels, f"figures/{key}.png")
-        self.tracker.log_image(pixels, key, self.history.steps - 1)
+        self.tracker.log_picture(pixels, name)
+        if key:
+            self.tracker.log_image(pixels, key, self.history.steps - 1)
 
     def _log_outcome(self, verdict: Verdict, results: dict[str, float], evaluation: Evaluation | None) -> None:
         """Verdict, final numbers and series."""

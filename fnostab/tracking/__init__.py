@@ -21,7 +21,7 @@ from fnostab.tracking.store import StoreAway, check_store, connect, redacted
 from fnostab.tracking.studies import (
     StudyFolder,
     find_parents,
-    find_result,
+    find_results,
     find_runs,
     open_comparison,
     open_existing_parent,
@@ -54,7 +54,7 @@ __all__ = [
     "fail_projects_run",
     "find_claimed",
     "find_parents",
-    "find_result",
+    "find_results",
     "find_runs",
     "git_commit",
     "how_to_open",

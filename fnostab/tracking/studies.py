@@ -18,7 +18,7 @@ import yaml
 from mlflow.entities import Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from fnostab.config import ArmConfig, ConfigError
+from fnostab.config import ConfigError
 from fnostab.study.selection import StoredRun
 from fnostab.tracking.run import resume_into
 from fnostab.tracking.store import StoreAway, all_pages, store_errors
@@ -35,19 +35,22 @@ _READERS: Final = 8
 T = TypeVar("T")
 
 
-def find_runs(study: str) -> list[StoredRun]:
-    """All runs tagged with `study` that trained something, in every experiment; a page at a time."""
-    runs = _search(f"tags.study = '{_quoted(study)}'")
+def find_runs(study: str, config_sha256: str | None = None) -> list[StoredRun]:
+    """All runs of `study`, with this config if one is given, that trained something, in every experiment."""
+    config = f" and tags.config_sha256 = '{config_sha256}'" if config_sha256 else ""
+    runs = _search(f"tags.study = '{_quoted(study)}'{config}")
     return [run for run in runs if ROLE not in run.tags and "resumed_into" not in run.tags]
 
 
-def find_result(config: ArmConfig, dataset_sha256: str) -> str | None:
-    """The newest run that has a result for this study, arm, seed, config and dataset; None if none has."""
-    query = f"tags.study = '{_quoted(config.study)}' and tags.config_sha256 = '{config.sha256()}'"
-    for run in _search(query):
-        if run.is_result and (run.arm, run.seed, run.dataset_sha256) == (config.arm, config.seed, dataset_sha256):
-            return run.run_id
-    return None
+def find_results(
+    study: str, dataset_sha256: str, config_sha256: str | None = None
+) -> dict[tuple[str, int, str | None], StoredRun]:
+    """The runs that have a result on this dataset, by arm, seed and hash of the config; of several the oldest."""
+    return {
+        (run.arm, run.seed, run.tags.get("config_sha256")): run
+        for run in find_runs(study, config_sha256)
+        if run.is_result and run.dataset_sha256 == dataset_sha256
+    }
 
 
 def find_parents(study: str) -> list[StoredRun]:
