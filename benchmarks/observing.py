@@ -26,12 +26,12 @@ from unittest import mock
 import torch
 
 from fnostab import tracking
-from fnostab.callbacks import SeriesRecorder
 from fnostab.config import ArmConfig, resolve_config
-from fnostab.datamodule import PtychoDataModule
 from fnostab.dataset import Dataset, load_or_build
-from fnostab.mlproject.train import _Run
 from fnostab.training import CheckpointFiles, PtychoModule, make_trainer
+from fnostab.training.batches import PtychoDataModule
+from fnostab.training.callbacks import SeriesRecorder
+from fnostab.workflows.train import _Run
 
 
 class Unobserved(PtychoModule):

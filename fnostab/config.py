@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fnostab.untrusted import printable, read_yaml, shown
+from fnostab.io.untrusted import printable, read_yaml, shown
 
 ClipAlgorithm = Literal["none", "norm", "value", "agc"]
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erf
 
-from fnostab.npz import read_probe
+from fnostab.formats.npz import read_probe
 
 
 def far_field_amplitude(patches: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ class Case:
     """One bad input: `argv` as `fnostab` gets it, the files it speaks of, and the `message` it is refused with.
 
     `make` writes the files into the working directory, `environment` is set besides that of all tests, `max_bytes`
-    stands in for `fnostab.npz.MAX_BYTES`. With `in_store` the working directory is that of `prepare_store`.
+    stands in for `fnostab.formats.npz.MAX_BYTES`. With `in_store` the working directory is that of `prepare_store`.
     """
 
     what: str

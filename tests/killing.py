@@ -31,12 +31,12 @@ ARGUMENTS = (
 #: Where a training can be killed: the owner of a function, and its name.
 POINTS = {
     "data building": ("fnostab.optics", "poisson_counts"),
-    "data hashing": ("fnostab.dataset", "_json_sha256"),
+    "data hashing": ("fnostab.dataset.cache", "_json_sha256"),
     "run creation": ("mlflow", "start_run"),
     "step": ("fnostab.training.module:PtychoModule", "training_step"),
     "validation": ("fnostab.training.module:PtychoModule", "validation_step"),
-    "checkpoint, before it is on the disk": ("fnostab.files.os", "fsync"),
-    "checkpoint, as it takes its place": ("fnostab.files.os", "replace"),
+    "checkpoint, before it is on the disk": ("fnostab.io.files.os", "fsync"),
+    "checkpoint, as it takes its place": ("fnostab.io.files.os", "replace"),
     "logging of metrics": ("mlflow:MlflowClient", "log_batch"),
     "logging of pictures": ("mlflow:MlflowClient", "log_image"),
     "logging of artifacts": ("mlflow:MlflowClient", "log_artifact"),
@@ -135,7 +135,7 @@ def left_behind(folder: Path) -> dict[str, Any]:
     """
     import torch
 
-    from fnostab.files import damage
+    from fnostab.io.files import damage
 
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         runs = database.execute("select run_uuid, status from runs").fetchall()
@@ -223,7 +223,7 @@ def _train(order: dict[str, Any], report: int) -> int:
 
 
 def _serve() -> None:
-    import fnostab.mlproject.train  # noqa: F401  # what takes the time
+    import fnostab.workflows.train  # noqa: F401  # what takes the time
 
     for line in sys.stdin:
         reading, writing = os.pipe()

@@ -2,12 +2,12 @@
 
 import torch
 
-from fnostab.callbacks import Checkpoints, SeriesRecorder
-from fnostab.datamodule import PtychoDataModule
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines
-from fnostab.history import History
+from fnostab.health.history import History
 from fnostab.training import CheckpointFiles, PtychoModule, make_trainer
+from fnostab.training.batches import PtychoDataModule
+from fnostab.training.callbacks import Checkpoints, SeriesRecorder
 
 
 class Sink:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import fourier_shift
 
-from fnostab.alignment import align
+from fnostab.metrics.alignment import align
 
 
 def _object(size, seed=0, cutoff=0.15, phase_rad=0.6):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from small_runs import Sink
 
-from fnostab.callbacks import Interrupted, Interruption, Progress, SeriesRecorder, in_words
-from fnostab.history import History
+from fnostab.health.history import History
+from fnostab.training.callbacks import ConsoleProgress, Interrupted, Interruption, SeriesRecorder, in_words
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def _estimate(monkeypatch, seconds_a_step, device="cpu"):
     """The line after the first steps of a run of 1000 steps."""
     lines: list[str] = []
     clock = iter([0.0, 10 * seconds_a_step])
-    monkeypatch.setattr("fnostab.callbacks.progress.time.monotonic", lambda: next(clock))
-    progress = Progress(lines.append, terminal=False)
+    monkeypatch.setattr("fnostab.training.callbacks.progress.time.monotonic", lambda: next(clock))
+    progress = ConsoleProgress(lines.append, terminal=False)
     progress.on_train_start(_trainer(0), _module(device))
     for step in range(1, 11):
         progress.on_train_batch_end(_trainer(step), _module(device), None, None, step - 1)
@@ -56,7 +56,7 @@ def test_short_runs_and_other_devices_hear_the_time_only(monkeypatch):
 
 def test_without_a_terminal_an_epoch_is_a_line():
     lines: list[str] = []
-    progress = Progress(lines.append, terminal=False)
+    progress = ConsoleProgress(lines.append, terminal=False)
     progress.on_train_start(_trainer(0), _module())
     progress.on_train_epoch_end(_trainer(1000), _module())
     assert lines == ["epoch 3/50: val_loss 0.2500"]
@@ -64,7 +64,7 @@ def test_without_a_terminal_an_epoch_is_a_line():
 
 def test_a_run_that_stops_has_no_time_left():
     lines: list[str] = []
-    progress = Progress(lines.append, terminal=False)
+    progress = ConsoleProgress(lines.append, terminal=False)
     progress.on_train_start(_trainer(0), _module())
     trainer = _trainer(500)
     trainer.should_stop = True
@@ -73,7 +73,7 @@ def test_a_run_that_stops_has_no_time_left():
 
 
 def test_on_a_terminal_a_bar_shows_loss_and_gradient_norm(capsys):
-    progress = Progress(lambda line: None, terminal=True)
+    progress = ConsoleProgress(lambda line: None, terminal=True)
     progress.on_train_start(_trainer(0), _module())
     progress.on_train_batch_end(_trainer(1), _module(), None, None, 0)
     progress.on_train_end(_trainer(1), _module())

@@ -1,7 +1,7 @@
 import pytest
 
 from fnostab.config import resolve_config
-from fnostab.study.card import model_card
+from fnostab.report.card import model_card
 from fnostab.study.selection import StoredRun
 
 

@@ -48,7 +48,7 @@ def test_torch_does_not_notice_a_flipped_weight_and_we_go_on_from_the_checkpoint
         files.save_checkpoint(_checkpoint(epoch), files.last)
     _flip_a_weight(files.last)
     assert not torch.equal(torch.load(files.last, weights_only=True)["state_dict"]["weight"], torch.full((100,), 2.0))
-    assert files.newest_whole() == files.before
+    assert files.newest_complete() == files.before
     (line,) = said
     assert line.startswith("the checkpoint last.ckpt is damaged (")
     assert line.endswith("data/0 is not what was written): the one before is used, if there is one")
@@ -61,7 +61,7 @@ def test_any_flipped_byte_of_a_checkpoint_is_found_or_changes_nothing(files):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
         files.last.write_bytes(flipped)
-        if files.newest_whole() is not None:
+        if files.newest_complete() is not None:
             assert torch.equal(torch.load(files.last, weights_only=True)["state_dict"]["weight"], torch.ones(100))
 
 
@@ -72,7 +72,7 @@ def test_training_starts_again_if_both_or_the_best_one_are_damaged(files, said):
             files.save_checkpoint(_checkpoint(epoch), files.last)
         for path in damaged:
             path.write_bytes(path.read_bytes()[:-30])
-        assert files.newest_whole() is None
+        assert files.newest_complete() is None
         assert list(files.folder.iterdir()) == []
     assert len(said) == 3
 
@@ -81,7 +81,7 @@ def test_without_room_the_old_ones_stay_and_the_best_weights_wait_in_memory(file
     files.save_checkpoint(_checkpoint(1), files.best)
     files.save_checkpoint(_checkpoint(1), files.last)
     with monkeypatch.context() as full:
-        full.setattr(checkpoint_files, "whole", _no_room)
+        full.setattr(checkpoint_files, "atomic_write", _no_room)
         files.save_checkpoint(_checkpoint(2), files.best)
         files.save_checkpoint(_checkpoint(2), files.last)
         assert (_epoch(files.best), _epoch(files.last)) == (1, 1)
@@ -111,13 +111,13 @@ def test_a_best_checkpoint_that_was_damaged_meanwhile_is_not_shipped_and_the_run
     _flip_a_weight(files.best)
     with pytest.raises(OSError, match=r"best.ckpt is damaged \(.*\): the same command trains the run again"):
         files.best_weights()
-    assert files.newest_whole() is None
+    assert files.newest_complete() is None
 
 
 def test_other_errors_are_not_swallowed(files, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(checkpoint_files, "whole", refuse)
+    monkeypatch.setattr(checkpoint_files, "atomic_write", refuse)
     with pytest.raises(OSError, match="Permission"):
         files.save_checkpoint(_checkpoint(1), files.last)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from fnostab.frc import fourier_ring_correlation
 from fnostab.metrics import SCALARS, align, amplitude_ssim, compare_objects, vacuous
+from fnostab.metrics.frc import fourier_ring_correlation
 
 _PHASE = {"phase_ssim", "phase_mae", "phase_psnr"}
 _FRC = {"frc50", "frc_one_seventh"}

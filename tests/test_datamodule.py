@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from fnostab.datamodule import Batch, EpochOrder, PatchLoader
 from fnostab.dataset import Split
+from fnostab.training.batches import Batch, EpochOrder, PatchLoader
 
 
 def _split(n=53, objects=2):

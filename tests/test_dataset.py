@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from fnostab import dataset, npz, optics
+from fnostab import optics
 from fnostab.config import DataConfig
-from fnostab.dataset import Dataset, describe, import_scan, load_or_build
+from fnostab.dataset import Dataset, cache, describe, import_scan, load_or_build, simulated
+from fnostab.formats import npz
+from fnostab.io.cache import cache_folder
 from fnostab.scan import extract_patches, grid_positions
 
 SMALL = DataConfig(N=16, object_size=48, nimgs_train=2, nimgs_test=1, stride_train_px=4, nphotons=1e6)
@@ -32,7 +34,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def entries(cache: Path) -> list[str]:
     """What is in the cache but the locks."""
-    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock") if cache.exists() else []
+    return (
+        sorted(path.name for path in cache.iterdir() if path.suffix not in (".lock", ".pid")) if cache.exists() else []
+    )
 
 
 def changed(**values: Any) -> DataConfig:
@@ -57,7 +61,7 @@ def write_scan(path: Path, M: int = 32, n: int = 25, **changes: Any) -> Path:
 def test_same_config_same_content_whatever_chunks_and_threads(
     small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "_CHUNK_PIXELS", 7 * 16**2)
+    monkeypatch.setattr(simulated, "_CHUNK_PIXELS", 7 * 16**2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -112,7 +116,7 @@ def test_amplitudes_are_divided_by_the_mean_peak_of_training_patches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     levels = iter([2.0, 4.0, 6.0, 9.0])  # two training objects, one for validation, one for the test
-    monkeypatch.setattr(dataset, "synthetic_object", lambda *_: np.full((48, 48), next(levels), dtype=np.complex64))
+    monkeypatch.setattr(simulated, "synthetic_object", lambda *_: np.full((48, 48), next(levels), dtype=np.complex64))
     flat = load_or_build(SMALL, cache_dir=tmp_path)
     assert flat.val_objects is not None
     assert flat.test_objects is not None
@@ -167,7 +171,7 @@ def test_patterns_are_mapped_and_read_only(small: Dataset) -> None:
 
 def test_an_entry_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_or_build(SMALL, cache_dir=tmp_path)
-    monkeypatch.setattr(dataset, "_simulated", lambda config: pytest.fail("built again"))
+    monkeypatch.setattr(cache, "simulated_writer", lambda config: pytest.fail("built again"))
     second = load_or_build(SMALL, cache_dir=tmp_path)
     assert (second.sha256, second.scale, second.input_scale) == (first.sha256, first.scale, first.input_scale)
     assert entries(tmp_path) == [first.config_sha256]
@@ -175,7 +179,7 @@ def test_an_entry_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_cache_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FNOSTAB_CACHE", str(tmp_path / "here"))
-    assert dataset.cache_folder() == tmp_path / "here"
+    assert cache_folder() == tmp_path / "here"
     built = load_or_build(SMALL)
     assert entries(tmp_path / "here") == [built.config_sha256]
 

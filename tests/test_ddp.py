@@ -15,12 +15,12 @@ import pytest
 import torch
 from small_runs import Sink
 
-from fnostab.callbacks import Checkpoints, Interruption, SeriesRecorder
 from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
-from fnostab.history import STEP_SERIES, History
-from fnostab.processes import OUT_OF_MEMORY_EXIT, Followers
+from fnostab.health.history import STEP_SERIES, History
 from fnostab.training import CheckpointFiles, Meeting, check_devices, find_environment, fit, leading, make_trainer
+from fnostab.training.callbacks import Checkpoints, Interruption, SeriesRecorder
+from fnostab.training.processes import OUT_OF_MEMORY_EXIT, Followers
 
 #: Two processes sum float32 numbers in another order than one: about 1e-6 in the first steps, more as they go on.
 _RTOL = 1e-4
@@ -52,7 +52,7 @@ def _train(overrides, folder, devices, extra=(), constant=np.nan):
 
 
 def _followers(pid):
-    return [child for child in psutil.Process(pid).children() if "fnostab.mlproject.follow" in child.cmdline()]
+    return [child for child in psutil.Process(pid).children() if "fnostab.training.follow" in child.cmdline()]
 
 
 def _assert_same_series(history, expected):
@@ -129,7 +129,7 @@ def test_a_follower_whose_memory_does_not_suffice_makes_that_the_reason(tmp_path
 def test_followers_end_when_the_first_process_is_killed():
     code = f"""
 from fnostab.config import resolve_config
-from fnostab.processes import Followers
+from fnostab.training.processes import Followers
 with Followers(resolve_config({_TINY | {"devices": 2}!r}), 1) as followers:
     followers.wait_until_ready()
     print("ready", flush=True)

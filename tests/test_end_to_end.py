@@ -13,10 +13,10 @@ import torch
 from fnostab.cli import main
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
-from fnostab.history import STEP_SERIES
-from fnostab.mlproject.train import train_arm
-from fnostab.tracking import StoreAway
+from fnostab.health.history import STEP_SERIES
+from fnostab.tracking import StoreUnavailable
 from fnostab.training import PtychoModule
+from fnostab.workflows.train import train_arm
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SCAN = _ROOT.parent / "shared" / "data" / "siemens-star-small.npz.bz2"
@@ -206,7 +206,7 @@ def test_what_an_outage_kept_from_the_store_is_uploaded_by_sync_without_training
     lines: list[str] = []
     with monkeypatch.context() as outage:
         outage.setattr(mlflow.MlflowClient, "log_batch", away)
-        with pytest.raises(StoreAway, match="values wait; the same command, or `fnostab sync`, finishes"):
+        with pytest.raises(StoreUnavailable, match="values wait; the same command, or `fnostab sync`, finishes"):
             train_arm(config, lines.append)
     client, run = _only_run(fresh_store)
     assert run.info.status == "FAILED"

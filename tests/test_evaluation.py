@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fnostab import npz
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines, can_be_stitched, evaluate
+from fnostab.formats import npz
 
 _SMALL = {
     "preset": "smoke",

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from fnostab.files import damage, is_disk_full, remove_partial, whole, write_whole
+from fnostab.io.files import atomic_write, atomic_write_text, damage, is_disk_full, remove_partial
 
 
 def test_a_file_keeps_its_content_when_writing_anew_fails(tmp_path):
     path = tmp_path / "run.json"
-    write_whole(path, "first")
+    atomic_write_text(path, "first")
 
     def fail():
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("sec")
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -28,8 +28,8 @@ def test_a_file_keeps_its_content_when_writing_anew_fails(tmp_path):
 
 
 def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp_path):
-    write_whole(tmp_path / "whole.txt", "whole")
-    with whole(tmp_path / "last.ckpt") as partial:
+    atomic_write_text(tmp_path / "whole.txt", "atomic_write")
+    with atomic_write(tmp_path / "last.ckpt") as partial:
         os.link(partial.parent / "whole.txt", partial)
         os.link(partial, tmp_path / f"{partial.name}2.partial")  # as if this had been killed here
     remove_partial(tmp_path)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fnostab.frc import FRC, fourier_ring_correlation, tapered_window
+from fnostab.metrics.frc import FRC, fourier_ring_correlation, tapered_window
 
 
 @pytest.fixture

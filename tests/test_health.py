@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnostab.health import HealthConfig, Spike, VerdictLabel, judge, spikes
-from fnostab.history import History
+from fnostab.health.history import History
 
 _NAN, _INF = math.nan, math.inf
 

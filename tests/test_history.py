@@ -4,7 +4,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fnostab.history import STEP_SERIES, History
+from fnostab.health.history import STEP_SERIES, History
 
 _numbers = st.floats(allow_nan=True, allow_infinity=True)
 

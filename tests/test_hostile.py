@@ -14,10 +14,10 @@ import pytest
 import yaml
 from hostile import GROUPS, Case
 
-from fnostab import npz
 from fnostab.cli import main
 from fnostab.config import CONFIG_KEYS, ConfigError, read_config_file, resolve_config
-from fnostab.untrusted import MAX_YAML_NODES
+from fnostab.formats import npz
+from fnostab.io.untrusted import MAX_YAML_NODES
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = [case for cases in GROUPS.values() for case in cases]

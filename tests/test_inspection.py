@@ -5,8 +5,8 @@ import pytest
 
 from fnostab.cli import main
 from fnostab.config import ConfigError
-from fnostab.history import History
-from fnostab.inspection import as_table, inspect_run
+from fnostab.health.history import History
+from fnostab.workflows.inspect import as_table, inspect_run
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from fnostab.layers import block_statistics, first_bad_layer, norm_statistics
 from fnostab.models.hybrid import HybridUNOGenerator, PreNormHybridUNOGenerator, StableHybridUNOGenerator
+from fnostab.models.layers import block_statistics, first_bad_layer, norm_statistics
 
 
 def _network(cls=HybridUNOGenerator, **arguments):

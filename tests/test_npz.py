@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fnostab import npz
+from fnostab.formats import npz
 
 N_POSITIONS, M = 12, 16
 POSITIONS = np.stack([np.arange(N_POSITIONS) * 1.5, np.arange(N_POSITIONS) * -2.0], axis=1)

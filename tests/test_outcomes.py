@@ -12,8 +12,8 @@ import torch
 
 from fnostab.cli import main
 from fnostab.config import resolve_config
-from fnostab.mlproject.train import train_arm
 from fnostab.training import PtychoModule
+from fnostab.workflows.train import train_arm
 
 #: The names that every run on simulated data has in the store.
 _FINAL = {
@@ -85,7 +85,7 @@ def test_a_run_that_is_given_up_is_evaluated_and_trains_no_more_when_it_is_start
         raise SystemError("killed")
 
     with monkeypatch.context() as broken:
-        broken.setattr("fnostab.mlproject.train.judge", killed)
+        broken.setattr("fnostab.workflows.train.judge", killed)
         with pytest.raises(SystemError, match="killed"):
             _train(**_HOPELESS)
     assert main(again) == 0

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fnostab.decision import MOST_SEEDS
-from fnostab.intervals import Bootstrap, medians, middle_half_means, seeds_to_tell_apart
 from fnostab.ranking import interquartile_mean, probability_of_improvement, rank_arms, wilson_interval
+from fnostab.ranking.decision import MOST_SEEDS
+from fnostab.ranking.intervals import Bootstrap, medians, middle_half_means, seeds_to_tell_apart
 
 INF = math.inf
 LOSSES = st.lists(st.sampled_from([0.01, 0.02, 0.03, 0.05, 0.08, INF]), min_size=1, max_size=9)

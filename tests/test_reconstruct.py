@@ -20,10 +20,10 @@ from PIL import Image
 
 from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import import_scan, load_or_build
-from fnostab.mlproject.reconstruct import probe_difference, reconstruct_scan
-from fnostab.mlproject.train import train_arm
-from fnostab.npz import read_scan, write_scan
+from fnostab.formats.npz import read_scan, write_scan
 from fnostab.tracking.models import load_model
+from fnostab.workflows.reconstruct import probe_difference, reconstruct_scan
+from fnostab.workflows.train import train_arm
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SIEMENS_STAR = _ROOT.parent / "shared" / "data" / "siemens-star-small.npz.bz2"
@@ -385,15 +385,13 @@ def test_a_network_that_gives_no_finite_patches_is_refused(model, refused, monke
 
 
 def test_what_was_there_stays_if_writing_fails(model, write, monkeypatch):
-    from matplotlib.figure import Figure
-
     def full(self, *arguments, **options):
         raise OSError(28, "No space left on device")
 
     scan = write()
     old = scan.with_name("recon.npz")
     old.write_text("older")
-    monkeypatch.setattr(Figure, "savefig", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         _reconstruct(model, scan)
     assert old.read_text() == "older"

@@ -18,7 +18,7 @@ from fnostab import tracking
 from fnostab.cli import registry as command
 from fnostab.cli.common import Parser
 from fnostab.config import ConfigError, resolve_config
-from fnostab.tracking import Candidate, StoreAway, model_name, read_registry, register_winner, registry, rollback
+from fnostab.tracking import Candidate, StoreUnavailable, model_name, read_registry, register_winner, registry, rollback
 
 _NAME = "fnostab-stage-a"
 _HASH = "a1b2c3d4e5f6" + 52 * "0"
@@ -521,7 +521,7 @@ def test_a_registry_that_stops_answering_is_told_in_one_line(store, monkeypatch,
 
     candidate = _candidate(_run(store))
     monkeypatch.setattr(mlflow.MlflowClient, "search_model_versions", away)
-    with pytest.raises(StoreAway, match=r"the tracking store does not answer \(no answer\)"):
+    with pytest.raises(StoreUnavailable, match=r"the tracking store does not answer \(no answer\)"):
         register_winner(candidate, "summary")
     store.create_registered_model(_NAME)
     for action in (read_registry, rollback):

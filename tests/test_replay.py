@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fnostab.config import ARCHITECTURES, ModelConfig
-from fnostab.layers import block_statistics
 from fnostab.models import build_generator
+from fnostab.models.layers import block_statistics
 from fnostab.training.replay import Replay
 
 _SIZE = 4

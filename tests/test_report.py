@@ -6,8 +6,8 @@ import pytest
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import evaluate
-from fnostab.history import History
-from fnostab.report import dataset_figure, frc_figure, reconstruction_figure, to_rgb, training_figure
+from fnostab.health.history import History
+from fnostab.report.run import dataset_figure, frc_figure, reconstruction_figure, to_rgb, training_figure
 
 
 @pytest.fixture(scope="module")

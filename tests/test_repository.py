@@ -1,6 +1,7 @@
 """The repository keeps its own promises: layout, pins, entry points, direction of imports."""
 
 import ast
+import graphlib
 import os
 import re
 import subprocess
@@ -25,15 +26,20 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-#: Import neither Lightning nor MLflow, not even through another module of the package.
-PURE = (
-    *("optics", "objects", "scan", "models", "clipping", "gradients", "layers"),
-    *("metrics", "alignment", "comparison", "frc", "evaluation", "health", "ranking", "intervals", "decision"),
-    "study",
-)
-MAY_IMPORT_LIGHTNING = {"dataset", "datamodule", "training", "callbacks"}
-MAY_IMPORT_MLFLOW = {"tracking"}
-LIGHTNING = {"lightning", "pytorch_lightning", "lightning_utilities", "torchmetrics"}
+#: The rooms of the package: folders, and the public modules beside them (docs/architecture.md).
+ROOMS = {
+    *("mlproject", "cli", "workflows", "report", "tracking", "training", "study", "ranking", "health", "metrics"),
+    *("dataset", "formats", "models", "launch", "io"),
+    *("config", "optics", "objects", "scan", "clipping", "gradients", "layers", "evaluation", "__main__"),
+}
+#: Import none of the frameworks below, not even through another room.
+PURE = {"optics", "objects", "scan", "models", "clipping", "gradients", "metrics", "health", "ranking", "study"}
+#: The one room that imports each framework.
+HOME = {
+    **dict.fromkeys(("lightning", "pytorch_lightning", "lightning_utilities", "torchmetrics"), "training"),
+    "mlflow": "tracking",
+    "matplotlib": "report",
+}
 
 #: Where the name that is imported differs from the distribution's.
 DISTRIBUTIONS = {"skimage": "scikit-image", "yaml": "pyyaml", "pydantic_core": "pydantic"}
@@ -72,11 +78,6 @@ def reachable(module: str) -> set[str]:
             seen.add(name)
             waiting.extend(imports(name))
     return seen
-
-
-def part(module: str) -> str:
-    """`fnostab.models.fno` -> `models`."""
-    return module.split(".")[1] if "." in module else ""
 
 
 #: Each builds on those before it.
@@ -174,25 +175,47 @@ def _outside(declared: list[str], locked: dict[str, str]) -> list[str]:
 def test_whatever_is_imported_is_a_declared_dependency(module: str) -> None:
     metadata = project()
     declared = {canonicalize_name(Requirement(text).name) for text in metadata["dependencies"]}
-    if part(module) == "launch":
+    if room_of(module) == "launch":
         declared.add("ray")
     foreign = roots(module) - set(sys.stdlib_module_names) - {"fnostab"}
     assert {name for name in foreign if canonicalize_name(DISTRIBUTIONS.get(name, name)) not in declared} == set()
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_mlflow_is_imported_by_tracking_alone(module: str) -> None:
-    assert "mlflow" not in roots(module) or part(module) in MAY_IMPORT_MLFLOW
+def room_of(module: str) -> str:
+    """`fnostab.models.fno` -> `models`; the package itself, which only has its version, is no room."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def own_imports(module: str) -> set[str]:
+    """The modules of the package that `module` imports; `from a import b` means the module `a.b` where there is one."""
+    found = imports(module) & MODULES.keys() - {module, "fnostab"}
+    # `from fnostab.models.fno import X` does not ask for anything of `fnostab.models`.
+    return {name for name in found if not any(other.startswith(name + ".") for other in found)}
+
+
+def test_the_package_has_the_rooms_of_its_plan_and_no_others() -> None:
+    assert {room_of(module) for module in MODULES} - {""} == ROOMS
+
+
+def test_a_room_stands_above_all_that_it_imports() -> None:
+    """Rooms form no circle, nor do modules; `TopologicalSorter` names one that it finds."""
+    rooms: dict[str, set[str]] = {}
+    for module in MODULES:
+        others = {room_of(name) for name in own_imports(module)} - {room_of(module)}
+        rooms.setdefault(room_of(module), set()).update(others)
+    assert list(graphlib.TopologicalSorter(rooms).static_order())
+    assert list(graphlib.TopologicalSorter({module: own_imports(module) for module in MODULES}).static_order())
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_lightning_is_imported_where_training_needs_it_alone(module: str) -> None:
-    assert not roots(module) & LIGHTNING or part(module) in MAY_IMPORT_LIGHTNING
+def test_each_framework_is_imported_in_one_room_alone(module: str) -> None:
+    elsewhere = {name for name in roots(module) & HOME.keys() if HOME[name] != room_of(module)}
+    assert elsewhere == set()
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if part(name) in PURE])
-def test_the_reusable_parts_reach_neither_lightning_nor_mlflow(module: str) -> None:
-    heavy = {name for name in reachable(module) if roots(name) & (LIGHTNING | {"mlflow"})}
+@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) in PURE])
+def test_the_reusable_rooms_reach_no_framework(module: str) -> None:
+    heavy = {name for name in reachable(module) if roots(name) & HOME.keys()}
     assert heavy == set()
 
 

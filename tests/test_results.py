@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import answers
-from benchmarks.answer_runs import read_runs
 from fnostab.cli import main
-from fnostab.stages import plan_file
+from fnostab.study.plan import plan_file
+from results import tables as answers
+from results.runs import read_runs
 
 _ROOT = Path(__file__).resolve().parents[1]
 _STUDIES = sorted((_ROOT / "docs" / "results" / "studies").glob("*.yaml"))

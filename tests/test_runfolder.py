@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from fnostab.config import ArmConfig, resolve_config
-from fnostab.runfolder import AlreadyRunning, RunFolder, unfinished_runs
+from fnostab.workflows.runfolder import AlreadyRunning, RunFolder, unfinished_runs
 
 _CONFIG = resolve_config({"preset": "smoke"})
 
@@ -38,7 +38,7 @@ def test_identity_is_study_arm_seed_config_data_and_store(fresh_store):
 def test_a_second_process_is_refused_while_the_first_trains(fresh_store):
     code = """
 from fnostab.config import resolve_config
-from fnostab.runfolder import RunFolder
+from fnostab.workflows.runfolder import RunFolder
 with RunFolder(resolve_config({"preset": "smoke"}), "d" * 64, "sqlite:///mlflow.db"):
     print("held", flush=True)
     input()

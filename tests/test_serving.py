@@ -17,7 +17,7 @@ import pytest
 
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
-from fnostab.mlproject.train import train_arm
+from fnostab.workflows.train import train_arm
 
 
 def _post(url, content):

@@ -3,7 +3,7 @@
 import pytest
 
 from fnostab.config import ConfigError, resolve_config
-from fnostab.stages import plan_file, plan_stage_a, plan_stage_b, read_seeds, stage_b_name
+from fnostab.study.plan import plan_file, plan_stage_a, plan_stage_b, read_seeds, stage_b_name
 
 
 def _table(tmp_path, text):

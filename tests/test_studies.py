@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from fnostab.cli import main
-from fnostab.launch import Job, Where
-from fnostab.mlproject.child import run_job
-from fnostab.mlproject.compare import compare_study
-from fnostab.mlproject.stage import run_study, stage_b_of
-from fnostab.stages import plan_file, plan_stage_a
+from fnostab.launch import Job, LaunchConfig
+from fnostab.study.plan import plan_file, plan_stage_a
+from fnostab.workflows.child import run_job
+from fnostab.workflows.compare import compare_study
+from fnostab.workflows.study import run_study, stage_b_of
 
 _ROOT = Path(__file__).resolve().parents[1]
 #: Two arms that learn within seconds; their runs are bit for bit the same wherever they run.
@@ -94,7 +94,7 @@ def unbroken(tmp_path_factory, table):
     folder = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as monkeypatch:
         _use(folder, monkeypatch)
-        outcome = run_study(plan_file(table, {}), Where("inline"), _NoView())
+        outcome = run_study(plan_file(table, {}), LaunchConfig("inline"), _NoView())
         assert outcome.without_result == []
         runs = _runs()
         comparison = compare_study("small", out=folder / "out")
@@ -119,7 +119,7 @@ def test_a_child_of_the_parent_run_for_each_arm_and_seed(unbroken, monkeypatch):
 def test_the_same_study_gives_the_same_numbers_as_ray_tasks(unbroken, table, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     _use(tmp_path, monkeypatch)
-    outcome = run_study(plan_file(table, {}), Where("ray", workers=2), _NoView())
+    outcome = run_study(plan_file(table, {}), LaunchConfig("ray", workers=2), _NoView())
     assert outcome.without_result == []
     _assert_same_numbers(unbroken[1], _numbers(_runs()))
 
@@ -142,7 +142,7 @@ def test_a_study_in_processes_that_was_killed_finishes_with_no_run_twice_and_the
     assert 0 < finished < 4
 
     view = _NoView()
-    outcome = run_study(plan_file(table, {}), Where("processes", workers=2), view)
+    outcome = run_study(plan_file(table, {}), LaunchConfig("processes", workers=2), view)
     assert len(view.finished) >= finished
     assert outcome.without_result == []
     assert len(_runs()) == 4  # those that were cut off went on in their own MLflow runs
@@ -162,7 +162,7 @@ def test_what_is_finished_is_not_trained_again_and_more_seeds_join_the_same_pare
     folder, _, outcome, _ = unbroken
     _use(folder, monkeypatch)
     view = _NoView()
-    again = run_study(plan_file(table, {}), Where("inline"), view)
+    again = run_study(plan_file(table, {}), LaunchConfig("inline"), view)
     assert len(view.finished) == 4
     assert again.run_id == outcome.run_id
     assert [end.run_id for _, end in again.ends] == [run.info.run_id for run in _by_seed(_runs())]
@@ -240,7 +240,7 @@ def test_stage_b_takes_the_winner_deeper_on_the_same_data_and_compares_with_stag
     winner = comparison.result.ranking.table[0]["arm"]
     assert list(plan.arms) == [winner]
     assert plan.seeds == (1,)
-    outcome = run_study(plan, Where("inline"), _NoView())
+    outcome = run_study(plan, LaunchConfig("inline"), _NoView())
     (run,) = _runs("small_stage_b")
     assert run.data.params["model.fno_blocks"] == "3"
     assert run.data.tags["dataset_sha256"] == comparison.result.dataset_sha256
@@ -313,7 +313,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(unbroken, monke
 
 def test_a_crashed_run_is_named_with_its_traceback_and_the_others_have_results(table, tmp_path, monkeypatch):
     _use(tmp_path, monkeypatch)
-    from fnostab.mlproject import child
+    from fnostab.workflows import child
 
     train_arm = child.train_arm
 
@@ -323,7 +323,7 @@ def test_a_crashed_run_is_named_with_its_traceback_and_the_others_have_results(t
         return train_arm(config, *rest, **named)
 
     monkeypatch.setattr(child, "train_arm", crash)
-    outcome = run_study(plan_file(table, {}, "1,"), Where("inline"), _NoView())
+    outcome = run_study(plan_file(table, {}, "1,"), LaunchConfig("inline"), _NoView())
     ((run, end),) = outcome.without_result
     assert (run.arm, end.state, end.text) == ("stable", "failed", "RuntimeError: the machine is on fire")
     client = mlflow.MlflowClient()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fnostab.ranking import rank_arms
-from fnostab.study.curves import condensed, gradient_norms, learning_curves
-from fnostab.study.report import StudyResult, StudyRun, best_and_worst, figures, html_report, summary_markdown
+from fnostab.report.curves import condensed, gradient_norms, learning_curves
+from fnostab.report.study import StudyResult, StudyRun, best_and_worst, figures, html_report, summary_markdown
 
 _CONSTANTS = {"val_loss_constant": 0.164, "val_loss_floor": 0.011}
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from fnostab.ranking import rank_arms
-from fnostab.report import to_rgb
-from fnostab.study.axes import colours
-from fnostab.study.curves import binned
-from fnostab.study.depth import compare_depth
-from fnostab.study.report import (
+from fnostab.report.axes import colours
+from fnostab.report.curves import binned
+from fnostab.report.run import to_rgb
+from fnostab.report.study import (
     StudyResult,
     StudyRun,
     best_and_worst,
@@ -20,6 +19,7 @@ from fnostab.study.report import (
     short_summary,
     summary_markdown,
 )
+from fnostab.study.depth import compare_depth
 
 CONSTANT, FLOOR = 0.164, 0.011
 REASONS = {

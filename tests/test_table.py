@@ -7,7 +7,7 @@ from rich.console import Console
 
 from fnostab.cli.table import Lines, LiveTable, study_view
 from fnostab.launch import Update
-from fnostab.stages import plan_stage_a, plan_table
+from fnostab.study.plan import plan_stage_a, plan_table
 
 _RUNS = plan_stage_a({"preset": "smoke"}, {}, "1").runs
 _DONE = Update("done", "it learnt", 8, 8, 0.0512, verdict="converged", run_id="r")

@@ -127,7 +127,7 @@ def test_a_run_whose_last_values_cannot_be_stored_is_not_finished(store, monkeyp
 
     ids: list[str] = []
     with pytest.raises(
-        tracking.StoreAway, match=r"answer \(no answer\): 3 values wait; the same command, or `fnostab sync`"
+        tracking.StoreUnavailable, match=r"answer \(no answer\): 3 values wait; the same command, or `fnostab sync`"
     ):
         go()
     assert tracking.run_state(ids[0]) == "unfinished"
@@ -136,7 +136,7 @@ def test_a_run_whose_last_values_cannot_be_stored_is_not_finished(store, monkeyp
 def test_an_artifact_that_the_store_does_not_take_says_so(store, monkeypatch):
     with tracking.open_run(_CONFIG, Path()) as tracker, monkeypatch.context() as outage:
         outage.setattr(tracker._client, "log_text", _away)
-        with pytest.raises(tracking.StoreAway, match=r"answer \(no answer\); the same command"):
+        with pytest.raises(tracking.StoreUnavailable, match=r"answer \(no answer\); the same command"):
             tracker.log_text("x", "x.txt")
 
 
@@ -162,7 +162,7 @@ def test_pictures_wait_as_files_while_the_store_is_away_and_a_later_process_stor
 
     with monkeypatch.context() as outage:
         outage.setattr(mlflow.MlflowClient, "log_image", _away)
-        with pytest.raises(tracking.StoreAway, match="1 values wait"):
+        with pytest.raises(tracking.StoreUnavailable, match="1 values wait"):
             draw_again_and_go_on()
     with tracking.open_run(_CONFIG, tmp_path, first_run_id=first.run_id) as back:
         assert back.flush()
@@ -324,4 +324,4 @@ def test_a_full_disk_is_told_in_sqlites_words_whatever_comes_before_them():
         "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)\n"
         "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics VALUES (?)]"
     )
-    assert store_module.what_ails(error) == "the tracking store has no room (database or disk is full)"
+    assert store_module.failure_text(error) == "the tracking store has no room (database or disk is full)"

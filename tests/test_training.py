@@ -9,9 +9,8 @@ import torch
 from small_runs import fit, new_module
 
 from fnostab.config import ConfigError, resolve_config
-from fnostab.datamodule import resident
 from fnostab.dataset import load_or_build
-from fnostab.history import STEP_SERIES
+from fnostab.health.history import STEP_SERIES
 from fnostab.optics import far_field_amplitude
 from fnostab.training import (
     CountsToObject,
@@ -21,6 +20,7 @@ from fnostab.training import (
     object_std,
     stitched_amplitude,
 )
+from fnostab.training.batches import resident
 
 _TINY = {
     "preset": "smoke",
@@ -76,7 +76,7 @@ def test_a_killed_run_resumes_to_the_same_numbers_bit_for_bit(tmp_path, killed_a
         killed_at += 6  # the first checkpoint is that of the first epoch
     overrides = {"train__epochs": 3, "optim__schedule": "cosine", "train__learn_probe": True}
     config = _config(**overrides)
-    whole, history, sink = fit(config, tmp_path / "whole")
+    whole, history, sink = fit(config, tmp_path / "atomic_write")
     with pytest.raises(SystemError, match="killed"):
         fit(config, tmp_path / "killed", checkpoint_every_s=checkpoint_every_s, extra=[_KillAfter(killed_at)])
     other_start = new_module(_config(seed=7, **overrides))
@@ -201,7 +201,7 @@ class _Overflow(lightning.Callback):
 @pytest.mark.parametrize("free", [True, False])
 def test_the_layer_that_overflows_is_named_and_nothing_changes_any_more(tmp_path, monkeypatch, free):
     # Reading is not free on a GPU: there the step is found only when its chunk, or the epoch, ends.
-    monkeypatch.setattr("fnostab.callbacks.recorder._reading_is_free", lambda record: free)
+    monkeypatch.setattr("fnostab.training.callbacks.recorder._reading_is_free", lambda record: free)
     overflow = _Overflow("encoder.1.0.local", 4)
     module, history, sink = fit(_config(epochs=3), tmp_path, extra=[overflow])
     assert history.events == {"non_finite": {"step": 4, "layer": "encoder.1.0.local"}}
@@ -235,12 +235,12 @@ def test_a_run_that_had_to_stop_stops_again_when_it_is_resumed(tmp_path, step):
 def test_a_run_that_was_given_up_is_given_up_again_when_it_is_resumed(tmp_path):
     overrides = {"lr": 1e-9, "epochs": 4, "train__give_up_after": 0.5}
     config = _config(**overrides)
-    whole, history, sink = fit(config, tmp_path / "whole")
+    whole, history, sink = fit(config, tmp_path / "atomic_write")
     assert history.events == {"given_up": {"epoch": 2, "epochs": 4}}
     assert len(history.val_loss) == 2
     with pytest.raises(SystemError, match="killed"):  # in the second epoch, after a checkpoint
         fit(config, tmp_path / "killed", checkpoint_every_s=0.0, extra=[_KillAfter(5)])
-    for folder in ("whole", "killed"):
+    for folder in ("atomic_write", "killed"):
         resumed, continued, sink_after = fit(
             config, tmp_path / folder, new_module(_config(seed=7, **overrides)), resume=True
         )

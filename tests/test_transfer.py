@@ -8,11 +8,11 @@ import mlflow
 import pytest
 
 from fnostab.cli import main
-from fnostab.launch import Where
-from fnostab.mlproject.compare import compare_study
-from fnostab.mlproject.stage import run_study
-from fnostab.stages import plan_file
+from fnostab.launch import LaunchConfig
+from fnostab.study.plan import plan_file
 from fnostab.tracking import transfer
+from fnostab.workflows.compare import compare_study
+from fnostab.workflows.study import run_study
 
 _TABLE = """
 study: numbers
@@ -46,7 +46,7 @@ def exported(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         _use(folder, monkeypatch)
         (folder / "numbers.yaml").write_text(_TABLE)
-        assert run_study(plan_file(folder / "numbers.yaml", {}), Where("inline"), _NoView()).without_result == []
+        assert run_study(plan_file(folder / "numbers.yaml", {}), LaunchConfig("inline"), _NoView()).without_result == []
         compare_study("numbers", out=folder / "out")
         assert main(["export", "--study", "numbers"]) == 0
         assert main(["export", "--study", "numbers", "--out", "with_steps.jsonl.gz", "--steps"]) == 0

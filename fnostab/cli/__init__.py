@@ -7,7 +7,7 @@ from fnostab import __version__
 from fnostab.cli import compare, data, reconstruct, registry, study, sync, train, transfer
 from fnostab.cli.common import Parser, say_error
 from fnostab.config import ConfigError, resolve_config
-from fnostab.files import is_disk_full
+from fnostab.io.files import is_disk_full
 
 _DESCRIPTION = "Train Fourier-neural-operator networks on ptychography data, tracked by MLflow."
 _COMMANDS = (train, sync, study, compare, reconstruct, registry, data, transfer)

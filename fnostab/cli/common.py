@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fnostab.config import CONFIG_KEYS, FLAT_KEYS, PRESETS, ArmConfig, ConfigError, read_config_file, resolve_config
-from fnostab.untrusted import printable, shown
+from fnostab.io.untrusted import printable, shown
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ from fnostab.cli.common import add_command, is_given, say, say_error
 from fnostab.config import ConfigError, check_name
 
 if TYPE_CHECKING:
-    from fnostab.mlproject.compare import Comparison
+    from fnostab.workflows.compare import Comparison
 
 #: Of more runs the terminal does not list each.
 _MOST_RUNS_TOLD = 100
@@ -31,8 +31,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"`out` (={out}) must be a folder, or a new one in a folder that exists")
     check_name("study", arguments.study)  # the files are named after it
     promote, register = _truth("promote", arguments.promote), _truth("register", arguments.register)
-    from fnostab.mlproject.compare import compare_study
-    from fnostab.tracking import StoreAway
+    from fnostab.tracking import StoreUnavailable
+    from fnostab.workflows.compare import compare_study
 
     try:
         found = compare_study(
@@ -43,7 +43,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             register=register,
             out=out,
         )
-    except StoreAway as error:
+    except StoreUnavailable as error:
         say_error(error)
         return 1
     say(_told(found))
@@ -57,7 +57,7 @@ def _truth(name: str, value: str) -> bool:
 
 
 def _told(found: "Comparison") -> str:
-    from fnostab.study.report import summary_markdown
+    from fnostab.report.study import summary_markdown
 
     study, runs = found.result.study, len(found.result.all_runs)
     brief = runs > _MOST_RUNS_TOLD

@@ -43,7 +43,7 @@ def _data_show(arguments: argparse.Namespace) -> int:
     _check_out(arguments.out, (".png", ".pdf", ".svg"))
     dataset = _dataset(config.data)
     _describe(dataset)
-    from fnostab.report import dataset_figure
+    from fnostab.report.run import dataset_figure
 
     dataset_figure(dataset).savefig(arguments.out, dpi=120)
     say(f"picture: {arguments.out}")
@@ -59,7 +59,7 @@ def _data_import(arguments: argparse.Namespace) -> int:
     dataset = _dataset(config.data)
     _describe(dataset)
     if arguments.out is not None:
-        from fnostab.npz import write_scan
+        from fnostab.formats.npz import write_scan
 
         write_scan(
             arguments.out, counts=dataset.test.counts, probe=dataset.probe, positions_px=dataset.test.positions_px

@@ -25,8 +25,8 @@ def add(commands: Any) -> None:
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
     batch_size = whole_number("batch_size", arguments.batch_size, at_least=1)
-    from fnostab.mlproject.reconstruct import reconstruct_scan
-    from fnostab.tracking import StoreAway
+    from fnostab.tracking import StoreUnavailable
+    from fnostab.workflows.reconstruct import reconstruct_scan
 
     try:
         with PatternBar("patches") as bar:
@@ -40,7 +40,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
                 report=say,
                 progress=bar.update,
             )
-    except StoreAway as error:
+    except StoreUnavailable as error:
         say_error(error)
         return 1
     say(

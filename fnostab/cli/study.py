@@ -15,11 +15,11 @@ from fnostab.cli.common import (
     whole_number,
 )
 from fnostab.config import ConfigError, check_name
-from fnostab.launch import Launcher, Where
-from fnostab.stages import STAGE_B_BLOCKS, StudyPlan, plan_file, plan_stage_a
+from fnostab.launch import LaunchConfig, Launcher
+from fnostab.study.plan import STAGE_B_BLOCKS, StudyPlan, plan_file, plan_stage_a
 
 if TYPE_CHECKING:
-    from fnostab.mlproject.stage import StudyOutcome
+    from fnostab.workflows.study import StudyOutcome
 
 _LAUNCHERS = ("processes", "inline", "ray")
 #: What Stage B takes from Stage A, but for these.
@@ -53,14 +53,14 @@ def _study(arguments: argparse.Namespace) -> int:
         return 0
     from fnostab.cli.table import study_view
     from fnostab.launch import Stopped
-    from fnostab.mlproject.stage import run_study
-    from fnostab.runfolder import AlreadyRunning
-    from fnostab.tracking import StoreAway
+    from fnostab.tracking import StoreUnavailable
+    from fnostab.workflows.runfolder import AlreadyRunning
+    from fnostab.workflows.study import run_study
 
     try:
         with PatternBar() as bar, study_view(plan.study, say) as view:
             outcome = run_study(plan, where, view, bar.update)
-    except (AlreadyRunning, StoreAway) as error:
+    except (AlreadyRunning, StoreUnavailable) as error:
         say_error(error)
         return 1
     except Stopped as stopped:
@@ -70,7 +70,7 @@ def _study(arguments: argparse.Namespace) -> int:
     return 1 if outcome.without_result else 0
 
 
-def _where(arguments: argparse.Namespace) -> Where:
+def _where(arguments: argparse.Namespace) -> LaunchConfig:
     launcher = arguments.launcher if is_given(arguments.launcher) else "processes"
     if launcher not in _LAUNCHERS:
         raise ConfigError(f"`launcher` (={launcher}) must be one of {', '.join(_LAUNCHERS)}")
@@ -82,7 +82,7 @@ def _where(arguments: argparse.Namespace) -> Where:
     if launcher != "ray" and (gpus_per_run or address):
         name, value = ("gpus_per_run", gpus_per_run) if gpus_per_run else ("ray_address", address)
         raise ConfigError(f"`{name}` (={value}) is for launcher ray")
-    return Where(cast(Launcher, launcher), workers, gpus_per_run, address)
+    return LaunchConfig(cast(Launcher, launcher), workers, gpus_per_run, address)
 
 
 def _share(text: str) -> float:
@@ -123,7 +123,7 @@ def _stage_b(arguments: argparse.Namespace, given: dict[str, Any], base: dict[st
     check_name("stage_a", stage_a)  # the study is named after it
     blocks = given.get("fno_blocks", "auto")
     fno_blocks = whole_number("fno_blocks", blocks, 1) if is_given(blocks) else STAGE_B_BLOCKS
-    from fnostab.mlproject.stage import stage_b_of
+    from fnostab.workflows.study import stage_b_of
 
     return stage_b_of(stage_a, arguments.seeds, fno_blocks=fno_blocks, study=study)
 

@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
 
 
 def _sync(arguments: argparse.Namespace) -> int:
-    from fnostab.runfolder import unfinished_runs
+    from fnostab.workflows.runfolder import unfinished_runs
 
     runs = unfinished_runs()
     if not runs:
@@ -24,8 +24,8 @@ def _sync(arguments: argparse.Namespace) -> int:
         for run in runs:
             say(f"{_name(run.config)}: run {run.run_id} in {run.store}")
         return 0
-    from fnostab.callbacks import Interrupted
-    from fnostab.mlproject.sync import sync_runs
+    from fnostab.training.callbacks import Interrupted
+    from fnostab.workflows.sync import sync_runs
 
     try:
         done = sync_runs(runs, say)

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fnostab.launch import Update
-from fnostab.mlproject.stage import View
-from fnostab.stages import Planned
+from fnostab.study.plan import Planned
+from fnostab.workflows.study import StudyDisplay
 
 #: Rows that a table shows at once; of longer studies those that run, and what ended last.
 _ROWS: Final = 30
@@ -21,7 +21,7 @@ _COLOURS: Final = {"done": "green", "failed": "red", "interrupted": "yellow", "r
 
 
 @contextmanager
-def study_view(study: str, say: Callable[[str], None]) -> Iterator[View]:
+def study_view(study: str, say: Callable[[str], None]) -> Iterator[StudyDisplay]:
     """A view of the runs of `study` on this terminal, or by `say` where there is none."""
     if not sys.stdout.isatty():
         yield Lines(say)

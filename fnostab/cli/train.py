@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fnostab.cli.common import PatternBar, add_command, add_config_arguments, arm_config, say, say_error
 
 if TYPE_CHECKING:
-    from fnostab.mlproject.train import ArmResult
+    from fnostab.workflows.train import ArmResult
 
 
 def add(commands: Any) -> None:
@@ -26,15 +26,15 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         say(config.to_yaml().rstrip())
         return 0
-    from fnostab.callbacks import Interrupted
-    from fnostab.mlproject.train import train_arm
-    from fnostab.runfolder import AlreadyRunning
-    from fnostab.tracking import StoreAway
+    from fnostab.tracking import StoreUnavailable
+    from fnostab.training.callbacks import Interrupted
+    from fnostab.workflows.runfolder import AlreadyRunning
+    from fnostab.workflows.train import train_arm
 
     try:
         with PatternBar() as bar:
             result = train_arm(config, say, bar.update)
-    except (AlreadyRunning, StoreAway) as error:
+    except (AlreadyRunning, StoreUnavailable) as error:
         say_error(error)
         return 1
     except Interrupted as error:
@@ -58,7 +58,7 @@ def _summary(result: "ArmResult") -> str:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from fnostab.inspection import as_table, inspect_run
+    from fnostab.workflows.inspect import as_table, inspect_run
 
     found = inspect_run(arguments.run_id)
     say(json.dumps(found, indent=2, allow_nan=False) if arguments.json else as_table(found))

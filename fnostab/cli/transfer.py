@@ -30,7 +30,7 @@ def _export(arguments: argparse.Namespace) -> int:
         tracking.check_store()
         tracking.connect()
         count = tracking.export_study(study, out, steps=arguments.steps)
-    except tracking.StoreAway as error:
+    except tracking.StoreUnavailable as error:
         say_error(error)
         return 1
     say(f"{count} runs of study {study}: {out}")
@@ -51,7 +51,7 @@ def _import(arguments: argparse.Namespace) -> int:
         for path, exported in zip(paths, files, strict=True):
             new = tracking.import_runs(exported)
             say(f"study {exported.study}: {new} runs are new, {len(exported.runs) - new} were there; {path}")
-    except tracking.StoreAway as error:
+    except tracking.StoreUnavailable as error:
         say_error(error)
         return 1
     return 0

@@ -5,19 +5,19 @@ carried out by a function `(Job, Tell) -> None`; it tells how it stands by `Upda
 `running`. Whatever happens to one run, the others go on.
 """
 
-from fnostab.launch.jobs import Job, Launcher, Run, Stopped, Tell, Update, Watch, Where, run_inline
+from fnostab.launch.jobs import Job, LaunchConfig, Launcher, OnUpdate, Run, Send, Stopped, Update, run_inline
 from fnostab.launch.tasks import run_ray
 from fnostab.launch.workers import run_processes, serve_jobs
 
 __all__ = [
     "Job",
+    "LaunchConfig",
     "Launcher",
+    "OnUpdate",
     "Run",
+    "Send",
     "Stopped",
-    "Tell",
     "Update",
-    "Watch",
-    "Where",
     "run_inline",
     "run_processes",
     "run_ray",

@@ -16,7 +16,7 @@ TICK_S: Final = 0.2
 
 
 @dataclass(frozen=True)
-class Where:
+class LaunchConfig:
     """Where runs execute; `workers` None: as many as cores and memory allow, one where there is a GPU."""
 
     launcher: Launcher = "processes"
@@ -54,11 +54,11 @@ class Update:
     details: str = ""
 
 
-Tell = Callable[[Update], None]
-Run = Callable[[Job, Tell], None]
-Watch = Callable[[int, Update], None]
+Send = Callable[[Update], None]
+Run = Callable[[Job, Send], None]
+OnUpdate = Callable[[int, Update], None]
 
-NOT_BEGUN: Final = Update("interrupted", "not begun")
+NOT_STARTED: Final = Update("interrupted", "not begun")
 
 
 class Stopped(BaseException):
@@ -69,34 +69,34 @@ class Stopped(BaseException):
         self.signum = signum
 
 
-def run_inline(jobs: Sequence[Job], run: Run, watch: Watch) -> list[Update]:
+def run_inline(jobs: Sequence[Job], run: Run, on_update: OnUpdate) -> list[Update]:
     """Carry out the jobs one after the other in this process; returns how each ended.
 
     A signal is the run's own affair: one that ends `interrupted` ends the rest, which are not begun.
     """
     ends: list[Update] = []
     for place, job in enumerate(jobs):
-        ends.append(carry_out(run, job, partial(watch, place)))
+        ends.append(run_job(run, job, partial(on_update, place)))
         if ends[-1].state == "interrupted":
             break
-    return ends + [NOT_BEGUN] * (len(jobs) - len(ends))
+    return ends + [NOT_STARTED] * (len(jobs) - len(ends))
 
 
-def carry_out(run: Run, job: Job, tell: Tell) -> Update:
+def run_job(run: Run, job: Job, send: Send) -> Update:
     """Carry out `job` in this process and pass on what it tells; returns the last of it."""
     last = Update("failed", "it said nothing")
 
     def listen(update: Update) -> None:
         nonlocal last
         last = update
-        tell(update)
+        send(update)
 
     run(job, listen)
     return last
 
 
 @contextlib.contextmanager
-def caught_signals() -> Iterator[list[int]]:
+def collected_signals() -> Iterator[list[int]]:
     """Collect SIGTERM and Ctrl-C instead of dying from them."""
     caught: list[int] = []
 

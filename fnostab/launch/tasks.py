@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fnostab.launch.jobs import NOT_BEGUN, TICK_S, Job, Run, Stopped, Update, Watch, carry_out, caught_signals
+from fnostab.launch.jobs import NOT_STARTED, TICK_S, Job, OnUpdate, Run, Stopped, Update, collected_signals, run_job
 
 #: Environment variables that Ray's workers need, where they run, besides those that begin so.
 _PASSED_ON: Final = ("MLFLOW_", "FNOSTAB_", "AWS_", "AZURE_", "GOOGLE_")
@@ -13,7 +13,7 @@ _PASSED_ON: Final = ("MLFLOW_", "FNOSTAB_", "AWS_", "AZURE_", "GOOGLE_")
 def run_ray(
     jobs: Sequence[Job],
     run: Run,
-    watch: Watch,
+    on_update: OnUpdate,
     *,
     address: str | None = None,
     workers: int | None = None,
@@ -40,8 +40,8 @@ def run_ray(
         local = {"include_dashboard": False, "num_cpus": max((workers or 1) * jobs[0].cpus, os.cpu_count() or 1)}
     ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": environment}, **local)
     try:
-        with caught_signals() as caught:
-            return _ray_tasks(ray, Queue, jobs, run, watch, workers, gpus_per_run, caught)
+        with collected_signals() as caught:
+            return _ray_tasks(ray, Queue, jobs, run, on_update, workers, gpus_per_run, caught)
     finally:
         ray.shutdown()
 
@@ -51,7 +51,7 @@ def _ray_tasks(
     queue_class: Any,
     jobs: Sequence[Job],
     run: Run,
-    watch: Watch,
+    on_update: OnUpdate,
     workers: int | None,
     gpus_per_run: float,
     caught: list[int],
@@ -68,12 +68,12 @@ def _ray_tasks(
             options = task.options(num_cpus=job.cpus, num_gpus=gpus_per_run)
             places[options.remote(run, job, place, news)] = place
         finished, _ = ray.wait(list(places), timeout=TICK_S, fetch_local=False)
-        _tell_news(news, watch)
+        _pass_on(news, on_update)
         for reference in finished:
             place = places.pop(reference)
             ends[place] = _ray_end(ray, reference)
-            _tell_news(news, watch)
-            watch(place, ends[place])
+            _pass_on(news, on_update)
+            on_update(place, ends[place])
         if caught and not stopping:
             stopping = True
             waiting.clear()
@@ -82,18 +82,18 @@ def _ray_tasks(
     news.shutdown()
     if caught:
         raise Stopped(caught[0])
-    return [ends.get(place, NOT_BEGUN) for place in range(len(jobs))]
+    return [ends.get(place, NOT_STARTED) for place in range(len(jobs))]
 
 
-def _tell_news(news: Any, watch: Watch) -> None:
+def _pass_on(news: Any, on_update: OnUpdate) -> None:
     for place, update in news.get_nowait_batch(news.qsize()):
         if update.state == "running":  # how it ended, the task itself returns
-            watch(place, update)
+            on_update(place, update)
 
 
 def _ray_task(run: Run, job: Job, place: int, news: Any) -> Update:
     """One job in a Ray worker."""
-    return carry_out(run, job, lambda update: news.put((place, update)))
+    return run_job(run, job, lambda update: news.put((place, update)))
 
 
 def _ray_end(ray: Any, reference: Any) -> Update:

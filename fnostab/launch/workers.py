@@ -14,13 +14,24 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Final
 
-from fnostab.launch.jobs import NOT_BEGUN, TICK_S, Job, Run, Stopped, Tell, Update, Watch, carry_out, caught_signals
+from fnostab.launch.jobs import (
+    NOT_STARTED,
+    TICK_S,
+    Job,
+    OnUpdate,
+    Run,
+    Send,
+    Stopped,
+    Update,
+    collected_signals,
+    run_job,
+)
 
 #: Lines that are kept of what a process said, for the case that it dies.
 _KEPT_LINES: Final = 20
 
 
-def run_processes(jobs: Sequence[Job], command: Sequence[str], watch: Watch, workers: int) -> list[Update]:
+def run_processes(jobs: Sequence[Job], command: Sequence[str], on_update: OnUpdate, workers: int) -> list[Update]:
     """Carry out the jobs in `workers` processes of their own; returns how each ended.
 
     `command` starts a process that takes one job after the other (see `serve_jobs`); after one that does not end
@@ -31,7 +42,7 @@ def run_processes(jobs: Sequence[Job], command: Sequence[str], watch: Watch, wor
     waiting: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
     for place, job in enumerate(jobs):
         waiting.put((place, job))
-    ends = [NOT_BEGUN] * len(jobs)
+    ends = [NOT_STARTED] * len(jobs)
     processes = [_Process(command) for _ in range(min(workers, len(jobs)))]
     stopping = threading.Event()
 
@@ -39,13 +50,13 @@ def run_processes(jobs: Sequence[Job], command: Sequence[str], watch: Watch, wor
         with process, contextlib.suppress(queue.Empty):
             while not stopping.is_set():
                 place, job = waiting.get_nowait()
-                ends[place] = process.carry_out(job, partial(_put, news, place), stopping)
+                ends[place] = process.run_job(job, partial(_put, news, place), stopping)
 
-    with caught_signals() as caught, ThreadPoolExecutor(max(1, len(processes))) as pool:
+    with collected_signals() as caught, ThreadPoolExecutor(max(1, len(processes))) as pool:
         futures = [pool.submit(work, process) for process in processes]
         while not all(future.done() for future in futures) or not news.empty():
             with contextlib.suppress(queue.Empty):
-                watch(*news.get(timeout=TICK_S))
+                on_update(*news.get(timeout=TICK_S))
             if caught and not stopping.is_set():
                 stopping.set()
                 for process in processes:
@@ -73,7 +84,7 @@ def serve_jobs(run: Run) -> int:
     busy, alone = threading.Lock(), threading.Event()
     threading.Thread(target=_read_jobs, args=(jobs, busy, alone), daemon=True).start()
 
-    def tell(update: Update) -> None:
+    def send(update: Update) -> None:
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(asdict(update)), file=news, flush=True)
 
@@ -81,7 +92,7 @@ def serve_jobs(run: Run) -> int:
         with busy:
             if alone.is_set():
                 break
-            carry_out(run, Job(**json.loads(line)), tell)
+            run_job(run, Job(**json.loads(line)), send)
     return 0
 
 
@@ -120,7 +131,7 @@ class _Process:
         with self._open:
             self._end()
 
-    def carry_out(self, job: Job, tell: Tell, stopping: threading.Event) -> Update:
+    def run_job(self, job: Job, send: Send, stopping: threading.Event) -> Update:
         """Have `job` carried out; passes on what is told, and returns the last of it."""
         process = self._process or self._start()
         self._said.seek(0)
@@ -135,12 +146,12 @@ class _Process:
         while last.state == "running" and (line := process.stdout.readline()):
             last = Update(**json.loads(line))
             if last.state == "running":
-                tell(last)
+                send(last)
         if last.state == "running":
             last = self._how_it_ended(self._end(), last, stopping)
         elif last.state != "done":
             self._end()  # the next one shall not suffer from what is left of this one
-        tell(last)
+        send(last)
         return last
 
     def terminate(self) -> None:

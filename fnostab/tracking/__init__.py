@@ -2,8 +2,8 @@
 
 import logging
 
-from fnostab.tracking.promotion import Candidate, RegistryVersion
-from fnostab.tracking.registry import Registration, Rollback, model_name, read_registry, register_winner, rollback
+from fnostab.study.champion import Candidate, RegistryVersion
+from fnostab.tracking.model_registry import Registration, Rollback, model_name, read_registry, register_winner, rollback
 from fnostab.tracking.run import (
     RunRecord,
     Tracker,
@@ -17,7 +17,7 @@ from fnostab.tracking.run import (
     run_state,
     run_tags,
 )
-from fnostab.tracking.store import StoreAway, check_store, connect, redacted
+from fnostab.tracking.store import StoreUnavailable, check_store, connect, redacted
 from fnostab.tracking.studies import (
     StudyFolder,
     find_parents,
@@ -45,7 +45,7 @@ __all__ = [
     "RegistryVersion",
     "Rollback",
     "RunRecord",
-    "StoreAway",
+    "StoreUnavailable",
     "StudyFolder",
     "Tracker",
     "check_store",

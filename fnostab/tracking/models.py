@@ -20,9 +20,9 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
 from fnostab.config import ConfigError
-from fnostab.files import damage
-from fnostab.npz import NpzFile, read_probe
-from fnostab.tracking.store import check_store, connect, in_one_line, store_errors
+from fnostab.formats.npz import NpzFile, read_probe
+from fnostab.io.files import damage
+from fnostab.tracking.store import check_store, connect, one_line, translated_store_errors
 
 _SIGNATURE: Final = "float32 counts (-1, N, N) to float32 (-1, N, N, 2)"
 _NO_PICKLES: Final = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -84,12 +84,12 @@ def load_model(uri: str) -> ShippedModel:
 def log_to_projects_run(files: Sequence[Path], metrics: Mapping[str, float], tags: Mapping[str, str]) -> str | None:
     """Log to the run that `mlflow run` made for this process, and return its ID; without one, log nothing.
 
-    Raises `StoreAway` if the store does not take it.
+    Raises `StoreUnavailable` if the store does not take it.
     """
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if not run_id:
         return None
-    with store_errors():
+    with translated_store_errors():
         client = mlflow.MlflowClient()
         for path in files:
             client.log_artifact(run_id, str(path))
@@ -110,7 +110,7 @@ def _without_alias(uri: str) -> str:
     try:
         version = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
     except Exception as error:
-        raise _fault(uri, f"a model in the tracking store: {in_one_line(error)}") from None
+        raise _fault(uri, f"a model in the tracking store: {one_line(error)}") from None
     return f"models:/{name}/{version.version}"
 
 
@@ -119,14 +119,14 @@ def _describe(uri: str, source: str) -> Model:
     try:
         return Model.load(source)
     except Exception as error:  # MLflow's, the store's, or whatever a file that is no MLmodel leads to
-        raise _fault(uri, f"an MLflow model that can be read: {in_one_line(error)}") from None
+        raise _fault(uri, f"an MLflow model that can be read: {one_line(error)}") from None
 
 
 def _fetch(uri: str, source: str, folder: str) -> str:
     try:
         return mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=folder)
     except Exception as error:
-        raise _fault(uri, f"a model whose files can be read: {in_one_line(error)}") from None
+        raise _fault(uri, f"a model whose files can be read: {one_line(error)}") from None
 
 
 def _check_description(description: Model, uri: str) -> int:
@@ -166,7 +166,7 @@ def _load_network(folder: Path, uri: str) -> torch.nn.Module:
         with _pickles_refused():
             network: torch.nn.Module = mlflow.pytorch.load_model(str(folder))
     except Exception as error:  # whatever torch makes of a damaged archive
-        raise _fault(uri, f"a whole model without pickles: {in_one_line(error)}") from None
+        raise _fault(uri, f"a whole model without pickles: {one_line(error)}") from None
     return network
 
 

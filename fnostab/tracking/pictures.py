@@ -11,7 +11,7 @@ from mlflow.tracking.multimedia import compress_image_size, convert_to_pil_image
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from numpy.typing import NDArray
 
-from fnostab.files import remove_partial, whole
+from fnostab.io.files import atomic_write, remove_partial
 
 #: Where MLflow keeps pictures: each as it is, and as a small copy, in names that join key, step, time and a number.
 _FOLDER: Final = "images"
@@ -38,7 +38,7 @@ class PictureQueue:
         """Let an (H, W, 3) picture wait."""
         self._folder.mkdir(exist_ok=True)
         path = self._folder / f"{step:09d}+{key}.npy"
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             np.save(partial, image)
         if path not in self._waiting:
             self._waiting.append(path)

@@ -29,13 +29,13 @@ from fnostab.dataset import Dataset
 from fnostab.tracking.pictures import PictureQueue
 from fnostab.tracking.store import (
     HOW_TO_FINISH,
-    StoreAway,
+    StoreUnavailable,
     check_store,
     connect,
-    in_one_line,
+    failure_text,
+    one_line,
     redacted,
-    store_errors,
-    what_ails,
+    translated_store_errors,
 )
 
 logger = logging.getLogger(__name__)
@@ -60,13 +60,13 @@ class Tracker:
 
     Metrics and pictures are queued and written in batches; a store that stops answering never stops the caller, nor
     takes more than a sixth of its time: what could not be written stays queued, pictures as files in `folder`, for the
-    next `flush`, and `unwritten` tells how much that is. The other methods raise `StoreAway` then.
+    next `flush`, and `unwritten` tells how much that is. The other methods raise `StoreUnavailable` then.
     """
 
     def __init__(self, run_id: str, folder: Path, *, resumed: bool) -> None:
         self._client = mlflow.MlflowClient()
         self.run_id = run_id
-        with store_errors():
+        with translated_store_errors():
             self.experiment_id = self._client.get_run(run_id).info.experiment_id
         self.resumed = resumed
         self._queue: list[Metric] = []
@@ -117,8 +117,8 @@ class Tracker:
             now = time.monotonic()
             self._rests_until = now + max(_LEAST_REST_S, _REST * (now - started_at))
             if self._ailing is None:
-                logger.warning("%s: %d values wait", what_ails(error), self.unwritten)
-            self._ailing = what_ails(error)
+                logger.warning("%s: %d values wait", failure_text(error), self.unwritten)
+            self._ailing = failure_text(error)
             return False
         if self._ailing is not None:
             logger.warning("the tracking store answers again, nothing waits any more")
@@ -126,9 +126,9 @@ class Tracker:
         return True
 
     def finish(self) -> None:
-        """Write all that is queued; raises `StoreAway` if something is left."""
+        """Write all that is queued; raises `StoreUnavailable` if something is left."""
         if not self.flush(at_once=True):
-            raise StoreAway(f"{self._ailing}: {self.unwritten} values wait; {HOW_TO_FINISH}")
+            raise StoreUnavailable(f"{self._ailing}: {self.unwritten} values wait; {HOW_TO_FINISH}")
 
     def _last_stored(self, key: str) -> int:
         """Highest step of `key` in the store when the run was resumed; -1 for a new run or key."""
@@ -139,7 +139,7 @@ class Tracker:
             self._stored[key] = max((metric.step for metric in history), default=-1)
         return self._stored[key]
 
-    @store_errors()
+    @translated_store_errors()
     def log_config(self, config: ArmConfig) -> None:
         """Log the resolved config under its dotted keys (skipping keys that are there) and as `config.yaml`."""
         there = self._client.get_run(self.run_id).data.params
@@ -148,19 +148,19 @@ class Tracker:
             self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_A_CALL])
         self._client.log_dict(self.run_id, config.model_dump(mode="json"), "config.yaml")
 
-    @store_errors()
+    @translated_store_errors()
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; values are cut to what MLflow takes."""
         self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)[:_MAX_TAG]) for key, value in tags.items()])
 
-    @store_errors()
+    @translated_store_errors()
     def delete_tags(self, *keys: str) -> None:
         """Delete those of the tags that are there."""
         there = self._client.get_run(self.run_id).data.tags
         for key in there.keys() & set(keys):
             self._client.delete_tag(self.run_id, key)
 
-    @store_errors()
+    @translated_store_errors()
     def log_dataset(self, dataset: Dataset) -> None:
         """Log the dataset as the run's input; its digest is the first 32 hex digits of the content hash."""
         config = dataset.config
@@ -174,22 +174,22 @@ class Tracker:
             # Of processes that log a new dataset at once, MLflow's database refuses all but one, but once only.
             mlflow.log_input(described, context="training")
 
-    @store_errors()
+    @translated_store_errors()
     def log_text(self, text: str, name: str) -> None:
         """Log `text` as the artifact `name`."""
         self._client.log_text(self.run_id, text, name)
 
-    @store_errors()
+    @translated_store_errors()
     def log_picture(self, image: NDArray[np.uint8], name: str) -> None:
         """Log an (H, W, 3) picture as the artifact `name`."""
         self._client.log_image(self.run_id, image, artifact_file=name)
 
-    @store_errors()
+    @translated_store_errors()
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file into `folder` of the run's artifacts."""
         self._client.log_artifact(self.run_id, str(path), folder)
 
-    @store_errors()
+    @translated_store_errors()
     def log_model(
         self, model: torch.nn.Module, example_counts: NDArray[np.float32], extra_files: Sequence[Path] = ()
     ) -> None:
@@ -271,7 +271,7 @@ def open_run(
     if first_run_id:
         resume_into(first_run_id)
     run_id = first_run_id or os.environ.pop("MLFLOW_RUN_ID", None)
-    with store_errors():
+    with translated_store_errors():
         active = mlflow.start_run(run_id=run_id, tags={_CLAIM: claim} if claim else None, log_system_metrics=True)
     tracker = Tracker(active.info.run_id, folder, resumed=first_run_id is not None)
     try:
@@ -283,13 +283,13 @@ def open_run(
         try:
             mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
         except (MlflowException, OSError) as away:
-            logger.warning("the run's status could not be stored: %s", in_one_line(away))
+            logger.warning("the run's status could not be stored: %s", one_line(away))
         raise
-    with store_errors():
+    with translated_store_errors():
         mlflow.end_run("FINISHED")
 
 
-@store_errors()
+@translated_store_errors()
 def resume_into(run_id: str) -> None:
     """Turn to `run_id`: if `mlflow run` made another one for this process, that gets the tag `resumed_into`."""
     projects_run_id = os.environ.pop("MLFLOW_RUN_ID", run_id)
@@ -299,7 +299,7 @@ def resume_into(run_id: str) -> None:
 
 def find_claimed(claim: str) -> str | None:
     """The run that was made with `claim` for a process that ended before it could take note of it; None if none was."""
-    with store_errors():
+    with translated_store_errors():
         client = mlflow.MlflowClient()
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         found = client.search_runs(experiments, f"tags.{_CLAIM} = '{claim}'", max_results=1)
@@ -314,7 +314,7 @@ def fail_projects_run(reason: str) -> None:
         if run_id:
             mlflow.MlflowClient().set_tag(run_id, "verdict_reason", redacted(reason)[:_MAX_TAG])
     except (ConfigError, MlflowException) as error:
-        logger.warning("the run of `mlflow run` was not tagged: %s", in_one_line(error))
+        logger.warning("the run of `mlflow run` was not tagged: %s", one_line(error))
 
 
 def run_state(run_id: str) -> RunState:
@@ -323,8 +323,10 @@ def run_state(run_id: str) -> RunState:
         run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-            reason = in_one_line(error)
-            raise StoreAway(f"the tracking store does not tell whether run {run_id} is finished: {reason}") from None
+            reason = one_line(error)
+            raise StoreUnavailable(
+                f"the tracking store does not tell whether run {run_id} is finished: {reason}"
+            ) from None
         return "gone"
     if run.info.lifecycle_stage != "active":
         return "gone"
@@ -354,7 +356,7 @@ def read_run(run_id: str) -> RunRecord:
         history = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/history.json") if has_history else None
     except MlflowException as error:
         raise ConfigError(
-            f"`run` (={run_id}) must be a run in the tracking store {redacted(uri)}: {in_one_line(error)}"
+            f"`run` (={run_id}) must be a run in the tracking store {redacted(uri)}: {one_line(error)}"
         ) from None
     return RunRecord(run_id, run.info.experiment_id, run.info.status, run.data.tags, run.data.metrics, history)
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-import filelock
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, UNAUTHENTICATED, ErrorCode
 from mlflow.store.db.utils import create_sqlalchemy_engine
 
 from fnostab.config import ConfigError
-from fnostab.files import SQLITE_FULL, is_disk_full
+from fnostab.io.files import SQLITE_FULL, is_disk_full
+from fnostab.io.locks import file_lock
 
 _DATABASE_PORTS: Final = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _REACH_TIMEOUT_S: Final = 5.0
@@ -33,7 +33,7 @@ _PASSWORD: Final = re.compile(r"(?<=://)([^\s/@:]*):[^\s/]*@")
 HOW_TO_FINISH: Final = "the same command, or `fnostab sync`, finishes the run"
 
 
-class StoreAway(RuntimeError):
+class StoreUnavailable(RuntimeError):
     """The tracking store does not take what it is given; nothing is lost, the same command finishes the run later."""
 
 
@@ -46,7 +46,7 @@ def redacted(text: str) -> str:
     return text
 
 
-def in_one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What `error` says, in one line without passwords; its kind where it says nothing."""
     words = str(error).strip()
     return redacted(words.splitlines()[0]) if words else type(error).__name__
@@ -119,9 +119,7 @@ def connect() -> None:
                     f"{_setting(uri)} must be given a login that it takes: MLFLOW_TRACKING_USERNAME and "
                     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
                 ) from None
-            raise ConfigError(
-                f"{_setting(uri)} must name a tracking store that answers: {in_one_line(error)}"
-            ) from None
+            raise ConfigError(f"{_setting(uri)} must name a tracking store that answers: {one_line(error)}") from None
 
 
 def _is_refused_login(error: Exception) -> bool:
@@ -162,7 +160,7 @@ def _open_database(uri: str) -> None:
         finally:
             engine.dispose()
     except Exception as error:  # of the driver, or that there is none
-        raise ConnectionError(in_one_line(error)) from None
+        raise ConnectionError(one_line(error)) from None
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -197,25 +195,25 @@ def sqlite_lock(uri: str) -> Iterator[None]:
     if database is None:
         yield
         return
-    with filelock.FileLock(database.with_name(database.name + ".lock"), timeout=120):
+    with file_lock(database.with_name(database.name + ".lock"), timeout_s=120):
         yield
 
 
 @contextmanager
-def store_errors() -> Iterator[None]:
-    """Turn what MLflow raises when its store is away, or refuses, into `StoreAway`."""
+def translated_store_errors() -> Iterator[None]:
+    """Turn what MLflow raises when its store is away, or refuses, into `StoreUnavailable`."""
     try:
         yield
     except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
-        raise StoreAway(f"{what_ails(error)}; {HOW_TO_FINISH}") from error
+        raise StoreUnavailable(f"{failure_text(error)}; {HOW_TO_FINISH}") from error
 
 
-def what_ails(error: BaseException) -> str:
+def failure_text(error: BaseException) -> str:
     """What is wrong with the store that answered a call with `error`."""
     if SQLITE_FULL in str(error):  # in MLflow's words it may come after others, on what SQLAlchemy did meanwhile
         return f"the tracking store has no room ({SQLITE_FULL})"
     fault = "has no room" if is_disk_full(error) else "does not answer"
-    return f"the tracking store {fault} ({in_one_line(error)})"
+    return f"the tracking store {fault} ({one_line(error)})"
 
 
 def all_pages(search: Callable[..., Any], query: str, page: int = 1000) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from fnostab.config import ConfigError
 from fnostab.study.selection import StoredRun
 from fnostab.tracking.run import resume_into
-from fnostab.tracking.store import StoreAway, all_pages, store_errors
+from fnostab.tracking.store import StoreUnavailable, all_pages, translated_store_errors
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def read_config(run_id: str) -> dict[str, Any]:
 def read_artifact(run_id: str, path: str) -> bytes | None:
     """The content of an artifact of a run; None if it is not there."""
     client = mlflow.MlflowClient()
-    with store_errors():
+    with translated_store_errors():
         folder = path.rpartition("/")[0] or None
         if not any(artifact.path == path for artifact in client.list_artifacts(run_id, folder)):
             return None
@@ -88,7 +88,7 @@ def read_artifact(run_id: str, path: str) -> bytes | None:
 def read_artifacts(runs: Iterable[StoredRun], path: str, reader: Callable[[bytes], T]) -> list[T | None]:
     """What `reader` makes of the artifact `path` of each run, several at once; None for a run that has none.
 
-    Of a content no more is kept than `reader` gives. Raises `StoreAway` if the store does not answer.
+    Of a content no more is kept than `reader` gives. Raises `StoreUnavailable` if the store does not answer.
     """
 
     def read(run: StoredRun) -> T | None:
@@ -124,17 +124,17 @@ class StudyFolder:
     run_id: str
     experiment_id: str
 
-    @store_errors()
+    @translated_store_errors()
     def log_files(self, folder: Path) -> None:
         """Log every file of `folder` as an artifact."""
         mlflow.MlflowClient().log_artifacts(self.run_id, str(folder))
 
-    @store_errors()
+    @translated_store_errors()
     def log_text(self, text: str, name: str) -> None:
         """Log `text` as the artifact `name`."""
         mlflow.MlflowClient().log_text(self.run_id, text, name)
 
-    @store_errors()
+    @translated_store_errors()
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags of the run."""
         client = mlflow.MlflowClient()
@@ -151,7 +151,7 @@ def open_parent(
     parent already gets the tag `resumed_into`, and no study tags. The parent ends FINISHED when the block does, KILLED
     after an interrupt or exit, and FAILED after an error.
     """
-    with store_errors():
+    with translated_store_errors():
         earlier = list(_search(f"tags.{ROLE} = 'parent' and tags.study_sha256 = '{identity}'"))
         client = mlflow.MlflowClient()
         run_id = earlier[0].run_id if earlier else os.environ.pop("MLFLOW_RUN_ID", None)
@@ -182,7 +182,7 @@ def open_parent(
 def open_comparison(study: str) -> Iterator[StudyFolder]:
     """Open a run for what is said of a study that has no parent: that of `mlflow run`, or a new one."""
     projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    with store_errors():
+    with translated_store_errors():
         client = mlflow.MlflowClient()
         run = client.get_run(projects_run_id) if projects_run_id else client.create_run(target_experiment_id())
         client.update_run(run.info.run_id, status="RUNNING", name=f"{study}-comparison")
@@ -201,16 +201,16 @@ def open_existing_parent(parent: StoredRun) -> Iterator[StudyFolder]:
     """The parent run as it stands; a run that `mlflow run` made for this process gets the tag `compared_into`."""
     projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     if projects_run_id and projects_run_id != parent.run_id:
-        with store_errors():
+        with translated_store_errors():
             mlflow.MlflowClient().set_tag(projects_run_id, "compared_into", parent.run_id)
     yield StudyFolder(parent.run_id, parent.experiment_id)
 
 
 def _end(run_id: str, status: str) -> None:
     try:
-        with store_errors():
+        with translated_store_errors():
             mlflow.MlflowClient().set_terminated(run_id, status)
-    except StoreAway as away:
+    except StoreUnavailable as away:
         logger.warning("the status of run %s could not be stored: %s", run_id, away)
 
 
@@ -226,7 +226,7 @@ def target_experiment_id() -> str:
 def _search(query: str) -> Iterator[StoredRun]:
     """All active runs that `query` finds, newest first; a page at a time, so that only what is kept fills memory."""
     client = mlflow.MlflowClient()
-    with store_errors():
+    with translated_store_errors():
         experiments = [experiment.experiment_id for experiment in all_pages(client.search_experiments, "")]
         for run in all_pages(partial(client.search_runs, experiments), query):
             yield _stored(run)

@@ -13,12 +13,12 @@ from mlflow.entities import Metric, Param
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fnostab.config import ConfigError
-from fnostab.files import DAMAGE, whole
-from fnostab.history import STEP_SERIES
+from fnostab.health.history import STEP_SERIES
+from fnostab.io.files import DAMAGE, atomic_write
+from fnostab.io.untrusted import shown
 from fnostab.study.selection import StoredRun
-from fnostab.tracking.store import store_errors
+from fnostab.tracking.store import translated_store_errors
 from fnostab.tracking.studies import find_runs, read_artifacts, target_experiment_id
-from fnostab.untrusted import shown
 
 #: The first line of a file says so.
 _FORMAT: Final = {"format": "fnostab runs", "version": 1}
@@ -66,7 +66,11 @@ def export_study(study: str, path: Path, *, steps: bool = False) -> int:
         raise ConfigError(f"`study` (={study}) must have finished runs in the tracking store: there is none")
     histories = read_artifacts(runs, "history.json", json.loads)
     configs = read_artifacts(runs, "config.yaml", bytes.decode)
-    with whole(path) as partial, open(partial, "wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as packed:
+    with (
+        atomic_write(path) as partial,
+        open(partial, "wb") as file,
+        gzip.GzipFile("", "wb", 9, file, mtime=0) as packed,
+    ):
         packed.write(_line(_FORMAT | {"study": study}))
         for run, history, config in zip(runs, histories, configs, strict=True):
             kept = history if steps or history is None else {k: v for k, v in history.items() if k not in STEP_SERIES}
@@ -106,7 +110,7 @@ def import_runs(exported: ExportedStudy) -> int:
     there = find_runs(exported.study)
     known = {run.run_id for run in there} | {run.tags.get(CAME_FROM) for run in there if run.is_result}
     missing = [run for run in exported.runs if run.run_id not in known]
-    with store_errors():
+    with translated_store_errors():
         for run in there:
             if CAME_FROM in run.tags and not run.is_result:
                 client.delete_run(run.run_id)

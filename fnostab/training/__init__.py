@@ -14,7 +14,7 @@ from fnostab.training.trainer import (
     make_trainer,
     peak_bytes,
     quieten_libraries,
-    with_threads,
+    set_threads,
 )
 
 __all__ = [
@@ -36,6 +36,6 @@ __all__ = [
     "object_std",
     "peak_bytes",
     "quieten_libraries",
+    "set_threads",
     "stitched_amplitude",
-    "with_threads",
 ]

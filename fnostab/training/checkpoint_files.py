@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from fnostab.files import damage, is_disk_full, whole
+from fnostab.io.files import atomic_write, damage, is_disk_full
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -48,7 +48,7 @@ class CheckpointFiles(TorchCheckpointIO):
                 raise
             self._report(f"no room for the checkpoint {path.name}: training goes on, what was saved before stays")
 
-    def newest_whole(self) -> Path | None:
+    def newest_complete(self) -> Path | None:
         """The checkpoint to go on from: the last one, or the one before if that is damaged; None to start.
 
         Training starts again from the first step too if the best one is damaged: its weights lie nowhere else, and the
@@ -105,7 +105,7 @@ def _damage(path: Path) -> str | None:
 
 def _write(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Write `content` to `path`, whose content until now becomes that of `keep`."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)
         if keep is not None and path.exists():
             path.replace(keep)

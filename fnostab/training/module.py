@@ -12,15 +12,15 @@ from torch import nn
 from fnostab import metrics
 from fnostab.clipping import ClipStats, clip_gradients_
 from fnostab.config import ArmConfig
-from fnostab.datamodule import Batch, resident, split_batches
 from fnostab.dataset import Dataset, Split
 from fnostab.gradients import layer_norms
-from fnostab.layers import block_statistics, first_bad_layer, norm_statistics
 from fnostab.models import build_generator, contiguous_copy
+from fnostab.models.layers import block_statistics, first_bad_layer, norm_statistics
 from fnostab.optics import far_field_amplitude, fourier_shift
-from fnostab.processes import of_all_ranks
 from fnostab.scan import read_windows, stitch
+from fnostab.training.batches import Batch, resident, split_batches
 from fnostab.training.optimizers import Adam, AdamW
+from fnostab.training.processes import all_gather
 from fnostab.training.replay import Replay
 
 #: Validation patterns on which the activations of the blocks are observed.
@@ -104,8 +104,8 @@ class PtychoModule(lightning.LightningModule):
             return stitched_amplitude(patches, self.probe, batch.positions_px, batch.extent_px)
         # Each rank's loss depends on the patches of all. Their gradients come back summed, from parts that count
         # `world_size` times, over which DDP averages.
-        waves = torch.view_as_complex(of_all_ranks(torch.view_as_real(patches), batch.global_size))
-        positions_px = of_all_ranks(batch.positions_px, batch.global_size)
+        waves = torch.view_as_complex(all_gather(torch.view_as_real(patches), batch.global_size))
+        positions_px = all_gather(batch.positions_px, batch.global_size)
         amplitude = stitched_amplitude(waves, self.probe, positions_px, batch.extent_px)
         return amplitude if batch.is_stand_in else amplitude[batch.rank :: batch.world_size]
 
@@ -198,7 +198,7 @@ class PtychoModule(lightning.LightningModule):
         if self._val_objects is not None:
             amplitudes = torch.cat(self._validation_amplitudes)
             if several:
-                amplitudes = of_all_ranks(amplitudes, len(self._val.counts))
+                amplitudes = all_gather(amplitudes, len(self._val.counts))
             found["val_amp_ssim"] = self._amplitude_ssim(amplitudes, self._val_objects)
         for name, value in found.items():
             self.log(name, value, sync_dist=several)  # they are the same on all ranks

@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from torch import distributed
 
 from fnostab.config import ArmConfig, ConfigError
-from fnostab.processes import Followers
+from fnostab.training.processes import Followers
 
 
 class OneMachine(LightningEnvironment):

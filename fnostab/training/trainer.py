@@ -13,9 +13,9 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.pytorch.strategies import DDPStrategy
 
 from fnostab.config import ArmConfig, ConfigError
-from fnostab.datamodule import PtychoDataModule
 from fnostab.dataset import Dataset
 from fnostab.models.registry import build_generator
+from fnostab.training.batches import PtychoDataModule
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 
@@ -74,7 +74,7 @@ def check_devices(config: ArmConfig) -> None:
         raise ConfigError(f"`train.devices` (={asked}) must be <= {there}, the devices ({kind}) of this machine")
 
 
-def with_threads(config: ArmConfig) -> ArmConfig:
+def set_threads(config: ArmConfig) -> ArmConfig:
     """Set the CPU threads of torch and of NumPy's BLAS, and put their number into the config: it changes the last bits.
 
     (The environment may set those of BLAS otherwise, as Ray's does, and evaluation would tell the difference.)

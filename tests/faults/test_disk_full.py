@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 from killing import Trainings, empty_store, fresh_folder, left_behind
 
-from fnostab.files import damage
+from fnostab.io.files import damage
 
 pytestmark = pytest.mark.faults
 
@@ -58,7 +58,7 @@ def test_no_room_for_the_data_is_refused_in_one_line_and_leaves_nothing(
         assert trainings.train(folder)["code"] == 2
         message = f"`FNOSTAB_CACHE` (={folder / 'cache'}) must have room for the dataset: it is full"
         assert _said(folder) == f"fnostab: error: {message}\n"
-        assert [path for path in (folder / "cache").rglob("*") if not path.name.endswith(".lock")] == []
+        assert [path for path in (folder / "cache").rglob("*") if path.suffix not in (".lock", ".pid")] == []
         resize(64 * 1024)
         assert trainings.train(folder)["code"] == 0
         assert left_behind(folder) == unbroken

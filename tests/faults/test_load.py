@@ -18,7 +18,7 @@ from servers import client_environment
 from skimage.io import imread
 
 from fnostab.ranking import rank_arms
-from fnostab.study.report import StudyResult, StudyRun, html_report, summary_markdown
+from fnostab.report.study import StudyResult, StudyRun, html_report, summary_markdown
 from fnostab.study.selection import StoredRun, select_runs
 
 pytestmark = pytest.mark.faults

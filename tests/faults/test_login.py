@@ -15,7 +15,7 @@ from servers import MlflowServer, client_environment
 
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
-from fnostab.npz import write_scan
+from fnostab.formats.npz import write_scan
 
 pytestmark = pytest.mark.faults
 

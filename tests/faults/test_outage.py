@@ -14,8 +14,8 @@ import mlflow
 import pytest
 from servers import client_environment
 
-from fnostab.callbacks.recorder import EPOCH_KEYS, STEP_KEYS
-from fnostab.history import STEP_SERIES
+from fnostab.health.history import STEP_SERIES
+from fnostab.training.callbacks.recorder import EPOCH_KEYS, STEP_KEYS
 
 pytestmark = pytest.mark.faults
 

@@ -1,0 +1,179 @@
+"""The cache of datasets: each is built once from its `DataConfig`, and memory-mapped when it is read.
+
+An entry is a directory of `.npy` files and a `meta.json`, named by the SHA-256 of the resolved config and of the files
+that it names; it appears whole or not at all. Its content hash is a pure function of the names, types, shapes and bytes
+of its arrays and of its two scalars.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fnostab.config import DataConfig
+from fnostab.dataset.dataset import (
+    SPLITS,
+    Dataset,
+    OnPatterns,
+    Split,
+    Writer,
+    array_sha256,
+)
+from fnostab.dataset.measured import measured_writer
+from fnostab.dataset.simulated import simulated_writer
+from fnostab.io.cache import cache_folder
+from fnostab.io.files import is_disk_full
+from fnostab.io.locks import file_lock
+
+#: Raise this when the same config shall give other data, or the files of an entry change.
+CACHE_FORMAT: Final = 2
+
+_log = logging.getLogger(__name__)
+
+
+def load_or_build(config: DataConfig, *, cache_dir: Path | None = None, progress: OnPatterns | None = None) -> Dataset:
+    """Give the dataset of `config` from the cache, building it first if it is not there.
+
+    The cache is `cache_dir`, else `cache_folder()`. Any number of processes may ask at once: one builds, the others
+    wait. `progress` is called with the patterns done and their total while it builds. An entry is checked against its
+    hashes whenever it is read; a damaged one is logged and built anew. Bad input raises ValueError, in one line, before
+    anything is written.
+
+    The same config gives the same bytes, whatever the chunks and the number of threads: each object has a seed of its
+    own and NumPy draws its noise in one go. Another version of NumPy or torch, or another processor's FFT, may change
+    the last bit of a rate and with it some counts: then the content hash says so.
+    """
+    entry = (cache_dir or cache_folder()) / _config_sha256(config)
+    if dataset := _load(entry, config):
+        return dataset
+    write = measured_writer(config) if config.path else simulated_writer(config)
+    with _locked(entry):
+        if dataset := _load(entry, config):
+            return dataset
+        try:
+            _build(entry, config, write, progress or (lambda done, total: None))
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise ValueError(f"`FNOSTAB_CACHE` (={entry.parent}) must have room for the dataset: it is full") from None
+        if dataset := _load(entry, config):
+            return dataset
+    raise OSError(f"the cache entry {entry} cannot be read back as it was written")
+
+
+@contextmanager
+def _locked(entry: Path) -> Iterator[None]:
+    """Hold the entry's lock: any number of processes may ask for one dataset at once."""
+    with ExitStack() as held:
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(file_lock(entry.with_name(f".{entry.name}.lock")))
+        except OSError as error:
+            rule = f"`FNOSTAB_CACHE` (={entry.parent}) must be a writable directory: {error.strerror}"
+            raise ValueError(rule) from None
+        yield
+
+
+def _build(entry: Path, config: DataConfig, write: Writer, progress: OnPatterns) -> None:
+    """Write an entry beside its place and move it there; the lock is held."""
+    partial = entry.with_name(f".{entry.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a builder that was killed
+    partial.mkdir()
+    try:
+        scale = write(partial, progress)
+        arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in partial.glob("*.npy")}
+        mean_counts = float(arrays["train_counts"].mean(dtype=np.float64))
+        content = _content(arrays, {"scale": scale, "input_scale": 1 / math.sqrt(mean_counts)})
+        meta = {"sha256": _json_sha256(content), **content, "format": CACHE_FORMAT, "config": config.model_dump()}
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        if entry.exists():
+            _log.warning("the cache entry %s is damaged and was built anew", entry)
+            shutil.rmtree(entry)
+        partial.rename(entry)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _load(entry: Path, config: DataConfig) -> Dataset | None:
+    """The dataset of an entry, None if it is not there, not whole, or not what its hashes say."""
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in meta["arrays"]}
+        content = _content(arrays, meta["scalars"])
+        if _json_sha256(content) != meta["sha256"]:
+            return None
+        # Patterns stay on the disk; the rest is small.
+        arrays = {name: array if name.endswith("_counts") else np.array(array) for name, array in arrays.items()}
+        train, val, test = (
+            Split(arrays[f"{split}_counts"], arrays[f"{split}_positions_px"], arrays[f"{split}_object_index"])
+            for split in SPLITS
+        )
+        return Dataset(
+            config=config,
+            config_sha256=entry.name,
+            sha256=meta["sha256"],
+            probe=arrays["probe"],
+            scale=meta["scalars"]["scale"],
+            input_scale=meta["scalars"]["input_scale"],
+            train=train,
+            val=val,
+            test=test,
+            val_objects=arrays.get("val_objects"),
+            test_objects=arrays.get("test_objects"),
+            reference=arrays.get("reference"),
+        )
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _content(arrays: Mapping[str, NDArray[Any]], scalars: Mapping[str, float]) -> dict[str, Any]:
+    """What the content hash covers: the scalars, and of each array type, shape and the hash of its bytes."""
+    names = sorted(arrays)
+    with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
+        hashes = list(pool.map(array_sha256, (arrays[name] for name in names)))
+    return {
+        "scalars": dict(scalars),
+        "arrays": {
+            name: {"dtype": arrays[name].dtype.str, "shape": list(arrays[name].shape), "sha256": sha256}
+            for name, sha256 in zip(names, hashes, strict=True)
+        },
+    }
+
+
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _config_sha256(config: DataConfig) -> str:
+    """The key of the cache: files count by their content, wherever they lie, and `auto` by what it means."""
+    values = config.model_dump(mode="json")
+    if config.path:
+        values["path"] = _file_sha256(config.path, "data.path")
+    elif config.probe == "auto":
+        values["probe"] = "curved_disk"
+    if config.probe not in ("auto", "curved_disk", "disk"):
+        values["probe"] = _file_sha256(config.probe, "data.probe", "curved_disk, disk or ")
+    return _json_sha256({"format": CACHE_FORMAT, "config": values})
+
+
+def _file_sha256(path: str, parameter: str, alternatives: str = "") -> str:
+    digest = hashlib.sha256()
+    rule = f"`{parameter}` (={path}) must be {alternatives}a readable file"
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise ValueError(f"{rule}: it is a device or a pipe")  # /dev/zero never ends
+    try:
+        with open(path, "rb") as stream:
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        raise ValueError(f"{rule}: {error.strerror}") from None
+    return digest.hexdigest()

@@ -1,0 +1,138 @@
+"""A simulated dataset: objects, scan positions, and counts with Poisson noise."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fnostab import optics
+from fnostab.config import DataConfig
+from fnostab.dataset.dataset import SPLITS, OnPatterns, Writer, configured_probe, energy, random_subset, size_text
+from fnostab.objects import synthetic_object
+from fnostab.scan import extract_patches, grid_positions
+
+#: Patterns are simulated in chunks of about this many pixels.
+_CHUNK_PIXELS: Final = 2**21
+
+#: NumPy draws Poisson numbers up to 9.2e18 in a pixel, and a training set must not come out all dark.
+_MAX_PHOTONS: Final = 1e16
+
+_MIN_TRAIN_PHOTONS: Final = 100
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What one simulated split is made of, before there are patterns; one noise seed an object."""
+
+    objects: NDArray[np.complex64]
+    positions_px: NDArray[np.int64]
+    object_index: NDArray[np.int64]
+    noise_seeds: list[np.random.SeedSequence]
+
+    def patches(self, N: int) -> Iterator[NDArray[np.complex64]]:
+        """Chunks of patches in the order of the split."""
+        for k in range(len(self.objects)):
+            yield from (patches for _, patches in self.patches_of(k, N))
+
+    def patches_of(self, k: int, N: int) -> Iterator[tuple[int, NDArray[np.complex64]]]:
+        """Chunks of the patches of object `k`, each with the place of its first one in the split."""
+        places = np.flatnonzero(self.object_index == k)  # without gaps
+        chunk = max(1, _CHUNK_PIXELS // N**2)
+        for start in range(0, len(places), chunk):
+            members = places[start : start + chunk]
+            yield int(members[0]), extract_patches(self.objects[k], self.positions_px[members], N)
+
+
+def simulated_writer(config: DataConfig) -> Writer:
+    """Draw the objects of `config`; the writer simulates their patterns."""
+    probe = np.asarray(configured_probe(config))
+    if len(probe) < config.N:
+        raise ValueError(
+            f"`probe` (={size_text(probe)}) must be at least N x N = {config.N} x {config.N}, in {config.probe}"
+        )
+    if len(probe) > config.N:  # of the same field of view on a finer grid
+        probe = optics.crop_probe(probe, config.N)
+    seeds = dict(zip(SPLITS, np.random.SeedSequence(config.seed).spawn(len(SPLITS)), strict=True))
+    plans = {split: _plan(config, split, seed) for split, seed in seeds.items()}
+    least = _MIN_TRAIN_PHOTONS / len(plans["train"].positions_px)
+    if not least <= config.nphotons <= _MAX_PHOTONS:
+        raise ValueError(f"`data.nphotons` (={config.nphotons:g}) must be {least:.2g} to {_MAX_PHOTONS:g}")
+    peaks = [np.abs(patches).max(axis=(1, 2)) for patches in plans["train"].patches(config.N)]
+    level = np.concatenate(peaks).mean()
+    plans = {split: replace(plan, objects=plan.objects / level) for split, plan in plans.items()}
+    # By Parseval the exit wave holds the pattern's energy; `photon_scale` needs no more of a pattern than that.
+    energies = np.concatenate([energy(patches * probe) for patches in plans["train"].patches(config.N)])
+    scale = optics.photon_scale(np.sqrt(energies)[:, None, None], config.nphotons)
+
+    def write(directory: Path, progress: OnPatterns) -> float:
+        np.save(directory / "probe.npy", probe)
+        done, total = 0, sum(len(plan.positions_px) for plan in plans.values())
+        for split, plan in plans.items():
+            np.save(directory / f"{split}_positions_px.npy", plan.positions_px.astype(np.float64))
+            np.save(directory / f"{split}_object_index.npy", plan.object_index)
+            if split != "train":
+                np.save(directory / f"{split}_objects.npy", plan.objects)
+            shape = (len(plan.positions_px), config.N, config.N)
+            with _npy_stream(directory / f"{split}_counts.npy", shape) as stream:
+                start = stream.tell()
+                for place, counts in _patterns(plan, probe, scale):
+                    stream.seek(start + place * counts[0].nbytes)
+                    stream.write(counts.data)
+                    done += len(counts)
+                    progress(done, total)
+        return scale
+
+    return write
+
+
+def _plan(config: DataConfig, split: str, seed: np.random.SeedSequence) -> _Plan:
+    """Objects, positions and noise seeds of one split; object k is the same however many there are."""
+    n_objects = {"train": config.nimgs_train, "val": config.nimgs_val, "test": config.nimgs_test}[split]
+    stride = {"train": config.stride_train_px, "val": config.stride_val_px, "test": config.stride_test_px}[split]
+    limit = {"train": config.max_train_patches, "val": config.max_val_patches, "test": None}[split]
+    object_seed, noise_seed, subset_seed = seed.spawn(3)
+    rngs = [np.random.default_rng(child) for child in object_seed.spawn(n_objects)]
+    grid = grid_positions(config.object_size, config.N, stride)
+    kept = random_subset(n_objects * len(grid), limit, subset_seed)
+    return _Plan(
+        objects=np.stack([synthetic_object(config.objects, config.object_size, config.phase, rng) for rng in rngs]),
+        positions_px=np.tile(grid, (n_objects, 1))[kept],
+        object_index=np.repeat(np.arange(n_objects), len(grid))[kept],
+        noise_seeds=noise_seed.spawn(n_objects),
+    )
+
+
+def _patterns(plan: _Plan, probe: NDArray[np.complex64], scale: float) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Chunks of noisy counts, each with the place of its first pattern in the split.
+
+    A thread an object, as each has its noise from a generator of its own: NumPy draws Poisson numbers, which take most
+    of the time, without holding the other threads up.
+    """
+
+    def of_object(k: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        rng = np.random.default_rng(plan.noise_seeds[k])
+        for place, patches in plan.patches_of(k, len(probe)):
+            amplitudes = optics.far_field_amplitude(torch.from_numpy(patches), torch.from_numpy(probe))
+            yield place, optics.poisson_counts(amplitudes, scale, rng)
+
+    objects = [of_object(k) for k in range(len(plan.objects))]
+    with ThreadPoolExecutor(len(objects)) as pool:
+        while objects:
+            chunks = list(pool.map(lambda chunks: next(chunks, None), objects))
+            yield from (chunk for chunk in chunks if chunk)
+            objects = [rest for rest, chunk in zip(objects, chunks, strict=True) if chunk]
+
+
+@contextmanager
+def _npy_stream(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """A float32 `.npy` file of `shape`, to be filled. (A memory map would crash on a full disk.)"""
+    with open(path, "wb") as stream:
+        header = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32))}
+        np.lib.format.write_array_header_1_0(stream, header)
+        yield stream

@@ -1,0 +1,117 @@
+"""What single layers of a network do: activations of its blocks, its norm weights, the first that is not finite."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fnostab.gradients import total_norm
+from fnostab.models.blocks import PreNormPtychoBlock, PtychoBlock, StablePtychoBlock
+
+#: Called after a layer ran, with its name and what it gave.
+_Observer = Callable[[str, nn.Module, Tensor], None]
+
+
+@torch.no_grad()
+def block_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str, float]:
+    """Mean and standard deviation of every residual block's output while `run()` calls `network`.
+
+    The values are `act_mean/<block>` and `act_std/<block>`, over batch, channels and pixels, blocks in the order in
+    which they ran. One copy from the device.
+    """
+    names: list[str] = []
+    statistics: list[Tensor] = []
+
+    def watch(name: str, layer: nn.Module, output: Tensor) -> None:
+        if isinstance(layer, PtychoBlock):
+            names.extend((f"act_mean/{name}", f"act_std/{name}"))
+            statistics.extend((output.mean(), output.std(correction=0)))
+
+    with _watching(network, watch):
+        run()
+    return _values(names, statistics)
+
+
+@torch.no_grad()
+def norm_statistics(network: nn.Module) -> dict[str, float]:
+    """Largest and mean magnitude of what scales the updates of stable and of prenorm blocks.
+
+    The values are `norm_weight_absmax`, `norm_weight_absmean`, and `norm_weight_absmax/<block>` for each stable block;
+    `layerscale_absmax` and `layerscale_absmean` where there is a LayerScale; `gate_absmax`, `gate_absmean` and
+    `gate_absmax/<block>` of prenorm blocks that have gates; nothing for other networks.
+    """
+    stable = {name: layer for name, layer in network.named_modules() if isinstance(layer, StablePtychoBlock)}
+    prenorm = {name: layer for name, layer in network.named_modules() if isinstance(layer, PreNormPtychoBlock)}
+    values = _magnitudes("norm_weight", {name: block.norm.weight for name, block in stable.items()})
+    scales = {name: block.layerscale for name, block in stable.items() if block.layerscale is not None}
+    values |= {key: value for key, value in _magnitudes("layerscale", scales).items() if "/" not in key}
+    values |= _magnitudes("gate", {name: block.gate for name, block in prenorm.items() if block.gate is not None})
+    return _values(list(values), list(values.values()))
+
+
+def _magnitudes(kind: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not weights:
+        return {}
+    sizes = {name: weight.abs().flatten() for name, weight in weights.items()}
+    everything = torch.cat(list(sizes.values()))
+    values = {f"{kind}_absmax": everything.max(), f"{kind}_absmean": everything.mean()}
+    return values | {f"{kind}_absmax/{name}": size.max() for name, size in sizes.items()}
+
+
+def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | None:
+    """Name the layer at which a number that is not finite first appears in a step; None if there is none.
+
+    `loss` calls `network` and returns the loss. That is the first layer to give a non-finite output; `loss` if all of
+    them are finite and the loss is not; else the layer that ran last among those whose parameters get a non-finite
+    gradient, as `<layer> (gradient)`, since gradients come from behind; and if only the sum of all squared gradients
+    overflows, the layer with the largest one. Without grad mode gradients are not looked at. There are none after.
+    """
+    ran: list[str] = []
+    bad: list[str] = []
+
+    def watch(name: str, layer: nn.Module, output: Tensor) -> None:
+        ran.append(name)
+        if not output.isfinite().all():
+            bad.append(name)
+
+    network.zero_grad()
+    with _watching(network, watch):
+        value = loss()
+    if bad:
+        return bad[0]
+    if not value.isfinite():
+        return "loss"
+    if value.requires_grad:
+        value.backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    norm = total_norm(network)
+    network.zero_grad()
+    owners = {name.rpartition(".")[0] for name, gradient in gradients.items() if not gradient.isfinite().all()}
+    if not owners and not norm.isfinite():
+        owners = {max(gradients, key=lambda name: float(gradients[name].abs().max())).rpartition(".")[0]}
+    return next((f"{name} (gradient)" for name in reversed(ran) if name in owners), None)
+
+
+@contextmanager
+def _watching(network: nn.Module, watch: _Observer) -> Iterator[None]:
+    """Let `watch` see every layer of `network` that gives a tensor, inner ones before those that hold them."""
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def after(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                watch(name, layer, output)
+
+        return after
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in network.named_modules() if name]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _values(names: list[str], tensors: list[Tensor]) -> dict[str, float]:
+    return dict(zip(names, torch.stack(tensors).tolist(), strict=True)) if names else {}

@@ -1,0 +1,237 @@
+"""Rank the arms of a study: a table of runs in, ranked arms and a decision in words out.
+
+**What failed** is what the verdict says, whatever number was stored; a failed run's `best_val_loss` counts as
+infinite. Interrupted runs, and converged ones without a finite `best_val_loss`, are missing: counted nowhere, and named
+in `Ranking.missing`. So is a seed that only other arms have.
+
+**Arms are independent samples.** They share the dataset and the order of the data, but the same seed gives networks of
+different shapes unrelated initial weights. So seeds are resampled within each arm, and never paired across arms.
+"""
+
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
+
+import numpy as np
+
+from fnostab.health import VerdictLabel
+from fnostab.ranking.decision import Decision, decide
+from fnostab.ranking.intervals import (
+    Bootstrap,
+    Pair,
+    interquartile_mean,
+    medians,
+    middle_half_means,
+    probability_of_improvement,
+    wilson_interval,
+)
+
+VERDICTS: Final = get_args(VerdictLabel)
+FAILED: Final = tuple(verdict for verdict in VERDICTS if verdict not in ("converged", "interrupted"))
+#: Seed of the bootstrap of every ranking that people are shown, so that the same runs give the same intervals.
+BOOTSTRAP_SEED: Final = 20260128
+REQUIRED_COLUMNS: Final = ("arm", "seed", "best_val_loss", "verdict")
+#: Medians of these are over the converged runs: of a failed run they mean nothing.
+QUALITY_COLUMNS: Final = ("amp_ssim", "phase_ssim", "amp_mae", "phase_mae")
+NUMBER_COLUMNS: Final = (*QUALITY_COLUMNS, "grad_norm_median", "grad_norm_max", "plateau_left_epoch")
+
+Row = dict[str, Any]
+
+
+@runtime_checkable
+class Frame(Protocol):
+    """What is used of a pandas DataFrame."""
+
+    def to_dict(self, orient: Literal["records"], /) -> list[Any]:
+        """The rows as mappings."""
+
+
+Runs = Frame | Mapping[str, Sequence[Any]] | Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ranked arms: see `rank_arms`."""
+
+    table: list[Row]  #: one row an arm, best first
+    pairs: list[Pair]  #: every ordered pair of arms
+    decision: Decision
+    missing: dict[tuple[str, int], str]  #: why there is no result, by (arm, seed)
+
+    def to_json_rows(self) -> list[Row]:
+        """The table as strictly valid JSON takes it: what is not finite becomes None."""
+        return [
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in row.items()
+            }
+            for row in self.table
+        ]
+
+
+def rank_arms(runs: Runs, rng: np.random.Generator | int, resamples: int = 4000) -> Ranking:
+    """Rank arms by the runs of a study.
+
+    `runs` is a DataFrame, rows, or columns, with `arm`, `seed`, `best_val_loss`, `verdict` and, if known, `arch`,
+    `run_id` and `NUMBER_COLUMNS`. Intervals come from `resamples` bootstrap resamples drawn by `rng` (a generator or a
+    seed), stratified by arm; the order of the runs does not matter. An arm with one run has no intervals (None).
+
+    Order: median best_val_loss over all seeds, failed runs infinite; then failure rate; then interquartile mean; then
+    name. With one seed an arm that is the order by best val_loss, failed arms last. An arm without a counted run is not
+    in the table.
+
+    Table: of best_val_loss the lowest of a converged run, and median and interquartile mean over all runs; medians of
+    `QUALITY_COLUMNS` over converged runs, of `grad_norm_median` over all, of `plateau_left_epoch` over those that left
+    the plateau; None where nothing is known.
+
+    The decision's rules are those of `fnostab.ranking.decision.decide`.
+
+    Raises `ValueError` for a table that is empty or has no counted run, a column that is absent, an unknown verdict, a
+    value of the wrong kind, two rows of one (arm, seed), two archs in one arm, and fewer than 100 `resamples`.
+    """
+    if resamples < 100:
+        raise ValueError(f"`resamples` (={resamples}) must be >= 100")
+    counted, missing = _read(runs)
+    generator = np.random.default_rng(rng)
+    losses = {arm: [run["best_val_loss"] for run in of_arm] for arm, of_arm in counted.items()}
+    drawn = {arm: Bootstrap.draw(values, generator, resamples) for arm, values in losses.items()}
+    table = sorted((_row(arm, of_arm, drawn[arm]) for arm, of_arm in counted.items()), key=_rank_key)
+    pairs: dict[tuple[str, str], Pair] = {}
+    for a, b in combinations([row["arm"] for row in table], 2):
+        interval = drawn[a].improvement_interval(drawn[b])
+        pairs[a, b] = Pair(a, b, probability_of_improvement(losses[a], losses[b]), *interval)
+        pairs[b, a] = pairs[a, b].reversed
+    return Ranking(table, list(pairs.values()), decide(table, pairs), missing)
+
+
+def _rank_key(row: Row) -> tuple[float, float, float, str]:
+    return row["median_best_val_loss"], row["failure_rate"], row["iqm_best_val_loss"], row["arm"]
+
+
+def _row(arm: str, runs: list[Row], drawn: Bootstrap) -> Row:
+    converged = [run for run in runs if run["verdict"] == "converged"]
+    best = min(converged, key=lambda run: run["best_val_loss"], default={"best_val_loss": None, "run_id": None})
+    failures = len(runs) - len(converged)
+    failure_low, failure_high = wilson_interval(failures, len(runs))
+    median_low, median_high = drawn.interval(medians)
+    iqm_low, iqm_high = drawn.interval(middle_half_means)
+    return {
+        "arm": arm,
+        "arch": _arch(arm, runs),
+        "best_val_loss": best["best_val_loss"],
+        **{name: _median(converged, name) for name in QUALITY_COLUMNS},
+        "grad_norm_median": _median(runs, "grad_norm_median"),
+        "grad_norm_max": max(_known(runs, "grad_norm_max"), default=None),
+        "runs": len(runs),
+        "failures": failures,
+        "failure_rate": failures / len(runs),
+        "failure_rate_low": failure_low,
+        "failure_rate_high": failure_high,
+        "median_best_val_loss": float(medians(drawn.values)),
+        "median_best_val_loss_low": median_low,
+        "median_best_val_loss_high": median_high,
+        "iqm_best_val_loss": interquartile_mean(drawn.values),
+        "iqm_best_val_loss_low": iqm_low,
+        "iqm_best_val_loss_high": iqm_high,
+        "epochs_to_leave_plateau": _median(runs, "plateau_left_epoch"),
+        "seeds": [run["seed"] for run in runs],
+        "best_run_id": best["run_id"],
+    }
+
+
+def _arch(arm: str, runs: list[Row]) -> str | None:
+    archs = sorted({run["arch"] for run in runs if run["arch"] is not None})
+    if len(archs) > 1:
+        raise ValueError(f"`arch` of arm {arm} must be one, not {' and '.join(archs)}")
+    return archs[0] if archs else None
+
+
+def _known(runs: list[Row], name: str) -> list[float]:
+    return [run[name] for run in runs if not math.isnan(run[name])]
+
+
+def _median(runs: list[Row], name: str) -> float | None:
+    values = _known(runs, name)
+    return float(np.median(values)) if values else None
+
+
+def _read(runs: Runs) -> tuple[dict[str, list[Row]], dict[tuple[str, int], str]]:
+    """Counted runs by arm, arms by name and their runs by seed; and why others are missing."""
+    rows: dict[tuple[str, int], Row] = {}
+    for row in map(_checked, _records(runs)):
+        arm, seed = row["arm"], row["seed"]
+        if (arm, seed) in rows:
+            raise ValueError(f"`runs` must hold each arm and seed once, not arm {arm}, seed {seed} again")
+        rows[arm, seed] = row
+    counted: dict[str, list[Row]] = {}
+    missing = {}
+    for arm, seed in product(sorted({arm for arm, _ in rows}), sorted({seed for _, seed in rows})):
+        reason = _why_missing(rows.get((arm, seed)))
+        if reason:
+            missing[arm, seed] = reason
+        else:
+            counted.setdefault(arm, []).append(rows[arm, seed])
+    if not counted:
+        raise ValueError(f"`runs` (of length {len(rows)}) must hold at least one run with a result")
+    return counted, missing
+
+
+def _why_missing(row: Row | None) -> str | None:
+    if row is None:
+        return "no run"
+    if row["verdict"] == "interrupted":
+        return "interrupted"
+    if row["verdict"] == "converged" and not math.isfinite(row["best_val_loss"]):
+        return "converged, but without a finite best_val_loss"
+    return None
+
+
+def _records(runs: Runs) -> list[Mapping[str, Any]]:
+    if isinstance(runs, Mapping):
+        lengths = {name: len(column) for name, column in runs.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the columns of `runs` must be equally long, not {lengths}")
+        return [dict(zip(runs, values, strict=True)) for values in zip(*runs.values(), strict=True)]
+    return runs.to_dict("records") if isinstance(runs, Frame) else list(runs)
+
+
+def _checked(record: Mapping[str, Any]) -> Row:
+    """One run with every column, of the right types, and an infinite best_val_loss if it failed."""
+    absent = [name for name in REQUIRED_COLUMNS if name not in record]
+    if absent:
+        raise ValueError(f"`runs` must have the columns {', '.join(REQUIRED_COLUMNS)}, and lacks {', '.join(absent)}")
+    arm, verdict = record["arm"], record["verdict"]
+    if not isinstance(arm, str) or not arm:
+        raise ValueError(f"`arm` (={arm}) must be a name")
+    if verdict not in VERDICTS:
+        raise ValueError(
+            f"`verdict` (={verdict}) of arm {arm}, seed {record['seed']} must be one of {', '.join(VERDICTS)}"
+        )
+    row = {name: _number(name, record.get(name)) for name in ("best_val_loss", *NUMBER_COLUMNS)}
+    if verdict in FAILED:
+        row["best_val_loss"] = math.inf
+    texts = {name: value if isinstance(value := record.get(name), str) else None for name in ("arch", "run_id")}
+    return {"arm": arm, "seed": _seed(arm, record["seed"]), "verdict": verdict, **texts, **row}
+
+
+def _seed(arm: str, value: Any) -> int:
+    """A whole number, also from the text of a tag."""
+    try:
+        seed = int(value)
+    except (TypeError, ValueError, OverflowError):
+        seed = None
+    if seed is None or not (isinstance(value, str) or seed == value):
+        raise ValueError(f"`seed` (={value}) of arm {arm} must be a whole number")
+    return seed
+
+
+def _number(name: str, value: Any) -> float:
+    """A float, NaN for None; the largest double, as which MLflow stores infinity, is infinite again."""
+    try:
+        number = math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` (={value}) must be a number") from None
+    return math.copysign(math.inf, number) if abs(number) >= sys.float_info.max else number

@@ -1,0 +1,1 @@
+"""Figures, tables, cards and HTML reports of runs and studies."""

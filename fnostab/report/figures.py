@@ -1,0 +1,175 @@
+"""Figures of a ranked study: how each arm's runs went, how often they failed, and what depth did."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fnostab.report.axes import colours, label, log_axis, new_figure, tidy
+from fnostab.report.curves import gradient_norms, learning_curves
+from fnostab.study.depth import DepthChange, DepthComparison, Estimate
+from fnostab.study.result import StudyResult, StudyRun
+
+#: Arms beside each other in one figure; a figure of more is no overview.
+MOST_ARMS: Final = 24
+
+
+def figures(result: StudyResult) -> dict[str, Figure]:
+    """The figures by name: best_val_loss, failure_rates, learning_curves, gradient_norms, and depth where known."""
+    drawn = {
+        "best_val_loss": best_val_loss(result),
+        "failure_rates": failure_rates(result),
+        "learning_curves": learning_curves(result),
+        "gradient_norms": gradient_norms(result),
+    }
+    return drawn if result.depth is None else {**drawn, "depth": depth(result.depth)}
+
+
+def best_val_loss(result: StudyResult) -> Figure:
+    """Every run as a dot and each arm's median with its interval; failed runs in a band at the top."""
+    rows = result.ranking.table[:MOST_ARMS]
+    colour_of = colours(result.arms)
+    runs = {row["arm"]: [run for run in result.of_arm(row["arm"]) if run.seed in row["seeds"]] for row in rows}
+    figure = new_figure(max(4.5, 1.6 + 0.95 * len(rows)), 4.2)
+    any_failed = any(row["failures"] for row in rows)
+    band, axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 6) if any_failed else (0.01, 6))
+    engine: Any = figure.get_layout_engine()
+    engine.set(h_pad=0.01, hspace=0.0)
+    shown = [run.best_val_loss for of_arm in runs.values() for run in of_arm if not run.failed]
+    ends = [row[f"median_best_val_loss{end}"] for row in rows for end in ("", "_low", "_high")]
+    finite = [value for value in (*shown, *ends) if value is not None and np.isfinite(value) and value > 0]
+    log_axis(axes, min(finite, default=0.01), max(finite, default=1))
+    for place, row in enumerate(rows):
+        color = colour_of[row["arm"]]
+        _dots(band, axes, place, runs[row["arm"]], color)
+        _median(band, axes, place, row)
+    axes.set_ylabel("best val_loss (R-factor)", fontsize=9)
+    names = [label(row["arm"]) for row in rows]
+    slanted = sum(map(len, names)) > 11 * len(names) or len(names) > 8
+    axes.set_xticks(
+        range(len(rows)), names, rotation=35 if slanted else 0, ha="right" if slanted else "center", fontsize=9
+    )
+    axes.set_xlim(-0.6, len(rows) - 0.4)
+    if not finite:
+        axes.text(0.5, 0.5, "no run converged", transform=axes.transAxes, ha="center", color="0.35", fontsize=9)
+    _make_band(band, any_failed)
+    return figure
+
+
+def _dots(band: Axes, axes: Axes, place: int, runs: Sequence[StudyRun], color: str) -> None:
+    """The runs of an arm, side by side by seed."""
+    offsets = np.linspace(-0.25, 0.25, len(runs)) if len(runs) > 1 else [0.0]
+    for offset, run in zip(offsets, runs, strict=True):
+        if run.failed:
+            band.plot(place + offset, 0.45, "x", color=color, ms=6, mew=1.5, gid="failed", zorder=4)
+        else:
+            axes.plot(place + offset, run.best_val_loss, "o", color=color, ms=5, alpha=0.8, mew=0, gid="run")
+
+
+def _median(band: Axes, axes: Axes, place: int, row: dict[str, Any]) -> None:
+    """The median as a bar, and its interval; what is infinite reaches into the band."""
+    middle, low, high = (row[f"median_best_val_loss{end}"] for end in ("", "_low", "_high"))
+    if row["runs"] > 1:
+        on, height = (axes, middle) if np.isfinite(middle) else (band, 0.45)
+        on.plot([place - 0.34, place + 0.34], [height, height], color="black", lw=1.6, gid="median", zorder=3)
+    if low is None:
+        return
+    top = axes.get_ylim()[1]
+    if np.isfinite(low):
+        axes.plot([place] * 2, [low, high if np.isfinite(high) else top], color="black", lw=1.1, gid="interval")
+    if np.isinf(high):
+        band.plot([place] * 2, [0 if np.isfinite(low) else 0.25, 0.65], color="black", lw=1.1, gid="interval")
+
+
+def _make_band(band: Axes, shown: bool) -> None:
+    band.set_ylim(0, 1)
+    band.set_yticks([0.45], ["failed"] if shown else [""], fontsize=9)
+    band.tick_params(length=0, labelbottom=False)
+    band.spines[:].set_visible(False)
+    band.set_facecolor("0.95" if shown else "none")
+
+
+def failure_rates(result: StudyResult) -> Figure:
+    """Share of failed runs by arm, best arm at the top, with Wilson intervals."""
+    rows = result.ranking.table[:MOST_ARMS]
+    colour_of = colours(result.arms)
+    figure = new_figure(7, 1.1 + 0.36 * len(rows))
+    axes = figure.subplots()
+    tidy(axes, grid="x")
+    for place, row in enumerate(rows):
+        color = colour_of[row["arm"]]
+        ends = [100 * row["failure_rate_low"], 100 * row["failure_rate_high"]]
+        axes.plot(ends, [place] * 2, color=color, linewidth=2.2, solid_capstyle="butt", gid="interval")
+        axes.plot(100 * row["failure_rate"], place, "o", color=color, ms=7, clip_on=False, gid="rate")
+        told = f"{row['failures']} of {row['runs']}"
+        axes.text(1.02, place, told, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), [label(row["arm"], 32) for row in rows], fontsize=9)
+    axes.set(xlim=(-1, 101), ylim=(len(rows) - 0.4, -0.6))
+    axes.set_xlabel("failed runs / %, with 95 % interval", fontsize=9)
+    return figure
+
+
+def depth(comparison: DepthComparison) -> Figure:
+    """Each metric of Stage A beside Stage B."""
+    figure = new_figure(9.5, 5.6)
+    grid = figure.subplots(2, 3)
+    figure.suptitle(f"{label(comparison.arm, 50)}: {comparison.depth_a} and {comparison.depth_b} blocks", fontsize=10.5)
+    panels = (
+        ("val_loss", True, {"median": "median_best_val_loss", "best": "best_val_loss"}),
+        ("SSIM", False, {"amplitude": "amp_ssim", "phase": "phase_ssim"}),
+        ("MAE", True, {"amplitude": "amp_mae", "phase": "phase_mae"}),
+        ("gradient norm", True, {"median": "grad_norm_median", "maximum": "grad_norm_max"}),
+        ("failure rate / %", False, {"failure rate": "failure_rate"}),
+    )
+    for axes, (title, logarithmic, metrics) in zip(grid.flat, panels, strict=False):
+        _slopes(axes, logarithmic, {name: comparison[metric] for name, metric in metrics.items()})
+        axes.set_title(title, fontsize=9.5, loc="left")
+        ticks = [f"{comparison.depth_a} blocks\n(Stage A)", f"{comparison.depth_b} blocks\n(Stage B)"]
+        axes.set_xticks([0, 1], ticks, fontsize=8)
+        axes.set_xlim(-0.4, 1.4)
+    grid.flat[-1].remove()
+    return figure
+
+
+def _slopes(axes: Axes, logarithmic: bool, changes: dict[str, DepthChange]) -> None:
+    """A line from Stage A to Stage B for each metric, with its intervals; what is not finite is said in words."""
+    parts = [_drawn(estimate, change) for change in changes.values() for estimate in (change.a, change.b)]
+    known = [end for part in parts for end in (part.value, part.low, part.high) if end is not None and np.isfinite(end)]
+    positive = [end for end in known if end > 0]
+    if logarithmic and positive:
+        log_axis(axes, min(positive), max(positive))
+    else:
+        low, high = min(known, default=0), max(known, default=1)
+        margin = 0.1 * max(high - low, 0.1)
+        axes.set_ylim(low - margin, high + margin)
+        tidy(axes)
+    for place, (name, change) in enumerate(changes.items()):
+        color, marker = (("#0072B2", "o"), ("#E69F00", "s"))[place]
+        shift = 0.06 * place
+        ends = _drawn(change.a, change), _drawn(change.b, change)
+        values = [np.nan if part.value is None else part.value for part in ends]
+        finite = np.where(np.isfinite(values), values, np.nan)
+        axes.plot([shift, 1 + shift], finite, marker=marker, color=color, ms=6, lw=1.4, label=name, gid="metric")
+        for x, part in enumerate(ends):
+            if part.low is not None and part.high is not None and np.isfinite(part.low):
+                up = np.isinf(part.high)
+                bar = [part.low, axes.get_ylim()[1] if up else part.high]
+                style: dict[str, Any] = {"marker": "^", "markevery": [1], "ms": 5, "clip_on": False} if up else {}
+                axes.plot([x + shift] * 2, bar, color=color, lw=1, alpha=0.7, gid="interval", **style)
+            if part.value is None or not np.isfinite(part.value):
+                said = f"{name}: {'unknown' if part.value is None else '∞'}"
+                across = axes.get_xaxis_transform()
+                axes.text(
+                    x, 0.97 - 0.08 * place, said, transform=across, ha="center", va="top", fontsize=7.5, color=color
+                )
+    if len(changes) > 1:
+        axes.legend(fontsize=8, frameon=False)
+
+
+def _drawn(estimate: Estimate, change: DepthChange) -> Estimate:
+    """Rates in per cent, everything else as it is."""
+    if change.kind != "rate":
+        return estimate
+    return Estimate(*(None if end is None else 100 * end for end in (estimate.value, estimate.low, estimate.high)))

@@ -1,0 +1,178 @@
+"""Figures, drawn from arrays; every map has a colour bar with its unit."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fnostab.dataset import Dataset
+from fnostab.evaluation import Reconstruction
+from fnostab.health import spikes
+from fnostab.health.history import History
+
+
+def _figure(rows: int, columns: int, title: str) -> tuple[Figure, NDArray[np.object_]]:
+    """A figure outside of pyplot: no global state, no window."""
+    figure = Figure(figsize=(3.6 * columns, 3.3 * rows), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _show(
+    axes: Axes,
+    image: NDArray[np.floating],
+    title: str,
+    unit: str,
+    limits: tuple[float, float] | None = None,
+    cmap: str = "gray",
+) -> None:
+    picture = axes.imshow(
+        image, cmap=cmap, vmin=limits and limits[0], vmax=limits and limits[1], interpolation="nearest"
+    )
+    axes.set_title(title, fontsize=10)
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel("px", fontsize=8)
+    assert axes.figure is not None
+    bar = axes.figure.colorbar(picture, ax=axes, shrink=0.85)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label(unit, fontsize=8)
+
+
+def reconstruction_figure(reconstruction: Reconstruction, probe: NDArray[np.complexfloating], title: str) -> Figure:
+    """The stitched object beside the truth and its error, on the truth's colour scale; beside the probe without truth.
+
+    Pixels without light enough are left white: the object is free there.
+    """
+    shown = reconstruction.lit
+    rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    predicted = np.where(shown, reconstruction.object, np.nan)[window]
+    if reconstruction.truth is None:
+        figure, axes = _figure(2, 2, title)
+        _show_pair(axes[:, 0], predicted, "prediction", None)
+        _show_pair(axes[:, 1], probe, "probe", None)
+        return figure
+    figure, axes = _figure(2, 3, title)
+    truth = np.where(shown, reconstruction.truth, np.nan)[window]
+    limits = [_range(np.abs(truth)), _range(np.angle(truth))]
+    _show_pair(axes[:, 0], truth, "truth", limits)
+    _show_pair(axes[:, 1], predicted, "prediction", limits)
+    for axis, error, name, unit, (low, high) in (
+        (axes[0, 2], np.abs(predicted) - np.abs(truth), "amplitude error", "1", limits[0]),
+        (axes[1, 2], np.angle(predicted * truth.conj()), "phase error", "rad", limits[1]),
+    ):
+        span = (high - low) / 2
+        _show(axis, error, name, unit, (-span, span), "RdBu_r")
+    return figure
+
+
+def frc_figure(reconstructions: Sequence[Reconstruction], title: str) -> Figure:
+    """Fourier ring correlation of every reconstruction that was compared, with its thresholds 0.5 and 1/7."""
+    figure, axes = _figure(1, 1, title)
+    axis = axes[0, 0]
+    for index, reconstruction in enumerate(reconstructions):
+        found = reconstruction.comparison
+        if found is not None:
+            label = f"object {index}: {found['frc50']:.3f} and {found['frc_one_seventh']:.3f} cycles/px"
+            axis.plot(found["frc_frequency"], found["frc"], label=label)
+    for threshold, name in ((0.5, "1/2"), (1 / 7, "1/7")):
+        axis.axhline(threshold, color="gray", linestyle="--", linewidth=0.8)
+        axis.annotate(name, (0.49, threshold), ha="right", va="bottom", fontsize=8)
+    axis.set(xlim=(0, 0.5), ylim=(-0.1, 1.05), xlabel="spatial frequency / (cycles/px)", ylabel="FRC")
+    axis.legend(fontsize=8, title="falls under 1/2 and 1/7 at", title_fontsize=8)
+    figure.set_size_inches(6, 4)
+    return figure
+
+
+def training_figure(history: History, title: str) -> Figure:
+    """Loss and gradient norm of every optimizer step, with spikes marked, and the R-factor on validation patches."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    losses, norms = figure.subplots(2, 1, sharex=True)
+    steps = np.arange(history.steps)
+    _plot_with_spikes(losses, history.loss_step, "training loss", "C0")
+    if epochs := len(history.val_loss):
+        ends = np.linspace(0, history.steps, epochs + 1)[1:] - 1
+        losses.plot(ends, history.val_loss, "o-", color="C1", markersize=3, label="validation R-factor")
+    for value, name in ((history.val_loss_constant, "constant object"), (history.val_loss_floor, "photon noise alone")):
+        if np.isfinite(value):
+            losses.axhline(value, color="gray", linestyle="--", linewidth=0.8)
+            losses.annotate(f"R of {name}", (0, value), fontsize=8, va="bottom")
+    if any(history.clipped_fraction):
+        norms.plot(steps, history.grad_norm_postclip, color="C2", linewidth=0.7, label="after clipping")
+    _plot_with_spikes(norms, history.grad_norm_preclip, "before clipping", "C0")
+    losses.set_ylabel("loss, R-factor")
+    norms.set(xlabel="optimizer step", ylabel="gradient norm")
+    for axis in (losses, norms):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, loc="upper right")
+    return figure
+
+
+def _plot_with_spikes(axis: Axes, values: Sequence[float], name: str, color: str) -> None:
+    """A series over its steps, logarithmic, each spike with a mark."""
+    series = np.asarray(values, dtype=np.float64)
+    if not (series > 0).any():
+        return
+    axis.set_yscale("log")
+    axis.plot(series, color=color, linewidth=0.7, label=name)
+    found = spikes(series)
+    if found:
+        axis.plot([spike.step for spike in found], [spike.value for spike in found], "rv", markersize=5, label="spikes")
+
+
+def _show_pair(
+    axes: Sequence[Axes] | NDArray[np.object_],
+    field: NDArray[np.complexfloating],
+    name: str,
+    limits: Sequence[tuple[float, float]] | None,
+) -> None:
+    amplitude, phase = np.abs(field), np.angle(field)
+    phase = np.where(np.isnan(amplitude), np.nan, phase)
+    amplitude_limits, phase_limits = limits if limits is not None else (_range(amplitude), _range(phase))
+    _show(axes[0], amplitude, f"{name}: amplitude", "1", amplitude_limits)
+    _show(axes[1], phase, f"{name}: phase", "rad", phase_limits)
+
+
+def _range(image: NDArray[np.floating]) -> tuple[float, float]:
+    """The range of all but the outermost half per cent on either side, so that single pixels don't set the scale."""
+    low, high = np.nanquantile(image, (0.005, 0.995))
+    return float(low), float(high) if high > low else float(low) + 1e-6
+
+
+def dataset_figure(dataset: Dataset) -> Figure:
+    """The probe, three training patterns (logarithmic), and the object (or the scan's positions)."""
+    source = Path(dataset.config.path).name or f"{dataset.config.objects}, phase {dataset.config.phase}"
+    figure, axes = _figure(2, 3, f"{source}; {len(dataset.train.counts)} training patterns, N={dataset.config.N}")
+    _show_pair([axes[0, 0], axes[1, 0]], dataset.probe, "probe", None)
+    if dataset.test_objects is not None:
+        _show_pair([axes[0, 1], axes[1, 1]], dataset.test_objects[0], "test object", None)
+    else:
+        for axis, split, name in ((axes[0, 1], dataset.train, "training"), (axes[1, 1], dataset.val, "validation")):
+            axis.plot(split.positions_px[:, 1], split.positions_px[:, 0], ".", markersize=2)
+            axis.set(title=f"{name} positions", xlabel="column / px", ylabel="row / px", aspect="equal")
+            axis.invert_yaxis()
+    for axis, place in ((axes[0, 2], 0), (axes[1, 2], len(dataset.train.counts) // 2)):
+        counts = np.asarray(dataset.train.counts[place])
+        _show(axis, np.log10(1 + counts), f"pattern {place}", "log10(1 + counts)", None, "magma")
+    return figure
+
+
+def to_rgb(figure: Figure) -> NDArray[np.uint8]:
+    """The figure as pixels (H, W, 3)."""
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def to_png(figure: Figure, dpi: int = 120) -> bytes:
+    """The figure as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    return content.getvalue()

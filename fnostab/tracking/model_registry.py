@@ -1,0 +1,328 @@
+"""The model registry: a study's best runs as versions of one model, the best of them under the alias `champion`."""
+
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Final
+
+import mlflow
+from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    ALREADY_EXISTS,
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+from fnostab.config import ConfigError
+from fnostab.io.cache import cache_folder
+from fnostab.io.locks import file_lock
+from fnostab.study.champion import (
+    CHAMPION,
+    PREVIOUS,
+    ROLLED_BACK,
+    Candidate,
+    RegisteredModel,
+    RegistryVersion,
+    choose_champion,
+)
+from fnostab.tracking.store import (
+    all_pages,
+    check_store,
+    connect,
+    one_line,
+    redacted,
+    sqlite_file,
+    sqlite_lock,
+    translated_store_errors,
+)
+
+_PREFIX: Final = "fnostab-"
+#: MLflow's databases hold no longer description.
+_MAX_DESCRIPTION: Final = 5000
+_LOCK_TIMEOUT_S: Final = 120.0
+_LOOK_AGAIN_S: Final = 1.0
+_MAX_LOOKS: Final = 10
+_PAGE: Final = 100
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What `register_winner` did; `text` says it, and why `champion` moved or did not, in words and numbers."""
+
+    model: str
+    version: int
+    is_new: bool
+    is_champion: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What `rollback` did: the version that is champion now, the one that was, and a sentence that says so."""
+
+    model: str
+    champion: int
+    previous: int | None
+    text: str
+
+
+def model_name(study: str) -> str:
+    """The registered model of `study`: `fnostab-stage-a` for `stage_a`.
+
+    Underscores, and whatever MLflow or a `models:/NAME@champion` URI does not take, become hyphens.
+    """
+    return _PREFIX + re.sub(r"[^\w.-]|_", "-", study)
+
+
+def register_winner(candidate: Candidate, description: str, *, promote: bool = False) -> Registration:
+    """Register the logged `model` of a run, once, and move the alias `champion` to it if it is better.
+
+    Better is a strictly lower `best_val_loss` on the same dataset. `promote` also moves it from a champion of another
+    dataset, from one without the tags to compare by, and to a version that was rolled back; a champion that is not
+    worse on the same dataset stays. The alias `previous` goes to the version that was champion. `description`, cut to
+    5000 characters, is put on the version, also on one that is there already.
+
+    Processes of one machine wait for each other. From several machines the same run leaves one version too, the first,
+    and who has `champion` on a server looks again after a second whether another machine moved it, and then decides
+    again. Raises `ConfigError` if there is no such run or it has no logged model, and `StoreUnavailable` if the store
+    stops answering.
+    """
+    if not math.isfinite(candidate.best_val_loss):
+        raise ConfigError(f"`best_val_loss` (={candidate.best_val_loss}) of run {candidate.run_id} must be finite")
+    connect()
+    name = model_name(candidate.study)
+    with translated_store_errors(), _registry_lock(name):
+        client = mlflow.MlflowClient()
+        there = _versions_of_run(client, name, candidate.run_id)
+        number, is_new = (there[0], False) if there else _create_version(client, name, candidate)
+        _describe(client, name, number, candidate, description)
+        is_champion, reason = _compete(client, name, number, candidate, promote=promote)
+        looks = 0 if _is_sqlite() else _MAX_LOOKS
+        while is_champion and looks and _is_overtaken(client, name, number):
+            is_champion, reason = _compete(client, name, number, candidate, promote=False)
+            looks -= 1
+    state = "is registered as" if is_new else "was registered already as"
+    run = f"run {candidate.run_id} ({candidate.arm}, seed {candidate.seed})"
+    return Registration(name, number, is_new, is_champion, f"{run} {state} {name} version {number}; {reason}")
+
+
+def read_registry(name: str | None = None) -> list[RegistryVersion]:
+    """Every version of the model `name`, or of all models of this package, by model and number.
+
+    Raises `ConfigError` if there is no such model or store, or if it does not answer.
+    """
+    with _registry_that_is_there():
+        client = mlflow.MlflowClient()
+        names = _our_models(client) if name is None else [name]
+        return [version for each in names for version in _named_model(client, each).versions.values()]
+
+
+def rollback(name: str) -> Rollback:
+    """Move the alias `champion` of the model `name` to the version that `previous` names, and `previous` to the other.
+
+    The version that was champion is tagged `rolled_back`: registering its run again does not make it champion. A second
+    rollback puts everything back, the tag too. Raises `ConfigError` if there is no such model, if no version that is
+    there is `previous`, or if the store does not answer.
+    """
+    with _registry_that_is_there(), _registry_lock(name):
+        client = mlflow.MlflowClient()
+        model = _named_model(client, name)
+        champion, target = model.holder(CHAMPION), model.holder(PREVIOUS)
+        if target is None or target == champion:
+            raise ConfigError(f"`model` (={name}) must have a version to go back to: {model.why_no_previous()}")
+        if champion is not None and not target.is_rolled_back:
+            client.set_model_version_tag(name, str(champion.version), ROLLED_BACK, "true")
+        _crown(client, target, None)
+        if champion is None:
+            client.delete_registered_model_alias(name, PREVIOUS)
+        else:
+            _set_alias(client, champion, PREVIOUS)
+    text = f"the champion of {name} is version {target.version} again"
+    if champion is None:
+        text += "; there was none before"
+    elif target.is_rolled_back:
+        text += f", version {champion.version} is `previous`: the rollback is undone"
+    else:
+        text += (
+            f", version {champion.version} is `previous` and tagged {ROLLED_BACK}: only --promote or a second "
+            "rollback makes it champion again"
+        )
+    return Rollback(name, target.version, None if champion is None else champion.version, text)
+
+
+def _compete(
+    client: mlflow.MlflowClient, name: str, number: int, candidate: Candidate, *, promote: bool
+) -> tuple[bool, str]:
+    """Move `champion` to version `number` if the rule says so; tells whether it has it now, and the reason in words."""
+    model = _read_model(client, name)
+    own = model.versions[number]
+    moves, reason = choose_champion(own, candidate, model, promote=promote)
+    if moves:
+        _crown(client, own, model.holder(CHAMPION))
+    return moves or CHAMPION in own.aliases, reason
+
+
+def _is_overtaken(client: mlflow.MlflowClient, name: str, number: int) -> bool:
+    """Whether a moment later another version is champion: a machine that decided when we did wrote after us."""
+    time.sleep(_LOOK_AGAIN_S)
+    return _read_model(client, name).aliases.get(CHAMPION) != number
+
+
+def _crown(client: mlflow.MlflowClient, own: RegistryVersion, old: RegistryVersion | None) -> None:
+    """Move `champion` to `own`, which then is not rolled back any more, and first `previous` to `old`."""
+    if old is not None:
+        _set_alias(client, old, PREVIOUS)
+    _set_alias(client, own, CHAMPION)
+    if ROLLED_BACK in own.tags:
+        client.delete_model_version_tag(own.model, str(own.version), ROLLED_BACK)
+
+
+def _set_alias(client: mlflow.MlflowClient, version: RegistryVersion, alias: str) -> None:
+    """Give `alias` to a version; of two machines that add it at once, MLflow's database refuses one, but once only."""
+    try:
+        client.set_registered_model_alias(version.model, alias, str(version.version))
+    except MlflowException:
+        client.set_registered_model_alias(version.model, alias, str(version.version))
+
+
+def _create_version(client: mlflow.MlflowClient, name: str, candidate: Candidate) -> tuple[int, bool]:
+    """Register the run as a new version; gives its number, or the lower one that another machine made meanwhile."""
+    logged = _logged_model(client, candidate.run_id)
+    try:
+        client.create_registered_model(name, description=f"The best runs of the fnostab study {candidate.study}.")
+    except MlflowException as error:
+        if error.error_code not in _codes(RESOURCE_ALREADY_EXISTS, ALREADY_EXISTS):
+            raise
+    is_same_store = mlflow.get_registry_uri() == mlflow.get_tracking_uri()
+    created = client.create_model_version(
+        name,
+        # A registry of its own does not know the tracking store's logged models, only where their files lie.
+        source=f"models:/{logged.model_id}" if is_same_store else logged.artifact_location,
+        run_id=candidate.run_id,
+        tags=candidate.tags(),
+        model_id=logged.model_id if is_same_store else None,
+    )
+    number = int(created.version)
+    first = min([number, *_versions_of_run(client, name, candidate.run_id)])
+    if first < number:
+        client.delete_model_version(name, str(number))
+        return first, False
+    # As `mlflow.register_model` does, so that the UI leads from the logged model to its versions.
+    links = json.loads(logged.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    links.append({"name": name, "version": number})
+    client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(links)})
+    return number, True
+
+
+def _logged_model(client: mlflow.MlflowClient, run_id: str) -> LoggedModel:
+    """The newest whole `model` of a run: one that was resumed may have logged it twice."""
+    try:
+        experiment = client.get_run(run_id).info.experiment_id
+    except MlflowException as error:
+        if error.error_code not in _codes(RESOURCE_DOES_NOT_EXIST):
+            raise
+        raise ConfigError(
+            f"`run` (={run_id}) must be a run in the tracking store {mlflow.get_tracking_uri()}"
+        ) from None
+    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = 'model'")
+    whole = [model for model in found if model.status == LoggedModelStatus.READY]
+    if not whole:
+        raise ConfigError(f"`run` (={run_id}) must have a logged model named `model` to be registered: it has none")
+    return max(whole, key=lambda model: model.creation_timestamp)
+
+
+def _describe(client: mlflow.MlflowClient, name: str, number: int, candidate: Candidate, description: str) -> None:
+    """Put the description and the tags on a version, also on one that was registered by hand or long ago."""
+    if len(description) > _MAX_DESCRIPTION:
+        description = description[: _MAX_DESCRIPTION - 1] + "…"
+    client.update_model_version(name, str(number), description)
+    there = client.get_model_version(name, str(number)).tags
+    for key, value in candidate.tags().items():
+        if there.get(key) != value:
+            client.set_model_version_tag(name, str(number), key, value)
+
+
+def _versions_of_run(client: mlflow.MlflowClient, name: str, run_id: str) -> list[int]:
+    """The numbers of the versions that a run was registered as, ascending; deleted ones do not count."""
+    query = f"name = '{name}' and run_id = '{run_id}'"
+    return sorted(int(version.version) for version in all_pages(client.search_model_versions, query, _PAGE))
+
+
+def _our_models(client: mlflow.MlflowClient) -> list[str]:
+    return sorted(model.name for model in all_pages(client.search_registered_models, f"name LIKE '{_PREFIX}%'", _PAGE))
+
+
+def _named_model(client: mlflow.MlflowClient, name: str) -> RegisteredModel:
+    try:
+        return _read_model(client, name)
+    except MlflowException as error:
+        if error.error_code not in _codes(RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE):  # no such name can exist
+            raise
+        there = ", ".join(_our_models(client)) or "none of this package"
+        raise ConfigError(
+            f"`model` (={name}) must be a model in the registry {mlflow.get_registry_uri()}: it has {there}"
+        ) from None
+
+
+def _read_model(client: mlflow.MlflowClient, name: str) -> RegisteredModel:
+    """Read versions and aliases; a search gives versions without their aliases."""
+    aliases = {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
+    versions = {}
+    for found in all_pages(client.search_model_versions, f"name = '{name}'", _PAGE):
+        number = int(found.version)
+        own = tuple(sorted(alias for alias, of in aliases.items() if of == number))
+        created = datetime.fromtimestamp(found.creation_timestamp / 1000, timezone.utc)
+        versions[number] = RegistryVersion(name, number, own, dict(found.tags), created, found.run_id or None)
+    return RegisteredModel(dict(sorted(versions.items())), aliases)
+
+
+def _codes(*codes: int) -> set[str]:
+    return {ErrorCode.Name(code) for code in codes}
+
+
+def _is_sqlite() -> bool:
+    return mlflow.get_registry_uri().startswith("sqlite:")
+
+
+@contextmanager
+def _registry_lock(name: str) -> Iterator[None]:
+    """Let one process of this machine at a time change a model: a lock beside a sqlite store, else in the cache."""
+    uri = mlflow.get_registry_uri()
+    if _is_sqlite():
+        with sqlite_lock(uri):
+            yield
+        return
+    folder = cache_folder() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(f"{uri}\n{name}".encode()).hexdigest()[:16]
+    with file_lock(folder / f"registry-{key}.lock", timeout_s=_LOCK_TIMEOUT_S):
+        yield
+
+
+@contextmanager
+def _registry_that_is_there() -> Iterator[None]:
+    """Refuse to look into a store that does not exist, without making one, and say so if it does not answer."""
+    check_store()
+    registry = mlflow.get_registry_uri()
+    stores = {registry: "MLFLOW_REGISTRY_URI", mlflow.get_tracking_uri(): "MLFLOW_TRACKING_URI"}
+    for uri, setting in stores.items():
+        database = sqlite_file(uri) if uri.startswith("sqlite:") else None
+        if database is not None and not database.exists():
+            raise ConfigError(f"`{setting}` (={redacted(uri)}) must name a store that is there: there is none yet")
+    connect()  # says what a login that is refused lacks
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise ConfigError(
+            f"`{stores[registry]}` (={redacted(registry)}) must name a registry that answers: {one_line(error)}"
+        ) from None

@@ -1,0 +1,74 @@
+"""SIGTERM and Ctrl-C, between two steps."""
+
+import signal
+from types import FrameType
+from typing import Any
+
+import lightning
+
+from fnostab.training.processes import broadcast, is_distributed
+
+
+class Interrupted(BaseException):
+    """SIGTERM or Ctrl-C came. No `KeyboardInterrupt`: Lightning would turn that one into an exit of its own."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Interruption(lightning.Callback):
+    """Raises `Interrupted` on SIGTERM and Ctrl-C: between two steps while training, so that no step is half taken.
+
+    As a context manager it takes over both signals. Outside of training, or at the second signal, it raises at once.
+    Of several processes the first one hears the signals, and all raise after the same step; one that `follows` hears
+    none.
+    """
+
+    def __init__(self, *, follows: bool = False) -> None:
+        self._handler: Any = signal.SIG_IGN if follows else self._on_signal
+        self._signum = 0
+        self._training = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._previous[signum] = signal.signal(signum, self._handler)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal came."""
+        if self._signum:
+            raise Interrupted(self._signum)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        again, self._signum = self._signum != 0, signum
+        if again or not self._training:
+            raise Interrupted(signum)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """From here on a signal waits for the end of the step."""
+        self._training = True
+        if is_distributed():
+            # Lightning's own handler talks to the other processes in the middle of whatever they are about.
+            signal.signal(signal.SIGTERM, self._handler)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Raise if a signal came."""
+        self._check_all(module)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """From here on a signal raises at once; one that came after the last step, now."""
+        self._training = False
+        self._check_all(module)
+
+    def _check_all(self, module: Any) -> None:
+        if is_distributed():
+            self._signum = broadcast(self._signum, module.device)
+        self.check()

@@ -1,0 +1,265 @@
+"""The series of a run, recorded without waiting for the device at each step."""
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import lightning
+import torch
+
+from fnostab.health.history import STEP_SERIES, History
+from fnostab.metrics import progress
+from fnostab.training.batches import all_validation_batches, training_loader
+from fnostab.training.processes import broadcast
+
+#: Steps between copies of the recorded values from the device; a copy waits for the device once.
+_CHUNK_STEPS = 250
+#: The names under which the series of a step are tracked, in the order of `STEP_SERIES`.
+STEP_KEYS = ("train/loss", "grad/norm_preclip", "grad/norm_postclip", "grad/clipped_fraction")
+
+#: Tracked name of each epoch series, and its name in the history; those of `History.health` are tracked besides.
+EPOCH_KEYS = {
+    "val/loss": "val_loss",
+    "val/amp_ssim": "val_amp_ssim",
+    "lr": "lr",
+    "health/object_std_ratio": "object_std_ratio",
+}
+
+
+class MetricSink(Protocol):
+    """Where series go while a run trains."""
+
+    def log_series(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
+        """Take (key, value, optimizer step, time in ms) rows; may keep them until `flush`."""
+
+    def flush(self) -> bool:
+        """Write what was kept; False if that was not possible now."""
+
+
+class SeriesRecorder(lightning.Callback):
+    """Records the loss, norms and clipped fraction of every step, and the epoch's values, without a per-step wait.
+
+    Values stay on the device for up to `_CHUNK_STEPS` steps. History and times travel in the checkpoint: a resumed run
+    has the series of an unbroken one, and offers the sink everything from the start, so that what an outage kept from
+    the store gets there. The deviation of the predicted object is divided by `module.truth_std`, that of the true one,
+    or by its own best so far if that is None. `module.observe()` gives the values of `History.health` before the first
+    step and after each epoch. Training stops at the first step, or validation, that is not finite: the series end
+    there, and the event `non_finite` names step and layer. From the end of `give_up_epoch` on, it also stops if no
+    epoch had `metrics.progress` over 0, which must be known of all of them: the event `given_up` names the epoch.
+    """
+
+    def __init__(self, history: History, sink: MetricSink, give_up_epoch: int | None = None) -> None:
+        self.history = history
+        self._sink = sink
+        self._give_up_epoch = give_up_epoch
+        self._best_std = 0.0
+        self._pending: list[torch.Tensor] = []
+        self._pending_layers: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self._layers: list[tuple[int, dict[str, float]]] = []
+        self._step_times_ms: list[int] = []
+        #: Last step and time in ms of each epoch, and the time before the first step.
+        self._epochs: list[tuple[int, int]] = []
+        self._begun_ms = 0
+        self._patches = 0
+        self._started_at = 0.0
+        self.samples_per_s = 0.0
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Offer the sink what a checkpoint brought, also if nothing is left to train."""
+        self.offer_all()
+
+    def offer_all(self) -> None:
+        """Offer the sink all that is recorded, from the first step on."""
+        self._offer_steps(0)
+        self._offer_layers(0)
+        self._offer_start()
+        self._offer_epochs(0)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are recorded."""
+        return len(self._epochs)
+
+    @property
+    def had_to_stop(self) -> bool:
+        """Whether an event has ended the training."""
+        return not self.history.events.keys().isdisjoint({"non_finite", "given_up"})
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Observe the network as it starts, and start the clock; a run that had to stop stops again."""
+        if self.had_to_stop:
+            trainer.should_stop = True
+        if not self._begun_ms:
+            self._begun_ms = _now_ms()
+            self.history.add_health(module.observe())
+            self._offer_start()
+        self._patches, self._started_at = 0, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the step's record."""
+        self._pending.append(module.step_record)
+        self._step_times_ms.append(_now_ms())
+        self._patches += batch.global_size
+        if module.layer_norms:
+            self._pending_layers.append((len(self._step_times_ms) - 1, module.layer_norms))
+        bad_already = _reading_is_free(module.step_record) and not _is_finite(module.step_record.tolist())
+        if bad_already or len(self._pending) >= _CHUNK_STEPS:
+            self.drain(trainer, module)
+
+    def drain(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Copy the pending records from the device into the history and the sink; stop at one that is not finite."""
+        first, rows = self.history.steps, self._rows()
+        self._pending = []
+        bad = next((place for place, row in enumerate(rows) if not _is_finite(row)), None)
+        if bad is not None:  # the guard on the device let none of the later steps happen
+            rows = rows[: bad + 1]
+            del self._step_times_ms[first + len(rows) :]
+            batch = training_loader(trainer).batch(first + bad - self._steps_before_epoch)
+            self._stop(trainer, first + bad, module.first_bad_layer(batch))
+        self.history.add_steps(rows)
+        self._offer_steps(first)
+        known = len(self._layers)
+        self._layers += [entry for entry in self._layer_rows() if entry[0] < self.history.steps]
+        self._pending_layers = []
+        self._offer_layers(known)
+
+    def _stop(self, trainer: lightning.Trainer, step: int, layer: str | None) -> None:
+        self.history.events.setdefault("non_finite", {"step": step} | ({"layer": layer} if layer else {}))
+        trainer.should_stop = True
+
+    @property
+    def _steps_before_epoch(self) -> int:
+        return self._epochs[-1][0] + 1 if self._epochs else 0
+
+    def _rows(self) -> list[list[float]]:
+        """The pending records; those that a checkpoint brought lie on the CPU."""
+        if not self._pending:
+            return []
+        device = self._pending[-1].device
+        rows: list[list[float]] = torch.stack([record.to(device) for record in self._pending]).tolist()
+        return rows
+
+    def _layer_rows(self) -> list[tuple[int, dict[str, float]]]:
+        """The pending norms of parameters, one copy from the device a step."""
+        return [
+            (step, dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)))
+            for step, norms in self._pending_layers
+        ]
+
+    def _offer_layers(self, first: int) -> None:
+        for step, norms in self._layers[first:]:
+            time_ms = self._step_times_ms[step]
+            self._sink.log_series((f"weight_grad_norm/{name}", value, step, time_ms) for name, value in norms.items())
+
+    def _offer_steps(self, first: int) -> None:
+        series = [getattr(self.history, name) for name in STEP_SERIES]
+        self._sink.log_series(
+            (key, values[step], step, self._step_times_ms[step])
+            for step in range(first, self.history.steps)
+            for key, values in zip(STEP_KEYS, series, strict=True)
+        )
+
+    def _offer_start(self) -> None:
+        self._sink.log_series(
+            (f"health/{name}", values[0], 0, self._begun_ms) for name, values in self.history.health.items()
+        )
+
+    def _offer_epochs(self, first: int) -> None:
+        series = [(key, getattr(self.history, name)) for key, name in EPOCH_KEYS.items()]
+        series += [("val/progress", self._progress)]
+        health = self.history.health.items()
+        for epoch, (step, time_ms) in list(enumerate(self._epochs))[first:]:
+            self._sink.log_series((key, values[epoch], step, time_ms) for key, values in series if epoch < len(values))
+            # Those of health have one value more, from before the first step; they count the steps done.
+            self._sink.log_series((f"health/{name}", values[epoch + 1], step + 1, time_ms) for name, values in health)
+
+    @property
+    def _progress(self) -> list[float]:
+        history = self.history
+        return [progress(value, history.val_loss_constant, history.val_loss_floor) for value in history.val_loss]
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Record the epoch; validation has run by now."""
+        self.drain(trainer, module)
+        losses = self.history.loss_step[self._steps_before_epoch :]
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._best_std = max(self._best_std, found["object_std"])
+        reference = self._best_std if module.truth_std is None else module.truth_std
+        self.history.add_epoch(
+            train_loss=sum(losses) / len(losses),
+            val_loss=found["val_loss"],
+            lr=float(trainer.optimizers[0].param_groups[0]["lr"]),
+            object_std_ratio=found["object_std"] / reference if reference else math.nan,
+            val_amp_ssim=found.get("val_amp_ssim"),
+        )
+        self.history.add_health(module.observe())
+        if not math.isfinite(found["val_loss"]):
+            batches = all_validation_batches(trainer)
+            layers = (module.first_bad_layer(batch, training=False) for batch in batches)
+            self._stop(trainer, self.history.steps - 1, next(filter(None, layers), None))
+        self._epochs.append((self.history.steps - 1, _now_ms()))
+        self._offer_epochs(len(self._epochs) - 1)
+        self._give_up_if_hopeless(trainer, module)
+        self._sink.flush()
+
+    def _give_up_if_hopeless(self, trainer: lightning.Trainer, module: Any) -> None:
+        epoch, epochs = len(self.history.val_loss), trainer.max_epochs or 0
+        if self._give_up_epoch is None or not self._give_up_epoch <= epoch < epochs:
+            return
+        hopeless = not self.had_to_stop and all(value <= 0 for value in self._progress)
+        if broadcast(hopeless, module.device):  # the first process alone knows the constant object's loss
+            self.history.events["given_up"] = {"epoch": epoch, "epochs": epochs}
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Note the speed, validation and checkpoints included."""
+        self.samples_per_s = self._patches / (time.monotonic() - self._started_at)
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        """Write what was recorded before the run goes down."""
+        self.drain(trainer, module)
+        self._sink.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, its times, and records that still lie on the device."""
+        return {
+            "history": self.history.to_mapping(),
+            "pending": self._rows(),
+            "layers": list(self._layers),
+            "pending_layers": self._layer_rows(),
+            "step_times_ms": list(self._step_times_ms),
+            "epochs": list(self._epochs),
+            "begun_ms": self._begun_ms,
+            "best_std": self._best_std,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the saved history."""
+        self.history.load(state["history"])
+        self._pending = [torch.tensor(row) for row in state["pending"]]
+        self._layers = state["layers"]
+        self._pending_layers = [
+            (step, {name: torch.tensor(norm) for name, norm in norms.items()})
+            for step, norms in state["pending_layers"]
+        ]
+        self._step_times_ms = state["step_times_ms"]
+        self._epochs = state["epochs"]
+        self._begun_ms = state["begun_ms"]
+        self._best_std = state["best_std"]
+
+
+def _reading_is_free(record: torch.Tensor) -> bool:
+    """Whether nobody need wait to read `record`."""
+    return record.device.type == "cpu"
+
+
+def _is_finite(row: list[float]) -> bool:
+    """Whether loss and gradient norm of a step's record are finite."""
+    return math.isfinite(row[0]) and math.isfinite(row[1])
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,63 @@
+"""What is known of one run: its verdict with the evidence, and its metrics, as a mapping or as a table."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fnostab import tracking
+from fnostab.health import judge
+from fnostab.health.history import plain
+
+#: The tags that say which run it is, in the order of the table.
+_IDENTITY = ("study", "arm", "seed", "device", "dataset_sha256", "fnostab_version", "git_commit")
+
+#: Metrics that the table leaves out: too many to read, and the evidence sums them up.
+_DETAILS = ("weight_grad_norm/", "system/", "health/act_", "health/norm_weight_absmax/")
+
+
+def inspect_run(run_id: str) -> dict[str, Any]:
+    """Everything that says how the run `run_id` went, ready for JSON.
+
+    `verdict` and `verdict_reason` are what the run was tagged with, None while it has no verdict; `evidence` comes from
+    its recorded series, None while there are none. Raises `ConfigError` if there is no such run or store.
+    """
+    run = tracking.read_run(run_id)
+    return {
+        "run_id": run.run_id,
+        "status": run.status,
+        **{name: run.tags.get(name) for name in _IDENTITY},
+        "verdict": run.tags.get("verdict"),
+        "verdict_reason": run.tags.get("verdict_reason"),
+        "vacuous": [name for name in run.tags.get("vacuous", "").split(",") if name],
+        "evidence": None if run.history is None else judge(run.history).evidence,
+        "metrics": {name: plain(value) for name, value in sorted(run.metrics.items())},
+    }
+
+
+def as_table(found: Mapping[str, Any]) -> str:
+    """Lines of name and value for people: what `inspect_run` gave, less the metrics of single layers and the system."""
+    shown = {name: value for name, value in found["metrics"].items() if not name.startswith(_DETAILS)}
+    rows = list(_rows({**found, "metrics": shown}))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}".rstrip() for name, value in rows]
+    if hidden := len(found["metrics"]) - len(shown):
+        lines.append(f"  and {hidden} of single layers and of the system: --json, or the MLflow UI")
+    return "\n".join(lines)
+
+
+def _rows(found: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in found.items():
+        if isinstance(value, Mapping) and (not indent or any(isinstance(item, Mapping) for item in value.values())):
+            yield f"{indent}{name}", ""
+            yield from _rows(value, indent + "  ")
+        else:
+            yield f"{indent}{name}", _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

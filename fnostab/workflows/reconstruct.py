@@ -1,0 +1,208 @@
+"""Reconstruct a scan with a trained network: the entry point `reconstruct`, and `fnostab reconstruct`."""
+
+import contextlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fnostab
+from fnostab import metrics
+from fnostab.config import ConfigError
+from fnostab.dataset import import_scan
+from fnostab.evaluation import Reconstruction, can_be_stitched
+from fnostab.formats.npz import Quantity, Scan
+from fnostab.io.files import atomic_write
+from fnostab.report.run import reconstruction_figure, to_png
+from fnostab.scan import Reassembly, reassemble, stitched_r_factor
+from fnostab.tracking import check_store
+from fnostab.tracking.models import ShippedModel, load_model, log_to_projects_run
+
+Report = Callable[[str], None]
+#: Called with the patterns done and their total.
+OnPatterns = Callable[[int, int], None]
+
+#: A scan's probe that differs from the model's by less than this share is taken as the same.
+_PROBE_TOLERANCE: Final = 0.05
+#: The same for the counts of the mean pattern.
+_COUNTS_TOLERANCE: Final = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class ScanReconstruction:
+    """One object from a whole scan, and the files that hold it.
+
+    `r_factor` is that of the ONE stitched object, `r_factor_mean_pattern` that of one mean pattern everywhere, which is
+    no information; `source` is the model, an alias replaced by its version; `run_id` the run of `mlflow run` that it
+    was logged to, if any.
+    """
+
+    npz: Path
+    png: Path
+    source: str
+    run_id: str | None
+    stitched: Reassembly
+    r_factor: float
+    r_factor_mean_pattern: float
+
+
+def reconstruct_scan(
+    model_uri: str,
+    data: str | Path,
+    out: str | Path,
+    *,
+    quantity: str = "auto",
+    probe: str = "auto",
+    batch_size: int = 64,
+    report: Report = lambda line: None,
+    progress: OnPatterns = lambda done, total: None,
+) -> ScanReconstruction:
+    """Reconstruct the scan in `data` with the model at `model_uri` and write `out` (.npz), and a PNG beside it.
+
+    The patterns are cropped to the model's N as for training. The model's probe is what its patches fit, so it is the
+    one that they are stitched with; the scan's own, or that of the NPZ file `probe`, only where the model brings none.
+    `report` takes lines for people, a warning among them for a scan whose probe or counts are not what the model was
+    trained with. Amplitudes are in the model's units; a model without `scale` counts as one that was trained on this
+    scan. Under `mlflow run` the files and the numbers go to its run.
+
+    `out` holds `object` complex64 (H, W), its `light` float32 (H, W), `origin_px` (2,) in the frame of `positions_px`
+    (n, 2), which start at 0; `probe` complex64 (N, N); `r_factor`, `consistency` and the URI `model`. Either file
+    appears whole or not at all. Raises `ConfigError`, in one line and before anything is written, for bad input.
+    """
+    out, data = Path(out), Path(data)
+    _check_arguments(out, data, quantity, batch_size)
+    model = load_model(model_uri)
+    scan = _import(data, model, quantity, None if probe in ("auto", "") else probe, report)
+    used = model.probe if model.probe is not None else np.asarray(scan.probe)
+    _compare(scan, model, report)
+    report(f"reconstructing {len(scan.counts)} patterns of {model.N} x {model.N} with {model.source}")
+    patches = _predict(model, scan.counts, batch_size, progress)
+    if not can_be_stitched(patches):
+        raise ConfigError(f"`model` (={model_uri}) must predict finite patches of this scan, and does not")
+    positions = scan.positions_px - scan.positions_px.min(axis=0)
+    stitched = reassemble(patches, positions, used)
+    amplitudes = np.sqrt(scan.counts) / (model.scale or _scale(scan.counts, used))
+    r_factor = stitched_r_factor(stitched, positions, used, amplitudes)
+    r_factor_mean_pattern = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
+    png = out.with_name(out.name.removesuffix(".npz") + ".png")
+    picture = _picture(stitched, r_factor, used, f"{data.name}, {model_uri}: R = {r_factor:.4f}")
+    with atomic_write(out) as partial_npz, atomic_write(png) as partial_png:
+        np.savez_compressed(
+            partial_npz,
+            object=stitched.object,
+            light=stitched.light,
+            origin_px=stitched.origin_px,
+            probe=used,
+            positions_px=positions,
+            r_factor=r_factor,
+            consistency=stitched.consistency,
+            model=model.source,
+        )
+        partial_png.write_bytes(picture)
+    numbers = {
+        "test/r_factor": r_factor,
+        "test/r_factor_mean_pattern": r_factor_mean_pattern,
+        "test/overlap_consistency": stitched.consistency,
+    }
+    tags = {"model": model.source, "scan": str(data), "fnostab_version": fnostab.__version__}
+    run_id = log_to_projects_run([out, png], numbers, tags | ({"model_run": model.run_id} if model.run_id else {}))
+    return ScanReconstruction(out, png, model.source, run_id, stitched, r_factor, r_factor_mean_pattern)
+
+
+def probe_difference(first: NDArray[np.complex64], second: NDArray[np.complex64]) -> float:
+    """Relative difference of two probes after the best complex factor: min over c of |first - c second| / |first|.
+
+    0 for probes that differ by a factor only, 1 for orthogonal ones. A shift and a ramp count as differences.
+    """
+    a, b = (probe.astype(np.complex128).ravel() for probe in (first, second))
+    overlap = np.abs(np.vdot(a, b)) ** 2 / (np.vdot(a, a).real * np.vdot(b, b).real)
+    return math.sqrt(max(0.0, 1 - float(overlap)))
+
+
+def _check_arguments(out: Path, data: Path, quantity: str, batch_size: int) -> None:
+    """Refuse what can be refused before a model is fetched."""
+    if not out.name.endswith(".npz"):
+        raise ConfigError(f"`out` (={out}) must end in .npz")
+    if not out.parent.is_dir() or out.is_dir():
+        raise ConfigError(f"`out` (={out}) must be a file in a folder that exists")
+    if not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"`out` (={out}) must lie in a folder that can be written to")
+    if not data.is_file():
+        raise ConfigError(f"`data` (={data}) must be a scan, a file that exists")
+    if out.exists() and out.samefile(data):
+        raise ConfigError(f"`out` (={out}) must be another file than the scan")
+    if quantity not in ("", *get_args(Quantity)):
+        raise ConfigError(f"`quantity` (={quantity}) must be one of {', '.join(get_args(Quantity))}")
+    if batch_size < 1:
+        raise ConfigError(f"`batch_size` (={batch_size}) must be >= 1")
+    if os.environ.get("MLFLOW_RUN_ID"):
+        check_store()  # it is written to at the end
+
+
+def _import(data: Path, model: ShippedModel, quantity: str, probe: str | None, report: Report) -> Scan:
+    """The scan at the model's N, with its own probe, or else with the model's."""
+    kind = cast(Quantity, quantity or "auto")
+    try:
+        return import_scan(data, model.N, kind, probe)
+    except ValueError as error:
+        fault = error
+    if model.probe is not None and probe is None:
+        with contextlib.suppress(ValueError):  # whatever else is wrong with the scan was already said
+            scan = import_scan(data, model.N, kind, model.probe)
+            report("the scan brings no probe: the model's is used")
+            return scan
+    hint = "; N is the model's" if str(fault).startswith("`data.N`") else ""
+    raise ConfigError(f"{fault}{hint}")
+
+
+def _compare(scan: Scan, model: ShippedModel, report: Report) -> None:
+    """Warn if the scan's probe or its counts are not those that the model was trained with."""
+    if model.probe is None:
+        report("warning: the model brings no probe: the scan's is used, and the R-factor means little if it is another")
+    else:
+        difference = probe_difference(np.asarray(scan.probe), model.probe)
+        if difference >= _PROBE_TOLERANCE:
+            report(
+                f"warning: the scan's probe differs from the model's by {100 * difference:.1f} % (after the best "
+                "complex factor); the model's is used. Where it was not learnt from such a probe, train the model anew"
+            )
+    if model.scale is None:
+        report("warning: the model does not say its scale: the R-factor holds if it was trained on this measured scan")
+    if model.mean_counts is not None:
+        mean_counts = float(scan.counts.sum(dtype=np.float64)) / len(scan.counts)
+        factor = mean_counts / model.mean_counts
+        if not 1 / (1 + _COUNTS_TOLERANCE) <= factor <= 1 + _COUNTS_TOLERANCE:
+            report(
+                f"warning: the scan's mean pattern holds {factor:.3g} times the counts that the model was trained with "
+                f"({mean_counts:.4g}, not {model.mean_counts:.4g}); its input is not rescaled"
+            )
+
+
+def _predict(
+    model: ShippedModel, counts: NDArray[np.float32], batch_size: int, progress: OnPatterns
+) -> NDArray[np.complex64]:
+    """Predict all patches, complex64 (n, N, N), a batch at a time."""
+    patches = np.empty(counts.shape, np.complex64)
+    for start in range(0, len(counts), batch_size):
+        batch = slice(start, start + batch_size)
+        patches[batch] = model.predict(counts[batch])
+        progress(min(start + batch_size, len(counts)), len(counts))
+    return patches
+
+
+def _scale(counts: NDArray[np.float32], probe: NDArray[np.complex64]) -> float:
+    """Scale at which an object of ones has the scan's mean counts, as for training on a measured scan."""
+    energy = np.square(np.abs(probe), dtype=np.float64).sum()
+    return math.sqrt(counts.sum(dtype=np.float64) / len(counts) / energy)
+
+
+def _picture(stitched: Reassembly, r_factor: float, probe: NDArray[np.complex64], title: str) -> bytes:
+    """A PNG of object and probe, the object's phase so that its mean is real."""
+    lit = stitched.light > metrics.LIT_SHARE * stitched.light.max()
+    turned = stitched.object * np.exp(-1j * np.angle(stitched.object[lit].sum()))
+    return to_png(reconstruction_figure(Reconstruction(turned, lit, stitched, r_factor), probe, title))

@@ -1,0 +1,220 @@
+"""Run a study: one dataset, a parent run, a child per arm and seed; only what is missing is trained."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import psutil
+import torch
+
+import fnostab
+from fnostab import launch, tracking
+from fnostab.config import ArmConfig, ConfigError
+from fnostab.dataset import Dataset, OnPatterns, load_or_build
+from fnostab.io.cache import cache_folder
+from fnostab.io.locks import LockTimeout, file_lock
+from fnostab.launch import Job, LaunchConfig, Update
+from fnostab.study.plan import STAGE_B_BLOCKS, Planned, StudyPlan, plan_stage_b
+from fnostab.training import check_accelerator, check_devices, check_network
+from fnostab.workflows.child import train_job
+from fnostab.workflows.compare import rank_study
+from fnostab.workflows.runfolder import AlreadyRunning
+
+_CHILD: Final = (sys.executable, "-m", "fnostab.workflows.child")
+#: Memory that a run is counted with when the number of workers is not given.
+_MEMORY_A_RUN: Final = 2 * 2**30
+
+
+class StudyDisplay(Protocol):
+    """Shows people how the runs of a study stand."""
+
+    def begin(self, runs: Sequence[Planned], finished: Mapping[int, Update]) -> None:
+        """Show all runs; `finished` are those, by place, that need not be trained any more."""
+
+    def update(self, place: int, update: Update) -> None:
+        """One of them has news."""
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    """A study that has come to its end: how each run ended, and where its parent run is."""
+
+    plan: StudyPlan
+    run_id: str
+    how_to_open: str
+    ends: Sequence[tuple[Planned, Update]]
+
+    @property
+    def without_result(self) -> list[tuple[Planned, Update]]:
+        """Runs that crashed or were not begun; failed verdicts are results."""
+        return [(run, end) for run, end in self.ends if end.state != "done"]
+
+
+def run_study(
+    plan: StudyPlan, where: LaunchConfig, view: StudyDisplay, data_progress: OnPatterns | None = None
+) -> StudyOutcome:
+    """Train what is missing of `plan`, and return how every run ended.
+
+    Finished runs of the same study, arm, seed, config and dataset are not trained again. Raises `ConfigError` for bad
+    input before anything is written, `AlreadyRunning` if another process runs this study, and `launch.Stopped` after
+    SIGTERM or Ctrl-C, once the runs have stored what they had; the same call then goes on.
+    """
+    _check(plan)
+    store_uri = tracking.check_store()
+    dataset = _dataset(plan, data_progress)
+    tracking.connect()
+    identity = plan.identity(dataset.sha256)
+    with _locked(f"{identity}-{store_uri}", plan.study):
+        runs = plan.runs
+        ends = _finished(plan, dataset)
+        view.begin(runs, ends)
+        tags = {"stage": "b" if plan.stage_a else "a", "dataset_sha256": dataset.sha256, "preset": plan.common.preset}
+        tags |= {"fnostab_version": fnostab.__version__, "git_commit": tracking.git_commit()}
+        tags |= {"stage_a": plan.stage_a} if plan.stage_a else {}
+        params = {"arms": ", ".join(plan.arms), "launcher": where.launcher}
+        with tracking.open_parent(plan.study, identity, plan.to_mapping(), tags, params) as parent:
+            with _environment(store_uri, parent.experiment_id):
+                ends |= _launch(plan, where, view, parent.run_id, ends)
+            outcome = StudyOutcome(
+                plan,
+                parent.run_id,
+                tracking.how_to_open(parent.run_id, parent.experiment_id),
+                [(run, ends[place]) for place, run in enumerate(runs)],
+            )
+            for run, end in outcome.without_result:
+                if end.details:
+                    parent.log_text(end.details, f"failures/{run.arm}-seed{run.seed}.txt")
+    return outcome
+
+
+def stage_b_of(stage_a: str, seeds: str, *, fno_blocks: int = STAGE_B_BLOCKS, study: str = "auto") -> StudyPlan:
+    """Plan Stage B from the winner of the study `stage_a` in the store, on the same dataset.
+
+    Raises `ConfigError` if there is no such study, its runs cannot be compared, or every one of them failed.
+    """
+    tracking.check_store()
+    tracking.connect()
+    selection, ranking = rank_study(stage_a)
+    winner = ranking.decision.winner
+    if winner is None:
+        raise ConfigError(f"`stage_a` (={stage_a}) must have an arm that converged: every run failed")
+    run_id = next(row["best_run_id"] for row in ranking.table if row["arm"] == winner)
+    config = ArmConfig.model_validate(tracking.read_config(run_id))
+    first = min(run.seed for run in selection.runs if run.arm == winner)
+    plan = plan_stage_b(stage_a, config.model_copy(update={"seed": first}), seeds, fno_blocks=fno_blocks, study=study)
+    found = _dataset(plan, None).sha256
+    if found != selection.dataset_sha256:
+        raise ConfigError(
+            f"`stage_a` (={stage_a}) must have the dataset of Stage B, and has {selection.dataset_sha256} "
+            f"against {found}"
+        )
+    return plan
+
+
+def _check(plan: StudyPlan) -> None:
+    for config in plan.arms.values():
+        check_accelerator(config.train.accelerator)
+        check_network(config)
+        check_devices(config)
+
+
+def _dataset(plan: StudyPlan, progress: OnPatterns | None) -> Dataset:
+    try:
+        return load_or_build(plan.common.data, progress=progress)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+@contextmanager
+def _locked(key: str, study: str) -> Iterator[None]:
+    """Let no other process of this machine run the same study."""
+    folder = cache_folder() / "studies"
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(file_lock(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.lock", timeout_s=0))
+        except LockTimeout as error:
+            raise AlreadyRunning(f"study {study} is being run by another process (pid {error.pid})") from None
+        yield
+
+
+def _finished(plan: StudyPlan, dataset: Dataset) -> dict[int, Update]:
+    """The runs, by place, that have a result in the store."""
+    stored = tracking.find_results(plan.study, dataset.sha256)
+    ends = {}
+    for place, planned in enumerate(plan.runs):
+        run = stored.get((planned.arm, planned.seed, planned.config.sha256()))
+        if run is not None:
+            # How many epochs it took is in its history alone: it may have been stopped.
+            ends[place] = Update(
+                "done",
+                "finished before",
+                val_loss=run.metrics.get("best_val_loss"),
+                verdict=run.tags["verdict"],
+                run_id=run.run_id,
+            )
+    return ends
+
+
+def _launch(
+    plan: StudyPlan, where: LaunchConfig, view: StudyDisplay, parent_run_id: str, finished: Mapping[int, Update]
+) -> dict[int, Update]:
+    """Train the runs that are not finished; how each ended, by place."""
+    tags = {"mlflow.parentRunId": parent_run_id, "varied": ",".join(plan.varied)}
+    places = [place for place in range(len(plan.runs)) if place not in finished]
+    jobs = [_job(plan.runs[place], tags) for place in places]
+    if not jobs:
+        return {}
+
+    def watch(index: int, update: Update) -> None:
+        view.update(places[index], update)
+
+    workers = where.workers or _workers(plan.common, len(jobs))
+    if where.launcher == "inline":
+        ends = launch.run_inline(jobs, train_job, watch)
+    elif where.launcher == "ray":
+        ends = launch.run_ray(
+            jobs, train_job, watch, address=where.ray_address, workers=where.workers, gpus_per_run=where.gpus_per_run
+        )
+    else:
+        ends = launch.run_processes(jobs, _CHILD, watch, workers)
+    return dict(zip(places, ends, strict=True))
+
+
+def _job(run: Planned, tags: Mapping[str, str]) -> Job:
+    return Job(run.name, run.config.model_dump(mode="json"), tags, _cpus(run.config))
+
+
+def _cpus(config: ArmConfig) -> int:
+    """CPUs that a run keeps busy."""
+    return (config.train.threads or 1) * config.train.devices
+
+
+def _workers(config: ArmConfig, jobs: int) -> int:
+    """As many processes as cores and free memory allow; one at a time where they would share a GPU."""
+    if config.train.accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        return 1
+    cores = (os.cpu_count() or 1) // _cpus(config)
+    memory = int(psutil.virtual_memory().available // _MEMORY_A_RUN)
+    return max(1, min(cores, memory, jobs))
+
+
+@contextmanager
+def _environment(store_uri: str, experiment_id: str) -> Iterator[None]:
+    """Let every run, wherever it executes, write to this store and into this experiment."""
+    wanted = {"MLFLOW_TRACKING_URI": store_uri, "MLFLOW_EXPERIMENT_ID": experiment_id}
+    kept = {key: os.environ.get(key) for key in (*wanted, "MLFLOW_EXPERIMENT_NAME")}
+    os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in kept.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

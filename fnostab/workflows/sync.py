@@ -1,0 +1,79 @@
+"""Bring what waits on this machine to the tracking store: `fnostab sync`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from fnostab import tracking
+from fnostab.config import ArmConfig
+from fnostab.health.history import History
+from fnostab.tracking import StoreUnavailable, Tracker
+from fnostab.training import CheckpointFiles
+from fnostab.training.callbacks import SeriesRecorder
+from fnostab.workflows.runfolder import AlreadyRunning, RunFolder, Unfinished
+from fnostab.workflows.train import train_arm
+
+Report = Callable[[str], None]
+#: finished: the run is whole; uploaded: all there is of a run that is to be trained on; busy: another process has it;
+#: elsewhere: it belongs to another store; failed: it could not be done, and still waits.
+State = Literal["finished", "uploaded", "busy", "elsewhere", "failed"]
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What became of one run that waited; `text` says it for people."""
+
+    run: Unfinished
+    state: State
+    text: str
+
+
+def sync_runs(runs: Sequence[Unfinished], report: Report) -> list[Synced]:
+    """Bring those of `runs` that wait for the present tracking store there; returns what became of each.
+
+    A run whose training is over is evaluated, exported and closed, as it would have been; of one that was stopped in
+    the middle, what its last checkpoint holds is uploaded, and the command that began it goes on with the training.
+    Nothing is written twice. Raises `ConfigError` if the store does not answer.
+    """
+    store = tracking.redacted(tracking.check_store())
+    tracking.connect()
+    return [_sync(run, store, report) for run in runs]
+
+
+def _sync(run: Unfinished, store: str, report: Report) -> Synced:
+    if run.store != store:
+        return Synced(run, "elsewhere", f"it waits for the tracking store {run.store}")
+    try:
+        config = ArmConfig.model_validate(run.config)
+        with RunFolder(config, run.dataset_sha256, store) as folder:
+            is_over, text = _upload(run, config, folder.path, report)
+        if not is_over:
+            return Synced(run, "uploaded", f"{text}; the command that began it trains on")
+        result = train_arm(config, report, tags=run.tags)
+    except AlreadyRunning as error:
+        return Synced(run, "busy", str(error))
+    except (
+        StoreUnavailable,
+        ValueError,
+        OSError,
+    ) as error:  # bad input, such as a scan that is not there any more, is one
+        return Synced(run, "failed", str(error))
+    return Synced(run, "finished", f"verdict: {result.verdict.label}: {result.verdict.reason}")
+
+
+def _upload(run: Unfinished, config: ArmConfig, folder: Path, report: Report) -> tuple[bool, str]:
+    """Store the series in a run's last checkpoint; tells whether its training is over, and how much there was."""
+    checkpoint = CheckpointFiles(folder, report).newest_complete()
+    if checkpoint is None:
+        return False, "there is no checkpoint yet"
+    tracker = Tracker(run.run_id, folder, resumed=True)
+    history = History()
+    recorder = SeriesRecorder(history, tracker)
+    recorder.load_state_dict(torch.load(checkpoint, weights_only=True)["callbacks"][SeriesRecorder.__qualname__])
+    recorder.offer_all()
+    tracker.finish()
+    is_over = recorder.epochs == config.train.epochs or recorder.had_to_stop
+    return is_over, f"{history.steps} steps of {recorder.epochs} of {config.train.epochs} epochs are stored"
