@@ -8,7 +8,8 @@ import torch
 from small_runs import Sink
 
 from fnostab.health.history import History
-from fnostab.training.callbacks import ConsoleProgress, Interrupted, Interruption, SeriesRecorder, in_words
+from fnostab.io.endings import Interrupted
+from fnostab.training.callbacks import ConsoleProgress, Interruption, SeriesRecorder, in_words
 
 
 @pytest.mark.parametrize(

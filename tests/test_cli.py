@@ -1,6 +1,8 @@
 """The command line: what it prints, what it refuses, and that a refusal writes nothing."""
 
 import bz2
+import errno
+import signal
 import socket
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 from fnostab.cli import main
-from fnostab.config import read_config_file, resolve_config
+from fnostab.config import ConfigError, read_config_file, resolve_config
+from fnostab.io.endings import CommandFailed, Interrupted
 
 
 def _scan(path: Path, **changes):
@@ -104,6 +107,27 @@ def test_an_unreachable_tracking_server_exits_with_2_and_writes_nothing(fresh_st
     assert main(["train", "--preset", "smoke"]) == 2
     assert f"`MLFLOW_TRACKING_URI` (={uri}) must name a tracking server that answers" in capsys.readouterr().err
     assert _left(fresh_store) == []
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        (ConfigError("bad input"), 2),
+        (CommandFailed("the store is away"), 1),
+        (Interrupted(signal.SIGTERM), 143),
+        (OSError(errno.ENOSPC, "No space left on device"), 1),
+        (MemoryError("Unable to allocate 3.00 TiB"), 1),
+    ],
+)
+def test_each_ending_of_a_command_has_its_exit_code_and_one_line(monkeypatch, capsys, ending, code):
+    def stop(*_):
+        raise ending
+
+    monkeypatch.setattr("fnostab.cli.train.arm_config", stop)
+    assert main(["train"]) == code
+    said = capsys.readouterr()
+    assert str(ending) in said.err
+    assert (said.err.count("\n"), said.out) == (1, "")
 
 
 def test_print_config_prints_yaml_that_resolves_to_the_same_config(fresh_store, capsys):

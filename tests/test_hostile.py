@@ -197,17 +197,6 @@ def test_the_limit_of_a_scan_is_that_of_the_free_memory_where_that_is_less(tmp_p
         npz.NpzFile(tmp_path / "scan.npz").read("a")
 
 
-def test_memory_that_does_not_suffice_is_said_in_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
-    def build(*_: object, **__: object) -> None:
-        raise MemoryError("Unable to allocate 3.00 TiB for an array")
-
-    monkeypatch.setattr("fnostab.dataset.load_or_build", build)
-    _enter(tmp_path, monkeypatch)
-    assert main(["data", "build", "--preset", "smoke"]) == 1
-    line = "fnostab: error: the memory does not suffice: Unable to allocate 3.00 TiB for an array\n"
-    assert capsys.readouterr().err == line
-
-
 def test_aliases_and_merges_within_the_limit_are_taken(tmp_path: Path) -> None:
     text = "model: &a {width: 8}\ntrain: {epochs: 3}\noptim: {lr: &lr 0.1, weight_decay: *lr}\n"
     (tmp_path / "arm.yaml").write_text(text)

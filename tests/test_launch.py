@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fnostab.launch import Job, Stopped, Update, run_inline, run_processes, run_ray
+from fnostab.io.endings import Interrupted
+from fnostab.launch import Job, Update, run_inline, run_processes, run_ray
 
 #: What the jobs of these tests do: the kind of end that their config asks for.
 CHILD = """
@@ -132,11 +133,12 @@ def _study_process(tmp_path, command, begun, ended):
     """A process that runs one waiting job and one that would come after it, and exits with 7 if it was stopped."""
     code = f"""
 import sys
-from fnostab.launch import Job, Stopped, run_processes
+from fnostab.io.endings import Interrupted
+from fnostab.launch import Job, run_processes
 jobs = [Job("w", {{"kind": "wait", "begun": {str(begun)!r}, "ended": {str(ended)!r}}}), Job("f", {{"kind": "finish"}})]
 try:
     run_processes(jobs, {command!r}, lambda place, update: print(place, update.state, flush=True), workers=1)
-except Stopped as stopped:
+except Interrupted as stopped:
     print("stopped", stopped.signum, flush=True)
     sys.exit(7)
 """
@@ -225,4 +227,4 @@ def test_ray_runs_the_jobs_and_begins_a_lost_one_again(tmp_path, monkeypatch):
 
 
 def test_stopped_names_the_signal():
-    assert str(Stopped(signal.SIGTERM)) == "stopped by SIGTERM"
+    assert str(Interrupted(signal.SIGTERM)) == "stopped by SIGTERM"

@@ -5,8 +5,9 @@ from typing import NoReturn
 
 from fnostab import __version__
 from fnostab.cli import compare, data, reconstruct, registry, study, sync, train, transfer
-from fnostab.cli.common import Parser, say_error
+from fnostab.cli.common import Parser, fail
 from fnostab.config import ConfigError, resolve_config
+from fnostab.io.endings import CommandFailed, Interrupted
 from fnostab.io.files import is_disk_full
 
 _DESCRIPTION = "Train Fourier-neural-operator networks on ptychography data, tracked by MLflow."
@@ -22,16 +23,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         return code
     except ConfigError as error:
-        say_error(error)
-        return 2
+        return fail(2, error)
+    except CommandFailed as error:
+        return fail(1, error)
+    except Interrupted as error:
+        return fail(128 + error.signum, error)
     except OSError as error:
         if not is_disk_full(error):
             raise
-        say_error(f"the disk is full ({error}); what was stored stays, and the same command goes on")
-        return 1
-    except MemoryError as error:  # NumPy's says how much it would have been
-        say_error(f"the memory does not suffice: {error}")
-        return 1
+        return fail(1, f"the disk is full ({error}); what was stored stays, and the same command goes on")
+    except MemoryError as error:  # NumPy's message says how much was asked for
+        return fail(1, f"the memory does not suffice: {error}")
     except KeyboardInterrupt:  # where nothing is trained, and nothing half-written stays
         return 130
 

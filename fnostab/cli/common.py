@@ -83,14 +83,18 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def say_error(error: BaseException | str) -> None:
-    """One line on stderr; under `mlflow run` also on the run that MLflow made for this process."""
+def fail(code: int, error: BaseException | str) -> int:
+    """Say what went wrong and return the exit code.
+
+    One line goes to stderr; under `mlflow run` it also goes onto the run that MLflow made for this process.
+    """
     line = printable(str(error))
     print(f"fnostab: error: {line}", file=sys.stderr, flush=True)
     if os.environ.get("MLFLOW_RUN_ID"):
         from fnostab import tracking
 
         tracking.fail_projects_run(line)
+    return code
 
 
 class PatternBar:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fnostab.cli.common import add_command, is_given, say, say_error
+from fnostab.cli.common import add_command, is_given, say
 from fnostab.config import ConfigError, check_name
 
 if TYPE_CHECKING:
@@ -31,21 +31,16 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"`out` (={out}) must be a folder, or a new one in a folder that exists")
     check_name("study", arguments.study)  # the files are named after it
     promote, register = _truth("promote", arguments.promote), _truth("register", arguments.register)
-    from fnostab.tracking import StoreUnavailable
     from fnostab.workflows.compare import compare_study
 
-    try:
-        found = compare_study(
-            arguments.study,
-            dataset=arguments.dataset if is_given(arguments.dataset) else None,
-            parent=arguments.parent if is_given(arguments.parent) else None,
-            promote=promote,
-            register=register,
-            out=out,
-        )
-    except StoreUnavailable as error:
-        say_error(error)
-        return 1
+    found = compare_study(
+        arguments.study,
+        dataset=arguments.dataset if is_given(arguments.dataset) else None,
+        parent=arguments.parent if is_given(arguments.parent) else None,
+        promote=promote,
+        register=register,
+        out=out,
+    )
     say(_told(found))
     return 0
 

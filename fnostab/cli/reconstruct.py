@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from fnostab.cli.common import PatternBar, add_command, say, say_error, whole_number
+from fnostab.cli.common import PatternBar, add_command, say, whole_number
 
 
 def add(commands: Any) -> None:
@@ -25,24 +25,19 @@ def add(commands: Any) -> None:
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
     batch_size = whole_number("batch_size", arguments.batch_size, at_least=1)
-    from fnostab.tracking import StoreUnavailable
     from fnostab.workflows.reconstruct import reconstruct_scan
 
-    try:
-        with PatternBar("patches") as bar:
-            result = reconstruct_scan(
-                arguments.model,
-                arguments.data,
-                arguments.out,
-                quantity=arguments.quantity,
-                probe=arguments.probe,
-                batch_size=batch_size,
-                report=say,
-                progress=bar.update,
-            )
-    except StoreUnavailable as error:
-        say_error(error)
-        return 1
+    with PatternBar("patches") as bar:
+        result = reconstruct_scan(
+            arguments.model,
+            arguments.data,
+            arguments.out,
+            quantity=arguments.quantity,
+            probe=arguments.probe,
+            batch_size=batch_size,
+            report=say,
+            progress=bar.update,
+        )
     say(
         f"R-factor: {result.r_factor:.4f} for the stitched object (one mean pattern everywhere, no information: "
         f"{result.r_factor_mean_pattern:.4f})\n"

@@ -11,7 +11,6 @@ from fnostab.cli.common import (
     given_values,
     is_given,
     say,
-    say_error,
     whole_number,
 )
 from fnostab.config import ConfigError, check_name
@@ -52,20 +51,10 @@ def _study(arguments: argparse.Namespace) -> int:
             say(f"{run.name}: config {run.config.sha256()[:12]}")
         return 0
     from fnostab.cli.table import study_view
-    from fnostab.launch import Stopped
-    from fnostab.tracking import StoreUnavailable
-    from fnostab.workflows.runfolder import AlreadyRunning
     from fnostab.workflows.study import run_study
 
-    try:
-        with PatternBar() as bar, study_view(plan.study, say) as view:
-            outcome = run_study(plan, where, view, bar.update)
-    except (AlreadyRunning, StoreUnavailable) as error:
-        say_error(error)
-        return 1
-    except Stopped as stopped:
-        say_error(stopped)
-        return 128 + stopped.signum
+    with PatternBar() as bar, study_view(plan.study, say) as view:
+        outcome = run_study(plan, where, view, bar.update)
     say(_summary(outcome))
     return 1 if outcome.without_result else 0
 

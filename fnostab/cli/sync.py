@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from fnostab.cli.common import add_command, say, say_error
+from fnostab.cli.common import add_command, say
 
 
 def add(commands: Any) -> None:
@@ -24,14 +24,9 @@ def _sync(arguments: argparse.Namespace) -> int:
         for run in runs:
             say(f"{_name(run.config)}: run {run.run_id} in {run.store}")
         return 0
-    from fnostab.training.callbacks import Interrupted
     from fnostab.workflows.sync import sync_runs
 
-    try:
-        done = sync_runs(runs, say)
-    except Interrupted as error:
-        say_error(error)
-        return 128 + error.signum
+    done = sync_runs(runs, say)
     for synced in done:
         say(f"{_name(synced.run.config)}: {synced.state}: {synced.text}")
     return 1 if any(synced.state == "failed" for synced in done) else 0

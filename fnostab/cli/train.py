@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from fnostab.cli.common import PatternBar, add_command, add_config_arguments, arm_config, say, say_error
+from fnostab.cli.common import PatternBar, add_command, add_config_arguments, arm_config, say
 
 if TYPE_CHECKING:
     from fnostab.workflows.train import ArmResult
@@ -26,20 +26,10 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         say(config.to_yaml().rstrip())
         return 0
-    from fnostab.tracking import StoreUnavailable
-    from fnostab.training.callbacks import Interrupted
-    from fnostab.workflows.runfolder import AlreadyRunning
     from fnostab.workflows.train import train_arm
 
-    try:
-        with PatternBar() as bar:
-            result = train_arm(config, say, bar.update)
-    except (AlreadyRunning, StoreUnavailable) as error:
-        say_error(error)
-        return 1
-    except Interrupted as error:
-        say_error(error)
-        return 128 + error.signum
+    with PatternBar() as bar:
+        result = train_arm(config, say, bar.update)
     say(_summary(result))
     return 0
 

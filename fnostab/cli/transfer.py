@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fnostab.cli.common import add_command, is_given, say, say_error
+from fnostab.cli.common import add_command, is_given, say
 from fnostab.config import ConfigError, check_name
 
 
@@ -26,13 +26,9 @@ def _export(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"`out` (={out}) must be a file in a folder that exists")
     from fnostab import tracking
 
-    try:
-        tracking.check_store()
-        tracking.connect()
-        count = tracking.export_study(study, out, steps=arguments.steps)
-    except tracking.StoreUnavailable as error:
-        say_error(error)
-        return 1
+    tracking.check_store()
+    tracking.connect()
+    count = tracking.export_study(study, out, steps=arguments.steps)
     say(f"{count} runs of study {study}: {out}")
     return 0
 
@@ -45,13 +41,9 @@ def _import(arguments: argparse.Namespace) -> int:
     from fnostab import tracking
 
     files = [tracking.read_exported(path) for path in paths]
-    try:
-        tracking.check_store()
-        tracking.connect()
-        for path, exported in zip(paths, files, strict=True):
-            new = tracking.import_runs(exported)
-            say(f"study {exported.study}: {new} runs are new, {len(exported.runs) - new} were there; {path}")
-    except tracking.StoreUnavailable as error:
-        say_error(error)
-        return 1
+    tracking.check_store()
+    tracking.connect()
+    for path, exported in zip(paths, files, strict=True):
+        new = tracking.import_runs(exported)
+        say(f"study {exported.study}: {new} runs are new, {len(exported.runs) - new} were there; {path}")
     return 0

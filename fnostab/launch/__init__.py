@@ -5,7 +5,7 @@ carried out by a function `(Job, Tell) -> None`; it tells how it stands by `Upda
 `running`. Whatever happens to one run, the others go on.
 """
 
-from fnostab.launch.jobs import Job, LaunchConfig, Launcher, OnUpdate, Run, Send, Stopped, Update, run_inline
+from fnostab.launch.jobs import Job, LaunchConfig, Launcher, OnUpdate, Run, Send, Update, run_inline
 from fnostab.launch.tasks import run_ray
 from fnostab.launch.workers import run_processes, serve_jobs
 
@@ -16,7 +16,6 @@ __all__ = [
     "OnUpdate",
     "Run",
     "Send",
-    "Stopped",
     "Update",
     "run_inline",
     "run_processes",

@@ -61,14 +61,6 @@ OnUpdate = Callable[[int, Update], None]
 NOT_STARTED: Final = Update("interrupted", "not begun")
 
 
-class Stopped(BaseException):
-    """A signal came, and every run has ended."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
-
-
 def run_inline(jobs: Sequence[Job], run: Run, on_update: OnUpdate) -> list[Update]:
     """Carry out the jobs one after the other in this process; returns how each ended.
 

@@ -4,7 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fnostab.launch.jobs import NOT_STARTED, TICK_S, Job, OnUpdate, Run, Stopped, Update, collected_signals, run_job
+from fnostab.io.endings import Interrupted
+from fnostab.launch.jobs import NOT_STARTED, TICK_S, Job, OnUpdate, Run, Update, collected_signals, run_job
 
 #: Environment variables that Ray's workers need, where they run, besides those that begin so.
 _PASSED_ON: Final = ("MLFLOW_", "FNOSTAB_", "AWS_", "AZURE_", "GOOGLE_")
@@ -26,7 +27,7 @@ def run_ray(
     `gpus_per_run`, a fraction or a number, of a GPU. A run whose worker or node is lost is begun again on another, up
     to three times; it goes on from its last checkpoint where it finds the same cache folder. The tracking store must be
     one that the workers reach. Raises `ModuleNotFoundError` without the extra `ray`, `ConnectionError` where no cluster
-    answers, and `Stopped` after a signal.
+    answers, and `Interrupted` after a signal.
     """
     import ray
     from ray.util.queue import Queue
@@ -81,7 +82,7 @@ def _ray_tasks(
                 ray.cancel(reference)
     news.shutdown()
     if caught:
-        raise Stopped(caught[0])
+        raise Interrupted(caught[0])
     return [ends.get(place, NOT_STARTED) for place in range(len(jobs))]
 
 

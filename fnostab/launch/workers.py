@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Final
 
+from fnostab.io.endings import Interrupted
 from fnostab.launch.jobs import (
     NOT_STARTED,
     TICK_S,
@@ -21,7 +22,6 @@ from fnostab.launch.jobs import (
     OnUpdate,
     Run,
     Send,
-    Stopped,
     Update,
     collected_signals,
     run_job,
@@ -35,8 +35,8 @@ def run_processes(jobs: Sequence[Job], command: Sequence[str], on_update: OnUpda
     """Carry out the jobs in `workers` processes of their own; returns how each ended.
 
     `command` starts a process that takes one job after the other (see `serve_jobs`); after one that does not end
-    `done`, the next has a new process. SIGTERM and Ctrl-C end all of them, and raise `Stopped` once they have stored
-    what they had.
+    `done`, the next has a new process. SIGTERM and Ctrl-C end all of them, and raise `Interrupted` once they have
+    stored what they had.
     """
     news: queue.SimpleQueue[tuple[int, Update]] = queue.SimpleQueue()
     waiting: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
@@ -64,7 +64,7 @@ def run_processes(jobs: Sequence[Job], command: Sequence[str], on_update: OnUpda
         for future in futures:
             future.result()
     if caught:
-        raise Stopped(caught[0])
+        raise Interrupted(caught[0])
     return ends
 
 

@@ -19,6 +19,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, UNAUTHENTICATED, Err
 from mlflow.store.db.utils import create_sqlalchemy_engine
 
 from fnostab.config import ConfigError
+from fnostab.io.endings import CommandFailed
 from fnostab.io.files import SQLITE_FULL, is_disk_full
 from fnostab.io.locks import file_lock
 
@@ -33,7 +34,7 @@ _PASSWORD: Final = re.compile(r"(?<=://)([^\s/@:]*):[^\s/]*@")
 HOW_TO_FINISH: Final = "the same command, or `fnostab sync`, finishes the run"
 
 
-class StoreUnavailable(RuntimeError):
+class StoreUnavailable(CommandFailed):
     """The tracking store does not take what it is given; nothing is lost, the same command finishes the run later."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from fnostab.config import ArmConfig
 from fnostab.dataset import load_or_build
 from fnostab.health.history import History
+from fnostab.io.endings import Interrupted
 from fnostab.training import (
     CheckpointFiles,
     ClusterEnvironment,
@@ -18,7 +19,7 @@ from fnostab.training import (
     quieten_libraries,
     set_threads,
 )
-from fnostab.training.callbacks import Checkpoints, Interrupted, Interruption, SeriesRecorder
+from fnostab.training.callbacks import Checkpoints, Interruption, SeriesRecorder
 from fnostab.training.processes import OUT_OF_MEMORY_EXIT, receive_assignment, say_ready
 
 

@@ -12,13 +12,14 @@ from typing import Any, Final
 
 from fnostab.config import ArmConfig
 from fnostab.io.cache import cache_folder
+from fnostab.io.endings import CommandFailed
 from fnostab.io.files import atomic_write_text, remove_partial
 from fnostab.io.locks import LockTimeout, file_lock
 
 _NOTE: Final = "run.json"
 
 
-class AlreadyRunning(RuntimeError):
+class AlreadyRunning(CommandFailed):
     """Another process on this machine trains the same identity."""
 
 

@@ -60,7 +60,7 @@ def run_study(
     """Train what is missing of `plan`, and return how every run ended.
 
     Finished runs of the same study, arm, seed, config and dataset are not trained again. Raises `ConfigError` for bad
-    input before anything is written, `AlreadyRunning` if another process runs this study, and `launch.Stopped` after
+    input before anything is written, `AlreadyRunning` if another process runs this study, and `Interrupted` after
     SIGTERM or Ctrl-C, once the runs have stored what they had; the same call then goes on.
     """
     _check(plan)

@@ -18,6 +18,7 @@ from fnostab.dataset import Dataset, load_or_build
 from fnostab.evaluation import Evaluation, Reconstruction, baselines, can_be_stitched, evaluate, reconstruct
 from fnostab.health import Verdict, judge
 from fnostab.health.history import History, plain
+from fnostab.io.endings import Interrupted
 from fnostab.io.files import is_disk_full
 from fnostab.report.run import frc_figure, reconstruction_figure, to_rgb, training_figure
 from fnostab.tracking import Tracker
@@ -43,7 +44,6 @@ from fnostab.training.callbacks import (
     Checkpoints,
     ConsoleProgress,
     EpochSummary,
-    Interrupted,
     Interruption,
     Pictures,
     SeriesRecorder,

@@ -6,15 +6,8 @@ from typing import Any
 
 import lightning
 
+from fnostab.io.endings import Interrupted
 from fnostab.training.processes import broadcast, is_distributed
-
-
-class Interrupted(BaseException):
-    """SIGTERM or Ctrl-C came. No `KeyboardInterrupt`: Lightning would turn that one into an exit of its own."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
 
 
 class Interruption(lightning.Callback):

@@ -1,0 +1,18 @@
+"""Why a command ended without its result. `fnostab.cli.main` turns each into one line and an exit code."""
+
+import signal
+
+
+class CommandFailed(RuntimeError):
+    """The command cannot go on, and the message is all that its user needs to know: one line, exit code 1."""
+
+
+class Interrupted(BaseException):
+    """SIGTERM or Ctrl-C ended the work once everything recorded was stored: one line, exit code 128 + `signum`.
+
+    It is no `KeyboardInterrupt`: Lightning would turn that one into an exit of its own.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
