@@ -393,10 +393,11 @@ FLAT_KEYS: Final[Mapping[str, str]] = {
     "strategy": "train.strategy",
 }
 
-_STANDARD_ARMS: Final = {
-    ("hybrid", "norm", 1.0): "control",
-    ("stable_hybrid", "none", 0.0): "stable",
-    ("hybrid", "agc", 0.01): "agc",
+#: The arms of Stage A. A config without a name for its arm is called like the one whose keys it has.
+STANDARD_ARMS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "control": {"model.arch": "hybrid", "clip.algo": "norm", "clip.val": 1.0},
+    "stable": {"model.arch": "stable_hybrid", "clip.algo": "none", "clip.val": 0.0},
+    "agc": {"model.arch": "hybrid", "clip.algo": "agc", "clip.val": 0.01},
 }
 
 
@@ -407,7 +408,7 @@ def resolve_config(overrides: Mapping[str, Any], base: Mapping[str, Any] | None 
     empty text for a flat key leaves the decision to `base` or the preset. Raises `ConfigError` with one line:
     parameter, value, rule.
     """
-    values = {**_dotted(base or {}), **_dotted(overrides)}
+    values = {**dotted_keys(base or {}), **dotted_keys(overrides)}
     preset = values.get("preset", "stage_a")
     merged = {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **values}
     try:
@@ -436,8 +437,8 @@ def read_config_file(path: Path, parameter: str = "config") -> dict[str, Any]:
     return values
 
 
-def _dotted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` under dotted keys, less what is left to the preset."""
+def dotted_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` under dotted keys, without those that leave the decision to others; see `resolve_config`."""
     dotted: dict[str, Any] = {}
     for key, value in values.items():
         target = FLAT_KEYS.get(key, key)
@@ -463,9 +464,10 @@ def _auto_name(config: ArmConfig, key: str) -> str:
     """What `study` or `arm` is called if nobody says."""
     if key == "study":
         return "scan" if config.data.path else "stage_a" if config.preset == "stage_a" else f"stage_a_{config.preset}"
-    standard = _STANDARD_ARMS.get((config.model.arch, config.clip.algo, config.clip.val))
-    if standard and config.clip.granularity == "unit":
-        return standard
+    values = config.flat()
+    for name, keys in STANDARD_ARMS.items():
+        if all(values[key] == value for key, value in keys.items()) and config.clip.granularity == "unit":
+            return name
     return f"{config.model.arch}-{config.clip.algo}"
 
 

@@ -80,7 +80,7 @@ def test_the_command_line_overrides_the_seeds_of_a_table(tmp_path):
         ("arms: [3]\n", "must hold a list `arms`"),
         ("arms: [{arch: cnn}]\n", r"^`name` \(=None\) of an arm must be a name"),
         ("arms: [{name: a}, {name: a}]\n", r"^`arms` \(=a\) must have each name once"),
-        ("arms: [{name: a, N: 32}]\n", r"^`N` \(=32\) of arm a must be the same for all arms"),
+        ("arms: [{name: a, N: 32}]\n", r"^`data.N` \(=32\) of arm a must be the same for all arms"),
         ("arms: [{name: a, seed: 3}]\n", r"^`seed` \(=3\) of arm a must be the same for all arms"),
         ("arms: [{name: a, wdth: 3}]\n", r"^`wdth` \(=3\) is no parameter; did you mean width\?"),
         ("arms: [{name: a, width: 0}]\n", r"^`model.width` \(=0\) must be >= 1"),

@@ -12,16 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from fnostab.config import CONFIG_KEYS, FLAT_KEYS, ArmConfig, ConfigError, read_config_file, resolve_config
+from fnostab.config import STANDARD_ARMS, ArmConfig, ConfigError, dotted_keys, read_config_file, resolve_config
 from fnostab.io.untrusted import shown
 from fnostab.study.selection import OWN_KEYS
 
-#: The arms of Stage A: architecture and clipping rule.
-STAGE_A_ARMS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "control": {"model.arch": "hybrid", "clip.algo": "norm", "clip.val": 1.0},
-    "stable": {"model.arch": "stable_hybrid", "clip.algo": "none"},
-    "agc": {"model.arch": "hybrid", "clip.algo": "agc", "clip.val": 0.01},
-}
 #: Seeds of a study if nobody says how many, by preset.
 SEEDS: Final[Mapping[str, int]] = {"seed_study": 1, "stage_a": 5, "quick": 3, "scan": 3, "smoke": 1}
 #: Depth of Stage B if nobody says.
@@ -122,7 +116,7 @@ def read_seeds(text: str, first: int, default: int) -> tuple[int, ...]:
 
 def plan_stage_a(overrides: Mapping[str, Any], base: Mapping[str, Any], seeds: str = "auto") -> StudyPlan:
     """Stage A: control, stable and agc; `overrides` and `base` as `resolve_config` takes them, for all arms alike."""
-    return plan_table([{"name": name, **keys} for name, keys in STAGE_A_ARMS.items()], {}, overrides, base, seeds)
+    return plan_table([{"name": name, **keys} for name, keys in STANDARD_ARMS.items()], {}, overrides, base, seeds)
 
 
 def plan_file(path: Path, overrides: Mapping[str, Any], seeds: str = "auto") -> StudyPlan:
@@ -164,7 +158,7 @@ def plan_table(
             raise ConfigError(f"`arms` (={name}) must have each name once")
         table[name] = keys
     varied = sorted({key for keys in table.values() for key in keys} - OWN_KEYS)
-    overrides, base = _dotted(overrides), _dotted(base)
+    overrides, base = dotted_keys(overrides), dotted_keys(base)
     for key in overrides.keys() & set(varied):
         raise ConfigError(f"`{key}` (={overrides[key]}) is what the arms of this study vary: change the table")
     configs = {name: _settled(resolve_config({**overrides, **keys, "arm": name}, base)) for name, keys in table.items()}
@@ -228,27 +222,14 @@ def _combined(
 
 
 def _own_keys(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """An arm's keys, dotted; refused if one arm cannot have them for itself."""
-    dotted = {}
-    for key, value in keys.items():
-        target = FLAT_KEYS.get(key, key)
-        if target not in CONFIG_KEYS:
-            resolve_config({key: value})  # says so, with a suggestion
-        if target.startswith(_COMMON):
+    """Return an arm's keys, dotted; refuses those that one arm cannot have for itself."""
+    own = dotted_keys(keys)
+    for key, value in own.items():
+        if key.startswith(_COMMON):
             raise ConfigError(
                 f"`{key}` (={value}) of arm {name} must be the same for all arms: give it outside of them"
             )
-        dotted[target] = value
-    return dotted
-
-
-def _dotted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` under dotted keys, so that an arm's own may replace them; what is left open is left out."""
-    return {
-        FLAT_KEYS.get(key, key): value
-        for key, value in values.items()
-        if not (key in FLAT_KEYS and value in ("auto", ""))
-    }
+    return own
 
 
 def _settled(config: ArmConfig) -> ArmConfig:
