@@ -23,8 +23,9 @@ install: .venv/.installed-dev ## create .venv with the package, the test and the
 demo: .venv/.installed ## train one arm for some minutes: a real network on simulated data
 	$(IN_VENV) $(BIN)/mlflow run . --env-manager local -P arch=stable_hybrid -P clip_algo=agc -P preset=quick
 
+# A worker a core; the slowest tests are named at the end.
 test: lint types ## lint, types and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations 20
 
 test-faults: .venv/.installed-faults ## kill, cut off and crowd real runs and servers (PostgreSQL, mlflow server): 40 minutes
 	$(BIN)/python -m pytest -m faults tests/faults

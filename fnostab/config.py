@@ -233,7 +233,7 @@ class TrainConfig(_Config):
         None,
         ge=1,
         le=1024,
-        description="CPU threads a process; default: all cores, shared by `devices`. Changes the last bits",
+        description="CPU threads a process; default: OMP_NUM_THREADS, or cores over `devices`. Changes the last bits",
     )
     cuda_graph: bool = Field(True, description="on one CUDA device, launch a step's kernels as a graph")
     checkpoint_every_s: float = Field(60.0, gt=0, le=_MANY, description="seconds between checkpoints inside an epoch")

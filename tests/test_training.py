@@ -21,6 +21,7 @@ from fnostab.training import (
     stitched_amplitude,
 )
 from fnostab.training.batches import resident
+from fnostab.training.trainer import _default_threads
 
 _TINY = {
     "preset": "smoke",
@@ -349,3 +350,19 @@ def test_object_std_is_that_of_the_lit_pixels():
 def test_resident_patches_are_square_roots_of_counts():
     split = load_or_build(_config().data).val
     np.testing.assert_allclose(resident(split).sqrt_counts.numpy() ** 2, split.counts, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [({"OMP_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "none"}, 2), ({}, 2)],
+    ids=["said", "said by torchrun", "not said"],
+)
+def test_the_threads_of_a_process_are_what_the_environment_says_or_its_share_of_the_cores(
+    monkeypatch, environment, threads
+):
+    for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    assert _default_threads(2) == threads

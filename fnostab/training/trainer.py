@@ -79,10 +79,22 @@ def set_threads(config: ArmConfig) -> ArmConfig:
 
     (The environment may set those of BLAS otherwise, as Ray's does, and evaluation would tell the difference.)
     """
-    threads = config.train.threads or max(1, (os.cpu_count() or 1) // config.train.devices)
+    threads = config.train.threads or _default_threads(config.train.devices)
     torch.set_num_threads(threads)
     threadpoolctl.threadpool_limits(threads, user_api="blas")
     return config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
+
+
+def _default_threads(devices: int) -> int:
+    """Threads of one process: what OMP_NUM_THREADS says, else a process's share of the cores that may be used.
+
+    torchrun sets that variable to 1 whatever the machine has; the same run would then have another identity there.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdigit() and int(limit) and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return int(limit)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // devices)
 
 
 def quieten_libraries() -> None:
