@@ -51,8 +51,8 @@ def test_norm_weights_and_layerscale_are_summarised_over_blocks_and_block_by_blo
     with torch.no_grad():
         network.bottleneck.norm.weight[1] = -0.5
     found = norm_statistics(network)
-    assert found["norm_weight_absmax"] == found["norm_weight_absmax/bottleneck"] == 0.5
-    assert found["norm_weight_absmax/encoder.0.0"] == 0
+    assert found["norm_weight_absmax"] == found["norm_weight_absmax_of/bottleneck"] == 0.5
+    assert found["norm_weight_absmax_of/encoder.0.0"] == 0
     assert found["norm_weight_absmean"] == pytest.approx(0.5 / (4 + 8 + 8 + 8))
     assert found["layerscale_absmax"] == pytest.approx(0.1)
     assert found["layerscale_absmean"] == pytest.approx(0.1)
@@ -122,6 +122,6 @@ def test_gates_of_prenorm_blocks_are_summarised_and_without_gates_there_is_nothi
     with torch.no_grad():
         network.bottleneck.gate[0] = -0.9
     found = norm_statistics(network)
-    assert found["gate_absmax"] == found["gate_absmax/bottleneck"] == pytest.approx(0.9)
-    assert found["gate_absmax/encoder.0.0"] == pytest.approx(0.3)
+    assert found["gate_absmax"] == found["gate_absmax_of/bottleneck"] == pytest.approx(0.9)
+    assert found["gate_absmax_of/encoder.0.0"] == pytest.approx(0.3)
     assert norm_statistics(_network(PreNormHybridUNOGenerator)) == {}

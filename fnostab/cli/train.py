@@ -36,13 +36,15 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _summary(result: "ArmResult") -> str:
     """The verdict, what was learnt, where the run is, how to open the UI: one line each."""
-    numbers = result.metrics
+    from fnostab.study.names import METRIC
+
     lines = [f"verdict: {result.verdict.label}: {result.verdict.reason}"]
-    if "test/r_factor" in numbers:
+    if METRIC["r_factor"] in result.metrics:
+        names = ("best_val_loss", "val_loss_constant", "val_loss_floor", "r_factor")
+        best, constant, floor, stitched = (result.metrics[METRIC[name]] for name in names)
         lines.append(
-            f"R-factor: {numbers['best_val_loss']:.4f} on validation patches (constant object "
-            f"{numbers['val/loss_constant']:.4f}, photon noise {numbers['val/loss_floor']:.4f}), "
-            f"{numbers['test/r_factor']:.4f} for the stitched test object"
+            f"R-factor: {best:.4f} on validation patches (constant object {constant:.4f}, photon noise {floor:.4f}), "
+            f"{stitched:.4f} for the stitched test object"
         )
     return "\n".join([*lines, f"run {result.run_id}; to see it: {result.how_to_open}"])
 

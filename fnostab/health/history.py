@@ -80,6 +80,8 @@ class History:
         for entry in fields(self):
             if entry.name in mapping:
                 setattr(self, entry.name, _with_numbers(mapping[entry.name]))
+        # A largest norm weight of one block lay under the name of that of all, which a store of files refuses.
+        self.health = {name.replace("_absmax/", "_absmax_of/"): values for name, values in self.health.items()}
 
 
 def plain(value: Any) -> Any:

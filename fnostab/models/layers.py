@@ -38,9 +38,9 @@ def block_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str,
 def norm_statistics(network: nn.Module) -> dict[str, float]:
     """Largest and mean magnitude of what scales the updates of stable and of prenorm blocks.
 
-    The values are `norm_weight_absmax`, `norm_weight_absmean`, and `norm_weight_absmax/<block>` for each stable block;
-    `layerscale_absmax` and `layerscale_absmean` where there is a LayerScale; `gate_absmax`, `gate_absmean` and
-    `gate_absmax/<block>` of prenorm blocks that have gates; nothing for other networks.
+    The values are `norm_weight_absmax`, `norm_weight_absmean`, and `norm_weight_absmax_of/<block>` of each stable
+    block; `layerscale_absmax` and `layerscale_absmean` where there is a LayerScale; `gate_absmax`, `gate_absmean` and
+    `gate_absmax_of/<block>` of prenorm blocks that have gates; nothing for other networks.
     """
     stable = {name: layer for name, layer in network.named_modules() if isinstance(layer, StablePtychoBlock)}
     prenorm = {name: layer for name, layer in network.named_modules() if isinstance(layer, PreNormPtychoBlock)}
@@ -57,7 +57,7 @@ def _magnitudes(kind: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     sizes = {name: weight.abs().flatten() for name, weight in weights.items()}
     everything = torch.cat(list(sizes.values()))
     values = {f"{kind}_absmax": everything.max(), f"{kind}_absmean": everything.mean()}
-    return values | {f"{kind}_absmax/{name}": size.max() for name, size in sizes.items()}
+    return values | {f"{kind}_absmax_of/{name}": size.max() for name, size in sizes.items()}
 
 
 def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | None:

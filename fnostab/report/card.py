@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from fnostab.study.names import METRIC
 from fnostab.study.selection import StoredRun
 from fnostab.study.text import markdown, number
 
@@ -20,18 +21,20 @@ A whole scan: `fnostab reconstruct --model models:/{name}@champion --data scan.n
 
 - **Network:** {arch}, width {width}, {blocks} encoder blocks; clipping {clipping}; arm {arm}, seed {seed}.
 - **Data:** {data}.
-- **How good:** R-factor {val_loss} on patterns that were not trained on (0: perfect); of the stitched test object
+- **How good:** R-factor {best_val_loss} on patterns that were not trained on (0: perfect); of the stitched test object
   {r_factor}, its amplitude's SSIM {amp_ssim}, its phase's {phase_ssim}.
 - **Limits:** it knows one probe, that of its data, and objects and counts like those; where a scan's probe or counts
   differ, `fnostab reconstruct` warns. It does not say how sure it is: compare the far field of what it gives with the
   measurement.
 
 """
+#: The numbers that the card tells.
+_QUALITY: Final = ("best_val_loss", "r_factor", "amp_ssim", "phase_ssim")
 
 
 def model_card(name: str, run: StoredRun) -> str:
     """Markdown for a version of the registered model `name` that `run` trained."""
-    params, metrics = run.params, run.metrics
+    params = run.params
     N = int(params["data.N"])
     clipping = params["clip.algo"] if params["clip.algo"] == "none" else f"{params['clip.algo']} {params['clip.val']}"
     return _CARD.format(
@@ -45,10 +48,7 @@ def model_card(name: str, run: StoredRun) -> str:
         arm=markdown(run.arm),
         seed=run.seed,
         data=_data(params),
-        val_loss=number(metrics.get("best_val_loss")),
-        r_factor=number(metrics.get("test/r_factor")),
-        amp_ssim=number(metrics.get("test/amp_ssim")),
-        phase_ssim=number(metrics.get("test/phase_ssim")),
+        **{name: number(run.metrics.get(METRIC[name])) for name in _QUALITY},
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fnostab.config import CONFIG_KEYS, ConfigError
+from fnostab.study.names import NUMBERS
 
 #: What makes an arm: architecture, block and clipping. What else a study varies is in the tag `varied` of its runs.
 OWN_KEYS: Final = frozenset(
@@ -25,17 +26,6 @@ _IRRELEVANT: Final = frozenset(
         "data.path",  # the content hash says it better
     }
 )
-#: Columns of `rank_arms` and the metrics that they are stored as.
-_COLUMNS: Final = {
-    "best_val_loss": "best_val_loss",
-    "amp_ssim": "test/amp_ssim",
-    "phase_ssim": "test/phase_ssim",
-    "amp_mae": "test/amp_mae",
-    "phase_mae": "test/phase_mae",
-    "grad_norm_median": "grad/norm_median",
-    "grad_norm_max": "grad/norm_max",
-    "plateau_left_epoch": "val/plateau_left_epoch",
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,7 @@ class StoredRun:
         """The run as `ranking.rank_arms` takes it."""
         row: dict[str, Any] = {"arm": self.arm, "seed": self.seed, "run_id": self.run_id}
         row |= {"verdict": self.tags["verdict"], "arch": self.tags.get("arch")}
-        return row | {column: self.metrics.get(metric) for column, metric in _COLUMNS.items()}
+        return row | {number.name: self.metrics.get(number.metric) for number in NUMBERS if number.when == "end"}
 
 
 @dataclass(frozen=True)

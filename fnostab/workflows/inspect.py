@@ -6,12 +6,13 @@ from typing import Any
 from fnostab import tracking
 from fnostab.health import judge
 from fnostab.health.history import plain
+from fnostab.study.names import DETAILS
 
 #: The tags that say which run it is, in the order of the table.
 _IDENTITY = ("study", "arm", "seed", "device", "dataset_sha256", "fnostab_version", "git_commit")
 
-#: Metrics that the table leaves out: too many to read, and the evidence sums them up.
-_DETAILS = ("weight_grad_norm/", "system/", "health/act_", "health/norm_weight_absmax/")
+#: Metrics that the table leaves out: too many to read, and the evidence sums them up. Earlier versions had the last.
+_LEFT_OUT = (*DETAILS, "system/", "health/norm_weight_absmax/", "health/gate_absmax/")
 
 
 def inspect_run(run_id: str) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def inspect_run(run_id: str) -> dict[str, Any]:
 
 def as_table(found: Mapping[str, Any]) -> str:
     """Lines of name and value for people: what `inspect_run` gave, less the metrics of single layers and the system."""
-    shown = {name: value for name, value in found["metrics"].items() if not name.startswith(_DETAILS)}
+    shown = {name: value for name, value in found["metrics"].items() if not name.startswith(_LEFT_OUT)}
     rows = list(_rows({**found, "metrics": shown}))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}".rstrip() for name, value in rows]

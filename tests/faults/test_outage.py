@@ -15,7 +15,8 @@ import pytest
 from servers import client_environment
 
 from fnostab.health.history import STEP_SERIES
-from fnostab.training.callbacks.recorder import EPOCH_KEYS, STEP_KEYS
+from fnostab.study.names import METRIC
+from fnostab.training.callbacks.recorder import EPOCH_SERIES
 
 pytestmark = pytest.mark.faults
 
@@ -132,10 +133,10 @@ def test_training_goes_on_while_the_server_is_away_for_a_minute_and_everything_a
         assert process.wait() == 0, "".join(said)
     stored = _stored(tracking_server.uri, "outage")
     history = stored["history"]
-    for key, name in zip(STEP_KEYS, STEP_SERIES, strict=True):
-        assert stored["series"][key] == list(enumerate(history[name])), key
-    for key, name in EPOCH_KEYS.items():
-        assert [value for _, value in stored["series"][key]] == history[name], key
+    for name in STEP_SERIES:
+        assert stored["series"][METRIC[name]] == list(enumerate(history[name])), name
+    for name in EPOCH_SERIES:
+        assert [value for _, value in stored["series"][METRIC[name]]] == history[name], name
     steps = [int(name.rpartition("+")[2]) for name in stored["artifacts"] if name.startswith("images/training")]
     assert len(history["loss_step"]) == 4 * epochs
     assert sorted(steps) == [400 * part - 1 for part in range(1, 1 + epochs // 100)]

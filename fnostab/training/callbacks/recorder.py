@@ -10,21 +10,14 @@ import torch
 
 from fnostab.health.history import STEP_SERIES, History
 from fnostab.metrics import progress
+from fnostab.study.names import METRIC
 from fnostab.training.batches import all_validation_batches, training_loader
 from fnostab.training.processes import broadcast
 
 #: Steps between copies of the recorded values from the device; a copy waits for the device once.
 _CHUNK_STEPS = 250
-#: The names under which the series of a step are tracked, in the order of `STEP_SERIES`.
-STEP_KEYS = ("train/loss", "grad/norm_preclip", "grad/norm_postclip", "grad/clipped_fraction")
-
-#: Tracked name of each epoch series, and its name in the history; those of `History.health` are tracked besides.
-EPOCH_KEYS = {
-    "val/loss": "val_loss",
-    "val/amp_ssim": "val_amp_ssim",
-    "lr": "lr",
-    "health/object_std_ratio": "object_std_ratio",
-}
+#: The series of `History` that are tracked every epoch, besides those of `History.health`.
+EPOCH_SERIES = ("val_loss", "val_amp_ssim", "lr", "object_std_ratio")
 
 
 class MetricSink(Protocol):
@@ -155,11 +148,11 @@ class SeriesRecorder(lightning.Callback):
             self._sink.log_series((f"weight_grad_norm/{name}", value, step, time_ms) for name, value in norms.items())
 
     def _offer_steps(self, first: int) -> None:
-        series = [getattr(self.history, name) for name in STEP_SERIES]
+        series = {METRIC[name]: getattr(self.history, name) for name in STEP_SERIES}
         self._sink.log_series(
             (key, values[step], step, self._step_times_ms[step])
             for step in range(first, self.history.steps)
-            for key, values in zip(STEP_KEYS, series, strict=True)
+            for key, values in series.items()
         )
 
     def _offer_start(self) -> None:
@@ -168,11 +161,13 @@ class SeriesRecorder(lightning.Callback):
         )
 
     def _offer_epochs(self, first: int) -> None:
-        series = [(key, getattr(self.history, name)) for key, name in EPOCH_KEYS.items()]
-        series += [("val/progress", self._progress)]
+        series = {METRIC[name]: getattr(self.history, name) for name in EPOCH_SERIES}
+        series[METRIC["progress"]] = self._progress
         health = self.history.health.items()
         for epoch, (step, time_ms) in list(enumerate(self._epochs))[first:]:
-            self._sink.log_series((key, values[epoch], step, time_ms) for key, values in series if epoch < len(values))
+            self._sink.log_series(
+                (key, values[epoch], step, time_ms) for key, values in series.items() if epoch < len(values)
+            )
             # Those of health have one value more, from before the first step; they count the steps done.
             self._sink.log_series((f"health/{name}", values[epoch + 1], step + 1, time_ms) for name, values in health)
 

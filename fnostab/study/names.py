@@ -1,0 +1,93 @@
+"""The names under which a run is tracked, one line each: its numbers, its series and its tags. Nobody else spells them.
+
+The store's name of a number groups it (`val/loss`); its name in Python (`val_loss`) is that of the series in `History`
+and `history.json`, of the entry of `metrics.json` and of a verdict's evidence, and of the column of a ranking. No
+store's name is a path under another's: a store of files would need a file and a folder of one name.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Literal, NamedTuple
+
+
+class Number(NamedTuple):
+    """A number of a run: its name in the store, its name in Python, when it is recorded, and what it is.
+
+    `<block>` and `<parameter>` stand for the name of a layer or a tensor of the network. Numbers that are `observed`
+    have a value from before the first step, and then one an epoch.
+    """
+
+    metric: str
+    name: str
+    when: Literal["start", "step", "some steps", "epoch", "observed", "end"]
+    meaning: str
+
+
+NUMBERS: Final = (
+    Number("val/loss_constant", "val_loss_constant", "start", "R-factor of the best constant object"),
+    Number("val/loss_mean_pattern", "val_loss_mean_pattern", "start", "R-factor of one mean pattern everywhere"),
+    Number("val/loss_floor", "val_loss_floor", "start", "R-factor of photon noise alone"),
+    Number("train/loss", "loss_step", "step", "training loss"),
+    Number("grad/norm_preclip", "grad_norm_preclip", "step", "norm of all gradients before clipping"),
+    Number("grad/norm_postclip", "grad_norm_postclip", "step", "norm of all gradients after clipping"),
+    Number("grad/clipped_fraction", "clipped_fraction", "step", "share of what clipping looks at that it changed"),
+    Number("weight_grad_norm/<parameter>", "", "some steps", "norm of a parameter's gradient before clipping"),
+    Number("val/loss", "val_loss", "epoch", "R-factor on the validation patterns"),
+    Number("val/progress", "progress", "epoch", "0: best constant object, 1: photon noise alone"),
+    Number("val/amp_ssim", "val_amp_ssim", "epoch", "SSIM of the validation object's amplitude, if the truth is known"),
+    Number("lr", "lr", "epoch", "learning rate"),
+    Number("health/object_std_ratio", "object_std_ratio", "epoch", "the predicted object's deviation over the truth's"),
+    Number("health/act_mean/<block>", "act_mean/<block>", "observed", "mean of a block's output"),
+    Number("health/act_std/<block>", "act_std/<block>", "observed", "standard deviation of a block's output"),
+    Number("health/norm_weight_absmax", "norm_weight_absmax", "observed", "largest norm weight of stable blocks"),
+    Number("health/norm_weight_absmean", "norm_weight_absmean", "observed", "mean magnitude of those"),
+    Number("health/norm_weight_absmax_of/<block>", "norm_weight_absmax_of/<block>", "observed", "largest of one block"),
+    Number("health/layerscale_absmax", "layerscale_absmax", "observed", "largest factor of stable blocks' LayerScale"),
+    Number("health/layerscale_absmean", "layerscale_absmean", "observed", "mean magnitude of those"),
+    Number("health/gate_absmax", "gate_absmax", "observed", "largest gate of prenorm blocks"),
+    Number("health/gate_absmean", "gate_absmean", "observed", "mean magnitude of those"),
+    Number("health/gate_absmax_of/<block>", "gate_absmax_of/<block>", "observed", "largest of one block"),
+    Number("best_val_loss", "best_val_loss", "end", "lowest R-factor on the validation patterns"),
+    Number("samples_per_s", "samples_per_s", "end", "training patterns a second, validation and checkpoints included"),
+    Number("grad/norm_median", "grad_norm_median", "end", "median gradient norm before clipping"),
+    Number("grad/norm_max", "grad_norm_max", "end", "largest gradient norm before clipping"),
+    Number("val/plateau_left_epoch", "plateau_left_epoch", "end", "first epoch at which the network had learnt"),
+    Number("test/r_factor", "r_factor", "end", "R-factor of the one stitched object"),
+    Number("test/r_factor_patch", "r_factor_patch", "end", "R-factor of each patch by itself"),
+    Number("test/r_factor_constant", "r_factor_constant", "end", "scans: that of the best constant object"),
+    Number("test/r_factor_mean_pattern", "r_factor_mean_pattern", "end", "scans: that of one mean pattern everywhere"),
+    Number("test/overlap_consistency", "overlap_consistency", "end", "share of patches' variance that it explains"),
+    Number("test/object_correlation", "object_correlation", "end", "agreement of the patches with the object"),
+    Number("test/twin_correlation", "twin_correlation", "end", "agreement of the patches with the object's twin"),
+    Number("test/amp_ssim", "amp_ssim", "end", "SSIM of the stitched object's amplitude"),
+    Number("test/phase_ssim", "phase_ssim", "end", "SSIM of its phase"),
+    Number("test/amp_mae", "amp_mae", "end", "mean absolute error of its amplitude"),
+    Number("test/phase_mae", "phase_mae", "end", "mean absolute error of its phase, rad"),
+    Number("test/amp_psnr", "amp_psnr", "end", "peak signal-to-noise ratio of its amplitude, dB"),
+    Number("test/phase_psnr", "phase_psnr", "end", "peak signal-to-noise ratio of its phase, dB"),
+    Number("test/frc50", "frc50", "end", "where its Fourier ring correlation falls under 1/2, cycles a pixel"),
+    Number("test/frc_one_seventh", "frc_one_seventh", "end", "where that falls under 1/7, cycles a pixel"),
+)
+
+#: Name in the store, by name in Python.
+METRIC: Final[Mapping[str, str]] = {number.name: number.metric for number in NUMBERS if number.name}
+#: Beginnings of the numbers of single layers and parameters, of which a run has many.
+DETAILS: Final = tuple(number.metric.partition("<")[0] for number in NUMBERS if "<" in number.metric)
+
+#: A run's tags, and what each says.
+TAGS: Final = {
+    "study": "the study that the run belongs to",
+    "arm": "the arm that it trains",
+    "arch": "its architecture",
+    "clip_algo": "its clipping rule",
+    "seed": "its training seed",
+    "dataset_sha256": "hash of the arrays that it sees",
+    "probe_sha256": "hash of the probe that it starts from",
+    "config_sha256": "hash of all settings that decide its numbers",
+    "fnostab_version": "version of this package",
+    "git_commit": "commit of the checkout; with `-dirty`, the artifact `code.diff` holds what it lacks",
+    "device": "what it trains on",
+    "verdict": "how it went, in one word",
+    "verdict_reason": "and why",
+    "vacuous": "the metrics that mean nothing here",
+    "twin": "whether the twin image is closer than the object",
+}
