@@ -2,6 +2,15 @@
 
 import signal
 
+from fnostab.io.untrusted import printable
+
+
+class ConfigError(ValueError):
+    """A value that the user gave breaks a rule. The message is one line: parameter, value, rule; the exit code is 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 class CommandFailed(RuntimeError):
     """The command cannot go on, and the message is all that its user needs to know: one line, exit code 1."""

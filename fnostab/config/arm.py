@@ -1,0 +1,120 @@
+"""The configuration of one run, its default names and its hash."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import yaml
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from fnostab.config.presets import PRESETS, STANDARD_ARMS
+from fnostab.config.sections import (
+    AUTO_CLIP_VALUES,
+    ClipConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    Section,
+    TrainConfig,
+    did_you_mean,
+)
+from fnostab.io.endings import ConfigError
+from fnostab.io.untrusted import shown
+
+#: What no file system, MLflow's artifacts or its search take in a name: studies and arms name files and are searched.
+_NOT_IN_NAMES: Final = frozenset("\\/:*?\"'`<>|#%")
+
+
+def check_name(key: str, value: str) -> None:
+    """Raise `ConfigError` unless `value`, given for `key`, can name a study or an arm, and so files."""
+    if not value or not value.isprintable() or _NOT_IN_NAMES & set(value) or value[0] in ". ":
+        raise ConfigError(
+            f"`{key}` (={shown(value)}) must be a name without quotes, control characters or any of "
+            "/ \\ : * ? < > | # %, and not begin with a dot or a space"
+        )
+
+
+class ArmConfig(Section):
+    """One run: an arm (architecture x clipping rule), its data, its training, its seed."""
+
+    preset: str = Field("stage_a", description="where the other defaults come from")
+    study: str = Field("auto", min_length=1, max_length=100, description="tag; auto: stage_a or stage_a_<preset>")
+    arm: str = Field("auto", min_length=1, max_length=100, description="tag; auto: control, stable, agc or arch-clip")
+    seed: int = Field(20260128, ge=0, lt=2**32, description="of initial weights and data order")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    clip: ClipConfig = ClipConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, value: str) -> str:
+        if value not in PRESETS:
+            raise ValueError(f"must be one of {', '.join(PRESETS)}{did_you_mean(value, PRESETS)}")
+        return value
+
+    @field_validator("study", "arm")
+    @classmethod
+    def _name(cls, value: str, info: ValidationInfo) -> str:
+        check_name(info.field_name or "", value)
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ArmConfig":
+        limit = self.data.N // 2 + 1
+        if self.model.modes > limit:
+            raise ValueError(f"`model.modes` (={self.model.modes}) must be <= {limit} at N={self.data.N}")
+        if self.preset == "scan" and not self.data.path:
+            raise ValueError("`data` (=) must name a measured scan (.npz or .npz.bz2) with preset scan")
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key -> value of every leaf, in the order of the fields."""
+        return dict(leaves(self.model_dump(mode="json")))
+
+    def to_yaml(self) -> str:
+        """YAML that resolves to this config; what follows from other keys is `auto`, so that those may be changed."""
+        tree = self.model_dump(mode="json")
+        tree |= {key: "auto" for key, name in self.auto_names.items() if tree[key] == name}
+        if self.clip.val == AUTO_CLIP_VALUES[self.clip.algo]:
+            tree["clip"]["val"] = "auto"
+        return yaml.safe_dump(tree, sort_keys=False)
+
+    @property
+    def auto_names(self) -> dict[str, str]:
+        """What `study` and `arm` are called if nobody says: after the preset, and after architecture and clipping."""
+        study = "scan" if self.data.path else "stage_a" if self.preset == "stage_a" else f"stage_a_{self.preset}"
+        own = {"model.arch": self.model.arch, "clip.algo": self.clip.algo, "clip.val": self.clip.val}
+        standard = [name for name, keys in STANDARD_ARMS.items() if keys == own and self.clip.granularity == "unit"]
+        return {"study": study, "arm": standard[0] if standard else f"{self.model.arch}-{self.clip.algo}"}
+
+    @property
+    def left_out(self) -> set[str]:
+        """Keys that came later and are null: identities leave them out, so that what was made before stays the same."""
+        return {"train.give_up_after"} if self.train.give_up_after is None else set()
+
+    def sha256(self) -> str:
+        """Hash of everything that decides the numbers: the tags and the pace of checkpoints and pictures do not.
+
+        Nor does the strategy, of which there is one only, whatever it is called, nor how kernels are launched. What is
+        kept is in the hash: a run that kept its numbers alone does not count as finished where all is asked for. Keys
+        that are `left_out` are not.
+        """
+        config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
+        for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy", "cuda_graph"):
+            del config["train"][key]
+        for key in self.left_out:
+            section, name = key.split(".")
+            del config[section][name]
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that `tree` holds."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

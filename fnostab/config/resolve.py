@@ -1,0 +1,139 @@
+"""The way from keys and values, as text or from a YAML file, to a config."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ValidationError
+
+from fnostab.config.arm import ArmConfig, leaves
+from fnostab.config.presets import PRESETS
+from fnostab.config.sections import did_you_mean
+from fnostab.io.endings import ConfigError
+from fnostab.io.untrusted import read_yaml, shown
+
+#: The flat parameters of `MLproject` and the dotted keys they stand for.
+FLAT_KEYS: Final[Mapping[str, str]] = {
+    "arch": "model.arch",
+    "clip_algo": "clip.algo",
+    "clip_val": "clip.val",
+    "preset": "preset",
+    "fno_blocks": "model.fno_blocks",
+    "width": "model.width",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "lr": "optim.lr",
+    "seed": "seed",
+    "N": "data.N",
+    "nphotons": "data.nphotons",
+    "nimgs_train": "data.nimgs_train",
+    "nimgs_test": "data.nimgs_test",
+    "loss": "train.loss",
+    "data": "data.path",
+    "study": "study",
+    "arm": "arm",
+    "accelerator": "train.accelerator",
+    "devices": "train.devices",
+    "strategy": "train.strategy",
+}
+
+_SECTIONS: Final = {
+    name: type(field.default) for name, field in ArmConfig.model_fields.items() if isinstance(field.default, BaseModel)
+}
+#: Every dotted key with its one-line description.
+CONFIG_KEYS: Final[Mapping[str, str]] = {
+    **{name: field.description or "" for name, field in ArmConfig.model_fields.items() if name not in _SECTIONS},
+    **{
+        f"{section}.{name}": field.description or ""
+        for section, model in _SECTIONS.items()
+        for name, field in model.model_fields.items()
+    },
+}
+
+#: Rules that pydantic says in other words than "Input should".
+_RULES: Final = {
+    "int_parsing_size": "be an integer of at most 4300 digits",
+    "string_too_short": "not be empty",
+    "string_unicode": "be text",
+}
+_SIGNS: Final = {
+    "greater than or equal to": ">=",
+    "less than or equal to": "<=",
+    "greater than": ">",
+    "less than": "<",
+}
+
+
+def resolve_config(overrides: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> ArmConfig:
+    """The arm config of `overrides` laid over `base`, and both over the preset they name (default `stage_a`).
+
+    Both have flat keys (`arch`) or dotted ones (`model.arch`); values may be text, as from a command line. A flat key
+    that is left open leaves the decision to `base` or the preset. Raises `ConfigError` with one line: parameter,
+    value, rule.
+    """
+    values = {**dotted_keys(base or {}), **dotted_keys(overrides)}
+    preset = values.get("preset", "stage_a")
+    tree: dict[str, Any] = {}
+    for key, value in {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **values}.items():
+        section, _, name = key.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[name] = value
+    try:
+        config = ArmConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+    return config.model_copy(
+        update={key: name for key, name in config.auto_names.items() if getattr(config, key) == "auto"}
+    )
+
+
+def is_left_open(value: object) -> bool:
+    """Whether `value` leaves the decision to a default: `MLproject` hands over `auto` or an empty text then."""
+    return value in ("auto", "")
+
+
+def dotted_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` under dotted keys, without flat keys that are left open; raises `ConfigError` for unknown keys."""
+    dotted: dict[str, Any] = {}
+    for key, value in values.items():
+        target = FLAT_KEYS.get(key, key)
+        if target not in CONFIG_KEYS:
+            near = did_you_mean(str(key), [*FLAT_KEYS, *CONFIG_KEYS])
+            raise ConfigError(f"`{shown(key)}` (={shown(value)}) is no parameter{near}")
+        if key in FLAT_KEYS and is_left_open(value):
+            continue
+        value = None if value == "null" else value
+        if target in dotted and dotted[target] != value:
+            raise ConfigError(f"`{key}` (={shown(value)}) is given twice, also as {shown(dotted[target])}")
+        dotted[target] = value
+    return dotted
+
+
+def read_config_file(path: Path, parameter: str = "config") -> dict[str, Any]:
+    """The values of the YAML file that `parameter` names, nested or dotted or flat, as dotted or flat keys.
+
+    Raises `ConfigError`.
+    """
+    try:
+        tree = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"`{parameter}` (={path}) {error}") from None
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"`{parameter}` (={path}) must hold keys and values")
+    values: dict[str, Any] = {}
+    for key, value in leaves(tree):
+        if key in values:
+            raise ConfigError(f"`{parameter}` (={path}) must have each key once, and has `{shown(key)}` twice")
+        values[key] = value
+    return values
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first error of `error` as: parameter, value, rule."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":  # a validator's own: a rule, or the whole line
+        rule = str(first["ctx"]["error"])
+    else:
+        rule = "must " + _RULES.get(first["type"], re.sub(r"^\w+ should ", "", first["msg"]))
+        rule = re.sub("|".join(_SIGNS), lambda words: _SIGNS[words[0]], rule)
+    return rule if rule.startswith("`") else f"`{'.'.join(map(str, first['loc']))}` (={shown(first['input'])}) {rule}"

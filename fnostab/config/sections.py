@@ -1,0 +1,218 @@
+"""What a run has settings for, a frozen model each; every default stands here once."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+ClipAlgorithm = Literal["none", "norm", "value", "agc"]
+
+#: What `clip.val = auto` means. AGC's 0.01 is the value of Brock et al. 2021 for large batches.
+AUTO_CLIP_VALUES: Final[Mapping[str, float]] = {"none": 0.0, "norm": 1.0, "value": 0.5, "agc": 0.01}
+
+#: Architectures by name; `fnostab.models.registry` maps each to its class.
+ARCHITECTURES: Final = ("hybrid", "stable_hybrid", "prenorm_hybrid", "hybrid_original", "fno", "cnn")
+
+#: Larger factors overflow float32, in which networks are trained.
+_LARGE: Final = 1e30
+#: Larger whole numbers are typing errors, and overflow somewhere.
+_MANY: Final = 10**9
+#: Most pixels of all objects of a split, 8 bytes each in memory.
+_MAX_OBJECT_PIXELS: Final = 2**30
+#: Most scan positions of a split, before a subset is drawn.
+_MAX_POSITIONS: Final = 2**24
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message that refuses `word`: which of the `known` words is like it, if any is."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+class Section(BaseModel):
+    """What all of them have in common: frozen, unknown keys refused, no value converted that means something else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse YAML's `yes`, which pydantic takes for the number 1, and its `!!binary`, which it takes for text."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("must not be true or false")
+        if isinstance(value, bytes):
+            raise ValueError("must not be binary")
+        return value
+
+
+class DataConfig(Section):
+    """What a dataset is made of; its SHA-256 names the cache entry. Seeded apart from the training seed."""
+
+    path: str = Field("", description="measured scan (.npz or .npz.bz2); empty: simulate")
+    quantity: Literal["auto", "counts", "amplitude"] = Field(
+        "auto", description="what a PtychoPINN-style file's patterns are; never guessed"
+    )
+    N: int = Field(64, ge=16, le=512, description="pattern and patch size in pixels")
+    gridsize: int = Field(1, description="patches predicted at once along an axis; only 1 is built")
+    probe: str = Field(
+        "auto", description="curved_disk, disk, or an NPZ file with key `probe`; auto: curved_disk, or the scan's own"
+    )
+    probe_radius_px: float | None = Field(None, gt=0, description="disk radius; default 15 px at N=64, in proportion")
+    probe_curvature_rad: float = Field(8.0, ge=-1000, le=1000, description="quadratic phase of curved_disk at its rim")
+    objects: Literal["lines", "grf", "image"] = Field("lines", description="kind of synthetic object")
+    phase: Literal["tanh", "none"] = Field("tanh", description="phase of synthetic objects")
+    object_size: int = Field(392, ge=32, le=2**14, description="side of a synthetic object in pixels")
+    nimgs_train: int = Field(2, ge=1, le=1000, description="training objects")
+    nimgs_val: int = Field(1, ge=1, le=1000, description="validation objects")
+    nimgs_test: int = Field(2, ge=1, le=1000, description="test objects")
+    stride_train_px: int = Field(4, ge=1, le=2**14, description="scan step on training objects")
+    stride_val_px: int = Field(10, ge=1, le=2**14, description="scan step on validation objects")
+    stride_test_px: int = Field(10, ge=1, le=2**14, description="scan step on test objects")
+    max_train_patches: int | None = Field(
+        None, ge=1, le=_MANY, description="keep this many training patches, drawn at random"
+    )
+    max_val_patches: int | None = Field(None, ge=1, le=_MANY, description="the same for validation")
+    nphotons: float = Field(1e9, gt=0, description="counts in the mean simulated pattern")
+    seed: int = Field(20260128, ge=0, lt=2**63, description="seed of objects, subsets and photon noise")
+
+    @field_validator("path", "probe")
+    @classmethod
+    def _file_name(cls, value: str) -> str:
+        try:
+            value.encode()  # MLflow's databases and logs are UTF-8
+        except UnicodeEncodeError:
+            raise ValueError("must be the name of a file in UTF-8") from None
+        if "\0" in value:
+            raise ValueError("must be the name of a file")
+        return value
+
+    @field_validator("gridsize")
+    @classmethod
+    def _gridsize(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError("must be 1: networks over several patches at once are not built")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DataConfig":
+        if self.N % 2:
+            raise ValueError(f"`data.N` (={self.N}) must be even")
+        if self.object_size < self.N:
+            raise ValueError(f"`data.object_size` (={self.object_size}) must be >= `data.N` (={self.N})")
+        for split in () if self.path else ("train", "val", "test"):
+            n_objects, stride = getattr(self, f"nimgs_{split}"), getattr(self, f"stride_{split}_px")
+            pixels = n_objects * self.object_size**2
+            if pixels > _MAX_OBJECT_PIXELS:
+                key = f"data.nimgs_{split}` (={n_objects}) and `data.object_size` (={self.object_size}"
+                raise ValueError(f"`{key}) must give at most {_MAX_OBJECT_PIXELS} pixels, not {pixels}")
+            positions = n_objects * ((self.object_size - self.N) // stride + 1) ** 2
+            if positions > _MAX_POSITIONS:
+                key = f"data.stride_{split}_px` (={stride}"
+                raise ValueError(f"`{key}) must be larger: {positions} patches are more than {_MAX_POSITIONS}")
+        return self
+
+
+class ModelConfig(Section):
+    """The network; constructors call `width` `hidden_channels` and `fno_blocks` `n_blocks`."""
+
+    arch: str = Field("hybrid", description=f"one of {', '.join(ARCHITECTURES)}")
+    width: int = Field(32, ge=1, le=1024, description="channels after the lifter")
+    fno_blocks: int = Field(4, ge=1, le=64, description="encoder blocks")
+    modes: int = Field(12, ge=1, le=257, description="Fourier modes kept per axis and sign, bottleneck: half")
+    min_resolution: int = Field(8, ge=2, le=512, description="halving stops at this grid size in pixels")
+    max_channels: int = Field(256, ge=1, le=2**16, description="doubling stops at this width")
+    gamma_init: float = Field(0.0, ge=-1000, le=1000, description="initial norm weight of stable blocks")
+    layerscale_init: float | None = Field(
+        None, ge=-1000, le=1000, description="initial LayerScale of stable blocks; null: no LayerScale"
+    )
+    norm_centred: bool = Field(True, description="the norm of stable blocks takes each channel's mean away")
+    norm_bias: bool = Field(True, description="the norm of stable blocks learns a bias")
+    pre_norm: Literal["none", "group", "instance"] = Field(
+        "instance", description="norm of what prenorm blocks read: each channel by itself, or all together (group)"
+    )
+    gate: Literal["none", "scalar", "channel"] = Field("none", description="learnt factor of prenorm blocks' updates")
+    gate_init: float = Field(0.1, ge=-1000, le=1000, description="initial value of the gates")
+    mix: bool = Field(False, description="prenorm blocks end with a 1x1 convolution")
+    spectral_gain: float = Field(1.0, gt=0, le=1000, description="factor of prenorm blocks' initial spectral weights")
+
+    @field_validator("arch")
+    @classmethod
+    def _known_arch(cls, value: str) -> str:
+        if value not in ARCHITECTURES:
+            raise ValueError(f"must be one of {', '.join(ARCHITECTURES)}{did_you_mean(value, ARCHITECTURES)}")
+        return value
+
+
+class ClipConfig(Section):
+    """The clipping rule; `val` <= 0 means none."""
+
+    algo: ClipAlgorithm = Field("norm", description="clipping rule")
+    val: float = Field(
+        "auto", le=_LARGE, validate_default=True, description="its limit; auto: norm 1.0, value 0.5, agc 0.01"
+    )
+    granularity: Literal["unit", "tensor"] = Field("unit", description="what agc compares: output units or tensors")
+
+    @field_validator("val", mode="before")
+    @classmethod
+    def _auto(cls, value: Any, info: ValidationInfo) -> Any:
+        return AUTO_CLIP_VALUES[info.data.get("algo", "none")] if value == "auto" else value
+
+
+class OptimConfig(Section):
+    """Optimiser and learning-rate schedule."""
+
+    name: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimiser")
+    lr: float = Field(1e-3, gt=0, le=_LARGE, description="learning rate")
+    weight_decay: float = Field(0.0, ge=0, le=_LARGE, description="decoupled for adamw, L2 otherwise")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: linear warm-up, then cosine to 0")
+    warmup_steps: int = Field(0, ge=0, le=_MANY, description="steps of linear warm-up (schedule cosine)")
+
+
+class TrainConfig(Section):
+    """How one run trains."""
+
+    epochs: int = Field(50, ge=1, le=10**6, description="passes over the training patches")
+    give_up_after: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the epochs after which a run that was never better than the best constant object is "
+        "stopped; null: never",
+    )
+    batch_size: int = Field(16, ge=1, le=10**6, description="patches a step, over all devices together")
+    loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")
+    learn_probe: bool = Field(False, description="learn the probe with the network")
+    probe_lr: float = Field(1e-2, gt=0, le=_LARGE, description="learning rate of the probe over its largest amplitude")
+    overlap_weight: float = Field(
+        0.0, ge=0, le=1, description="share of the loss taken on the object stitched from each batch of neighbours"
+    )
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="device kind")
+    devices: int = Field(1, ge=1, le=1024, description="devices a machine, or processes on CPUs, that share each batch")
+    nodes: int = Field(1, ge=1, le=10_000, description="machines; more than one are started by torchrun or SLURM")
+    strategy: Literal["auto", "ddp"] = Field("auto", description="how devices share a batch; auto: ddp if several")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads a process; default: OMP_NUM_THREADS, or cores over `devices`. Changes the last bits",
+    )
+    cuda_graph: bool = Field(True, description="on one CUDA device, launch a step's kernels as a graph")
+    checkpoint_every_s: float = Field(60.0, gt=0, le=_MANY, description="seconds between checkpoints inside an epoch")
+    layer_norms_every_steps: int = Field(
+        100, ge=1, le=_MANY, description="steps between gradient norms of every parameter"
+    )
+    picture_every_epochs: int = Field(10, ge=1, le=_MANY, description="epochs between pictures of the test object")
+    artifacts: Literal["all", "numbers"] = Field(
+        "all", description="numbers: no model, pictures or checkpoints in the store, for sweeps of many runs"
+    )
+
+    @property
+    def give_up_epoch(self) -> int | None:
+        """The epoch, from 1 on, after which `give_up_after` decides; None: it never does."""
+        if self.give_up_after is None:
+            return None
+        return math.ceil(Fraction(str(self.give_up_after)) * self.epochs)  # of floats, 0.07 * 100 is over 7
