@@ -123,7 +123,7 @@ def reconstruct(
     top, left = stitched.origin_px
     truth = None if whole is None else whole[top : top + lit.shape[0], left : left + lit.shape[1]]
     if truth is None or (lit & (truth != 0)).sum() < _LEAST_COVERED * lit.sum():
-        return Reconstruction(_in_mean_phase(stitched.object, lit), lit, stitched, r_factor)
+        return Reconstruction(in_mean_phase(stitched.object, lit), lit, stitched, r_factor)
     free = probe_learnt or dataset.measured
     aligned = metrics.align(stitched.object, truth, lit & (truth != 0), ramp=free, shift=free)
     comparison = metrics.compare_aligned(aligned, truth)
@@ -159,6 +159,6 @@ def _empty_beam(probe: NDArray[np.complex64]) -> NDArray[np.float32]:
     return np.asarray(far_field_amplitude(torch.ones_like(field), field).numpy())
 
 
-def _in_mean_phase(obj: NDArray[np.complex64], lit: NDArray[np.bool_]) -> NDArray[np.complex64]:
-    """`obj` (H, W) turned so that its mean over `lit` is real."""
+def in_mean_phase(obj: NDArray[np.complex64], lit: NDArray[np.bool_]) -> NDArray[np.complex64]:
+    """Turn the phase of `obj` (H, W) so that its mean over `lit` is real."""
     return np.asarray(obj * np.exp(-1j * np.angle(obj[lit].sum())))

@@ -73,13 +73,13 @@ def curved_disk(N: int, radius_px: float | None = None, curvature_rad: float = 8
 
 
 def from_npz(path: str | Path) -> NDArray[np.complex64]:
-    """Read a probe from the key `probe` of an `.npz` or `.npz.bz2` file, without unpickling.
-
-    Returns complex64 (N, N); leading axes of length one (tike's layout) are dropped. Raises ValueError, in one line, if
-    the file is missing, unreadable, truncated, pickled or without the key, or if the probe is not one square, finite
-    array that is not zero everywhere.
-    """
+    """Read a probe, complex64 (N, N), from an NPZ file; `formats.npz.read_probe` says from which keys, and raises."""
     return read_probe(path)
+
+
+def energy(fields: NDArray[np.complex64]) -> NDArray[np.float64]:
+    """Sum |field|^2 over the last two axes of complex (..., N, N)."""
+    return np.asarray(np.square(np.abs(fields), dtype=np.float64).sum(axis=(-2, -1)))
 
 
 def photon_scale(amplitudes: ArrayLike | torch.Tensor, nphotons: float) -> float:
@@ -93,10 +93,15 @@ def photon_scale(amplitudes: ArrayLike | torch.Tensor, nphotons: float) -> float
         raise ValueError(f"`nphotons` (={nphotons}) must be > 0")
     amplitudes = np.asarray(amplitudes)
     patterns = amplitudes.size // (amplitudes.shape[-2] * amplitudes.shape[-1])
-    energy = float(np.square(amplitudes, dtype=np.float64).sum()) / patterns
-    if not np.isfinite(energy) or energy <= 0:
-        raise ValueError(f"`amplitudes` (=mean energy {energy:g}) must be finite and not zero everywhere")
-    return float(np.sqrt(nphotons / energy))
+    mean = float(np.square(amplitudes, dtype=np.float64).sum()) / patterns
+    if not np.isfinite(mean) or mean <= 0:
+        raise ValueError(f"`amplitudes` (=mean energy {mean:g}) must be finite and not zero everywhere")
+    return float(np.sqrt(nphotons / mean))
+
+
+def measured_scale(counts: NDArray[np.float32], probe: NDArray[np.complex64]) -> float:
+    """Find the scale at which an object of ones gives as many counts as measured patterns (n, N, N) hold on average."""
+    return photon_scale(np.abs(probe), float(counts.sum(dtype=np.float64)) / len(counts))
 
 
 def poisson_counts(amplitudes: ArrayLike | torch.Tensor, scale: float, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -218,7 +218,7 @@ SCANS = (
     Case(
         "one byte flipped",
         IMPORT,
-        "`data.path` (=scan.npz) must be a whole NPZ file: Bad CRC-32 for file 'data.npy'",
+        "`data.path` (=scan.npz) must be a whole NPZ file: `data` cannot be read",
         file(lambda: _flipped(npz(), len(npz()) // 3)),
     ),
     Case(
@@ -403,7 +403,7 @@ SCANS = (
     Case(
         "a probe file that is none",
         (*IMPORT, "--probe", "probe.npz"),
-        "`data.probe` (=probe.npz) must be a whole NPZ file: File is not a zip file",
+        "`data.probe` (=probe.npz) must be an NPZ file (.npz or .npz.bz2)",
         with_probe(lambda: b"PK nonsense"),
     ),
     Case(
@@ -415,7 +415,7 @@ SCANS = (
     Case(
         "a header that declares terabytes",
         IMPORT,
-        "`data.path` (=scan.npz) must be a whole NPZ file: `data` has 12288 bytes of 4000000000000",
+        "`data.path` (=scan.npz) must be a whole NPZ file: `data` cannot be read",
         file(lambda: scan_of(data=member(COUNTS, shape=TERABYTES))),
     ),
     Case(
@@ -428,13 +428,13 @@ SCANS = (
     Case(
         "the same within the limit: a megabyte that is not there",
         IMPORT,
-        "`data.path` (=scan.npz) must be a whole NPZ file: `data` cannot be read to its end",
+        "`data.path` (=scan.npz) must be a whole NPZ file: `data` cannot be read",
         file(lambda: _promising(10**6)),
     ),
     Case(
         "a deflated array larger than the archive says",
         IMPORT,
-        "`data.path` (=scan.npz) must be a whole NPZ file: Bad CRC-32 for file 'data.npy'",
+        "`data.path` (=scan.npz) must be a whole NPZ file: `data` cannot be read",
         file(lambda: _overflowing()),
     ),
     Case(
@@ -502,37 +502,37 @@ SCANS = (
     Case(
         "NPY version 9",
         IMPORT,
-        "`data.path` (=scan.npz) must be a whole NPZ file: `data` has a header that cannot be read",
+        "`data.path` (=scan.npz) must be a whole NPZ file: `data` cannot be read",
         file(lambda: scan_of(data=patched(member(COUNTS), b"NUMPY\x01", b"NUMPY\x09"))),
     ),
     Case(
         "a header that is code",
         IMPORT,
-        "`data.path` (=scan.npz) must be a whole NPZ file: `data` has a header that cannot be read",
+        "`data.path` (=scan.npz) must be a whole NPZ file: `data` cannot be read",
         file(lambda: scan_of(data=raw_member(b"__import__('os').system('touch owned')", bytes(64)))),
     ),
     Case(
         "a header of brackets without end",
         IMPORT,
-        "`data.path` (=scan.npz) must be a whole NPZ file: `data` has a header that cannot be read",
+        "`data.path` (=scan.npz) must be a whole NPZ file: `data` cannot be read",
         file(lambda: scan_of(data=raw_member(b"[" * 9000, bytes(64)))),
     ),
     Case(
         "a header with a negative shape",
         IMPORT,
-        "`data.path` (=scan.npz) must be a whole NPZ file: `data` has a header that cannot be read",
+        "`data.path` (=scan.npz) must be a whole NPZ file: `data` cannot be read",
         file(lambda: scan_of(data=member(COUNTS, shape=(-12, 16, 16)))),
     ),
     Case(
         "a header with an unknown type",
         IMPORT,
-        "`data.path` (=scan.npz) must be a whole NPZ file: `data` has a header that cannot be read",
+        "`data.path` (=scan.npz) must be a whole NPZ file: `data` cannot be read",
         file(lambda: scan_of(data=member(COUNTS, descr="<q9"))),
     ),
     Case(
         "a header with a shape beyond 64 bits",
         IMPORT,
-        "`data.path` (=scan.npz) must be a whole NPZ file: `data` has a header that cannot be read",
+        "`data.path` (=scan.npz) must be a whole NPZ file: `data` cannot be read",
         file(lambda: scan_of(data=member(np.zeros(0), shape=(0, 10**30)))),
     ),
     Case(

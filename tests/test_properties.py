@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fnostab.config import CONFIG_KEYS, FLAT_KEYS, PRESETS, ConfigError, read_config_file, resolve_config
-from fnostab.formats.npz import MIN_POSITIONS, Scan, read_probe, read_scan, write_scan
+from fnostab.formats.npz import read_probe, read_scan, write_scan
+from fnostab.formats.scan import MIN_POSITIONS, Scan
 from fnostab.metrics import SCALARS, compare_objects
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)

@@ -1,12 +1,12 @@
 """The arrays that a run sees, simulated or measured, cached under their hash."""
 
-from fnostab.dataset.cache import CACHE_FORMAT, load_or_build
-from fnostab.dataset.dataset import Dataset, OnPatterns, Split, describe
-from fnostab.dataset.measured import VAL_EVERY, import_scan
+from fnostab.dataset.cache import load_or_build
+from fnostab.dataset.dataset import Dataset, Split
+from fnostab.dataset.measured import import_scan
+from fnostab.dataset.summary import describe
+from fnostab.dataset.writer import OnPatterns
 
 __all__ = [
-    "CACHE_FORMAT",
-    "VAL_EVERY",
     "Dataset",
     "OnPatterns",
     "Split",

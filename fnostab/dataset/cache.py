@@ -20,18 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fnostab.config import DataConfig
-from fnostab.dataset.dataset import (
-    SPLITS,
-    Dataset,
-    OnPatterns,
-    Split,
-    Writer,
-    array_sha256,
-)
+from fnostab.dataset.dataset import SPLITS, Dataset, Split, array_sha256
 from fnostab.dataset.measured import measured_writer
 from fnostab.dataset.simulated import simulated_writer
+from fnostab.dataset.writer import OnPatterns, Writer
 from fnostab.io.cache import cache_folder
-from fnostab.io.files import is_disk_full
+from fnostab.io.files import is_disk_full, open_binary
 from fnostab.io.locks import file_lock
 
 #: Raise this when the same config shall give other data, or the files of an entry change.
@@ -167,13 +161,11 @@ def _config_sha256(config: DataConfig) -> str:
 
 def _file_sha256(path: str, parameter: str, alternatives: str = "") -> str:
     digest = hashlib.sha256()
-    rule = f"`{parameter}` (={path}) must be {alternatives}a readable file"
-    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
-        raise ValueError(f"{rule}: it is a device or a pipe")  # /dev/zero never ends
     try:
-        with open(path, "rb") as stream:
+        with open_binary(Path(path)) as stream:
             while chunk := stream.read(2**20):
                 digest.update(chunk)
     except OSError as error:
-        raise ValueError(f"{rule}: {error.strerror}") from None
+        rule = f"must be {alternatives}a readable file: {error.strerror}"
+        raise ValueError(f"`{parameter}` (={path}) {rule}") from None
     return digest.hexdigest()

@@ -10,25 +10,26 @@ from scipy.signal import resample
 
 from fnostab import optics
 from fnostab.config import DataConfig
-from fnostab.dataset.dataset import OnPatterns, Writer, configured_probe, energy, random_subset, size_text
-from fnostab.formats import npz
+from fnostab.dataset.writer import OnPatterns, Writer, configured_probe, random_subset
+from fnostab.formats.npz import read_probe, read_scan
+from fnostab.formats.scan import Quantity, Scan, size_text
 
 #: Every so manyth position of a measured scan is validation.
 VAL_EVERY: Final = 10
 
 
 def import_scan(
-    path: str | Path, N: int, quantity: npz.Quantity = "auto", probe: str | Path | NDArray[Any] | None = None
-) -> npz.Scan:
+    path: str | Path, N: int, quantity: Quantity = "auto", probe: str | Path | NDArray[Any] | None = None
+) -> Scan:
     """Read a measured scan and bring it to N x N patterns.
 
     Patterns larger than N x N are cropped to their middle, which makes pixels M / N times larger: the probe's spectrum
     is cropped alike, positions shrink by N / M, and the file's `object` is resampled. `probe`, an array or an NPZ file,
     stands in for the scan's own: one of M x M is cropped, one of N x N used as it is. Returns a `Scan` with a probe.
-    Raises ValueError, in one line, as `npz.read_scan` does, for patterns smaller than N x N
+    Raises ValueError, in one line, as `read_scan` does, for patterns smaller than N x N
     or without counts in their middle, for a probe of another size, and if there is no probe.
     """
-    scan = npz.read_scan(path, quantity)
+    scan = read_scan(path, quantity)
     M = scan.counts.shape[-1]
     if N > M:
         raise ValueError(f"`data.N` (={N}) must be <= {M}, the size of the patterns in {path}")
@@ -37,14 +38,14 @@ def import_scan(
             raise ValueError(f"`data.probe` (=auto) must name a probe: there is none in {path}")
         probe = scan.probe
     elif not isinstance(probe, np.ndarray):
-        probe = npz.read_probe(probe)
+        probe = read_probe(probe)
     if probe.shape not in ((N, N), (M, M)):
         either = f"{N} x {N}" if M == N else f"{N} x {N}, or {M} x {M} as the patterns"
         raise ValueError(f"`probe` (={size_text(probe)}) must be N x N = {either}")
     counts = np.ascontiguousarray(optics.crop_patterns(scan.counts, N))
     if not counts.any():
         raise ValueError(f"`data.N` (={N}) must be larger: the middle of the patterns in {path} holds no counts")
-    return npz.Scan(
+    return Scan(
         counts=counts,
         positions_px=scan.positions_px * (N / M),
         probe=probe if len(probe) == N else optics.crop_probe(probe, N),
@@ -66,7 +67,7 @@ def measured_writer(config: DataConfig) -> Writer:
     """Read the scan of `config`; the writer splits and stores it."""
     scan = import_scan(config.path, config.N, config.quantity, configured_probe(config))
     probe = np.asarray(scan.probe)
-    scale = math.sqrt(scan.counts.sum(dtype=np.float64) / len(scan.counts) / float(energy(probe)))
+    scale = optics.measured_scale(scan.counts, probe)
     whole = np.arange(len(scan.counts))
     held_out = whole % VAL_EVERY == 0
     train_seed, val_seed = np.random.SeedSequence(config.seed).spawn(2)

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from fnostab import optics
 from fnostab.config import DataConfig
-from fnostab.dataset.dataset import SPLITS, OnPatterns, Writer, configured_probe, energy, random_subset, size_text
+from fnostab.dataset.dataset import SPLITS
+from fnostab.dataset.writer import OnPatterns, Writer, configured_probe, random_subset
+from fnostab.formats.scan import size_text
 from fnostab.objects import synthetic_object
 from fnostab.scan import extract_patches, grid_positions
 
@@ -67,7 +69,7 @@ def simulated_writer(config: DataConfig) -> Writer:
     level = np.concatenate(peaks).mean()
     plans = {split: replace(plan, objects=plan.objects / level) for split, plan in plans.items()}
     # By Parseval the exit wave holds the pattern's energy; `photon_scale` needs no more of a pattern than that.
-    energies = np.concatenate([energy(patches * probe) for patches in plans["train"].patches(config.N)])
+    energies = np.concatenate([optics.energy(patches * probe) for patches in plans["train"].patches(config.N)])
     scale = optics.photon_scale(np.sqrt(energies)[:, None, None], config.nphotons)
 
     def write(directory: Path, progress: OnPatterns) -> float:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 #: What reading a damaged archive may lead to.
 DAMAGE: Final = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
@@ -45,6 +45,13 @@ def atomic_write_text(path: Path, text: str) -> None:
     """Make `text` the content of `path`, wholly or not at all."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """Open a file to read its bytes; raises OSError, with the reason in `strerror`, also for a device or a pipe."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is a device or a pipe", str(path))  # /dev/zero never ends
+    return open(path, "rb")
 
 
 def remove_partial(folder: Path) -> None:

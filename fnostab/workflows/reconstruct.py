@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 import fnostab
 from fnostab import metrics
 from fnostab.config import ConfigError
-from fnostab.dataset import import_scan
-from fnostab.evaluation import Reconstruction, can_be_stitched
-from fnostab.formats.npz import Quantity, Scan
+from fnostab.dataset import OnPatterns, import_scan
+from fnostab.evaluation import Reconstruction, can_be_stitched, in_mean_phase
+from fnostab.formats.scan import Quantity, Scan
 from fnostab.io.files import atomic_write
+from fnostab.optics import measured_scale
 from fnostab.report.run import reconstruction_figure, to_png
 from fnostab.scan import Reassembly, reassemble, stitched_r_factor
 from fnostab.tracking import check_store
 from fnostab.tracking.models import ShippedModel, load_model, log_to_projects_run
 
 Report = Callable[[str], None]
-#: Called with the patterns done and their total.
-OnPatterns = Callable[[int, int], None]
 
 #: A scan's probe that differs from the model's by less than this share is taken as the same.
 _PROBE_TOLERANCE: Final = 0.05
@@ -86,7 +85,7 @@ def reconstruct_scan(
         raise ConfigError(f"`model` (={model_uri}) must predict finite patches of this scan, and does not")
     positions = scan.positions_px - scan.positions_px.min(axis=0)
     stitched = reassemble(patches, positions, used)
-    amplitudes = np.sqrt(scan.counts) / (model.scale or _scale(scan.counts, used))
+    amplitudes = np.sqrt(scan.counts) / (model.scale or measured_scale(scan.counts, used))
     r_factor = stitched_r_factor(stitched, positions, used, amplitudes)
     r_factor_mean_pattern = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
     png = out.with_name(out.name.removesuffix(".npz") + ".png")
@@ -195,14 +194,8 @@ def _predict(
     return patches
 
 
-def _scale(counts: NDArray[np.float32], probe: NDArray[np.complex64]) -> float:
-    """Scale at which an object of ones has the scan's mean counts, as for training on a measured scan."""
-    energy = np.square(np.abs(probe), dtype=np.float64).sum()
-    return math.sqrt(counts.sum(dtype=np.float64) / len(counts) / energy)
-
-
 def _picture(stitched: Reassembly, r_factor: float, probe: NDArray[np.complex64], title: str) -> bytes:
     """A PNG of object and probe, the object's phase so that its mean is real."""
     lit = stitched.light > metrics.LIT_SHARE * stitched.light.max()
-    turned = stitched.object * np.exp(-1j * np.angle(stitched.object[lit].sum()))
-    return to_png(reconstruction_figure(Reconstruction(turned, lit, stitched, r_factor), probe, title))
+    reconstruction = Reconstruction(in_mean_phase(stitched.object, lit), lit, stitched, r_factor)
+    return to_png(reconstruction_figure(reconstruction, probe, title))
