@@ -236,9 +236,7 @@ def test_a_directory_that_lost_entries_is_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\x01\x02") + 33] = 0x7F
     path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match="its directory has a comment where NumPy writes none$"
-    ):
+    with pytest.raises(ValueError, match="its directory has a comment where NumPy writes none$"):
         npz.NpzFile(path)
 
 

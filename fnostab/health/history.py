@@ -4,31 +4,33 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 
-#: Names of the per-step series, in the order in which `History.add_steps` takes them.
-STEP_SERIES = ("loss_step", "grad_norm_preclip", "grad_norm_postclip", "clipped_fraction")
+from fnostab.io.untrusted import shown
+
+
+def _one_per(unit: str) -> Any:
+    return field(default_factory=list, metadata={"unit": unit})
 
 
 @dataclass
 class History:
     """Series of one run: lists with one value an epoch, lists with one value an optimizer step, constants, events.
 
-    `train_loss`, `val_loss` (R-factor), `lr` and `object_std_ratio` have one value an epoch, and so has `val_amp_ssim`
-    where the truth is known; the names in `STEP_SERIES` have one an optimizer step. The series in `health`, by name,
-    have one value from before the first step and then one an epoch. `object_correlation` and `twin_correlation` are
-    those of `metrics.orientation` at the end. `events` holds what ended a run early, and is empty if nothing did.
+    `val_loss` is an R-factor, and `val_amp_ssim` is empty where the truth is not known. The series in `health`, by
+    name, have one value from before the first step and then one an epoch. `object_correlation` and `twin_correlation`
+    are those of `metrics.orientation` at the end. `events` holds what ended a run early, and is empty if nothing did.
     """
 
-    train_loss: list[float] = field(default_factory=list)
-    val_loss: list[float] = field(default_factory=list)
-    lr: list[float] = field(default_factory=list)
-    object_std_ratio: list[float] = field(default_factory=list)
-    val_amp_ssim: list[float] = field(default_factory=list)
-    loss_step: list[float] = field(default_factory=list)
-    grad_norm_preclip: list[float] = field(default_factory=list)
-    grad_norm_postclip: list[float] = field(default_factory=list)
-    clipped_fraction: list[float] = field(default_factory=list)
+    train_loss: list[float] = _one_per("epoch")
+    val_loss: list[float] = _one_per("epoch")
+    lr: list[float] = _one_per("epoch")
+    object_std_ratio: list[float] = _one_per("epoch")
+    val_amp_ssim: list[float] = _one_per("epoch")
+    loss_step: list[float] = _one_per("step")
+    grad_norm_preclip: list[float] = _one_per("step")
+    grad_norm_postclip: list[float] = _one_per("step")
+    clipped_fraction: list[float] = _one_per("step")
     health: dict[str, list[float]] = field(default_factory=dict)
     val_loss_constant: float = math.nan
     val_loss_floor: float = math.nan
@@ -48,16 +50,11 @@ class History:
             for name, value in zip(STEP_SERIES, row, strict=True):
                 getattr(self, name).append(value)
 
-    def add_epoch(
-        self, *, train_loss: float, val_loss: float, lr: float, object_std_ratio: float, val_amp_ssim: float | None
-    ) -> None:
-        """Append one epoch."""
-        self.train_loss.append(train_loss)
-        self.val_loss.append(val_loss)
-        self.lr.append(lr)
-        self.object_std_ratio.append(object_std_ratio)
-        if val_amp_ssim is not None:
-            self.val_amp_ssim.append(val_amp_ssim)
+    def add_epoch(self, **values: float | None) -> None:
+        """Append one epoch: a value for each of `EPOCH_SERIES`, or None where there is none to take."""
+        for name in EPOCH_SERIES:
+            if (value := values[name]) is not None:
+                getattr(self, name).append(value)
 
     def add_health(self, values: Mapping[str, float]) -> None:
         """Append one value to each series of `health`: before the first step, and then after each epoch."""
@@ -65,27 +62,48 @@ class History:
             self.health.setdefault(name, []).append(value)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain numbers, lists and strings, ready for JSON; non-finite values as NaN, Infinity, -Infinity strings."""
+        """Give plain numbers, lists and strings for JSON; non-finite values as strings NaN, Infinity, -Infinity."""
         mapping = asdict(self)
         if not mapping["events"]:
             del mapping["events"]
         return {key: plain(value) for key, value in mapping.items()}
 
     def to_json(self) -> str:
-        """The text of `history.json`."""
+        """Write the text of `history.json`."""
         return json.dumps(self.to_mapping(), allow_nan=False)
 
-    def load(self, mapping: dict[str, Any]) -> None:
-        """Take over what `to_mapping` gave."""
-        for entry in fields(self):
-            if entry.name in mapping:
-                setattr(self, entry.name, _with_numbers(mapping[entry.name]))
+    def load(self, mapping: Mapping[str, Any]) -> None:
+        """Take over what `to_mapping` gave; other keys are left out.
+
+        Raises ValueError, in one line, for what is no mapping, and for a series or a number that is none.
+        """
+        mapping = checked_mapping(mapping)
+        loaded = {entry.name: _with_numbers(mapping[entry.name]) for entry in fields(self) if entry.name in mapping}
+        for name, value in loaded.items():
+            if not _is_like(getattr(self, name), value):
+                kind = {list: "a list of numbers", float: "a number"}.get(type(getattr(self, name)), "an object")
+                raise ValueError(f"`{name}` (={shown(value)}) of a history must be {kind}")
+        for name, value in loaded.items():
+            setattr(self, name, value)
         # A largest norm weight of one block lay under the name of that of all, which a store of files refuses.
         self.health = {name.replace("_absmax/", "_absmax_of/"): values for name, values in self.health.items()}
 
 
+#: Names of the series with a value per optimizer step, in the order in which `History.add_steps` takes them.
+STEP_SERIES: Final = tuple(entry.name for entry in fields(History) if entry.metadata.get("unit") == "step")
+#: Names of the series with a value per epoch.
+EPOCH_SERIES: Final = tuple(entry.name for entry in fields(History) if entry.metadata.get("unit") == "epoch")
+
+
+def checked_mapping(history: Any) -> Mapping[str, Any]:
+    """Return `history`, or raise ValueError if it is not what a `history.json` can hold."""
+    if not isinstance(history, Mapping):
+        raise ValueError(f"`history` (={shown(history)}) must be an object of series by name, as in history.json")
+    return history
+
+
 def plain(value: Any) -> Any:
-    """`value`, a number, text, list or dict, with non-finite numbers as text, which JSON has no numbers for."""
+    """Replace non-finite numbers in `value`, a number, text, list or dict, by text: JSON has no numbers for them."""
     if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, dict):
@@ -96,8 +114,18 @@ def plain(value: Any) -> Any:
 
 
 def _with_numbers(value: Any) -> Any:
+    """Undo `plain`."""
     if isinstance(value, list):
         return [_with_numbers(item) for item in value]
     if isinstance(value, dict):
         return {key: _with_numbers(item) for key, item in value.items()}
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+def _is_like(default: Any, value: Any) -> bool:
+    """Whether `value` can stand where a history has `default`."""
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, list):
+        return isinstance(value, list) and all(isinstance(item, int | float) for item in value)
+    return isinstance(value, dict)

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fnostab.health.history import checked_mapping
 from fnostab.metrics import progress
 
 VerdictLabel = Literal["converged", "stagnated", "collapsed", "diverged", "non_finite", "out_of_memory", "interrupted"]
@@ -82,10 +83,11 @@ def judge(history: Mapping[str, Any], config: HealthConfig = _DEFAULTS) -> Verdi
     is not finite counts as infinite: one in the middle does no harm; one at the end, or nothing else, means diverged.
     A run that was given up (event `given_up`) is judged by its course, and the reason says so.
 
-    Takes any such mapping and never raises: keys may be missing, series empty or of unequal lengths, numbers null or
-    the texts NaN, Infinity, -Infinity. In the evidence epochs count from 1, steps from 0, and a number that is not
-    known is None; what comes from series that this network does not have is absent.
+    Takes any mapping: keys may be missing, series empty or of unequal lengths, numbers null or the texts NaN, Infinity,
+    -Infinity. Raises ValueError only for what is no mapping. In the evidence epochs count from 1, steps from 0, and a
+    number that is not known is None; what comes from series that this network does not have is absent.
     """
+    history = checked_mapping(history)
     with np.errstate(over="ignore", invalid="ignore"):
         evidence = {
             **_epoch_evidence(history, config),

@@ -23,9 +23,8 @@ from fnostab.ranking.intervals import (
     Bootstrap,
     Pair,
     interquartile_mean,
-    medians,
-    middle_half_means,
     probability_of_improvement,
+    trimmed_mean,
     wilson_interval,
 )
 
@@ -116,8 +115,8 @@ def _row(arm: str, runs: list[Row], drawn: Bootstrap) -> Row:
     best = min(converged, key=lambda run: run["best_val_loss"], default={"best_val_loss": None, "run_id": None})
     failures = len(runs) - len(converged)
     failure_low, failure_high = wilson_interval(failures, len(runs))
-    median_low, median_high = drawn.interval(medians)
-    iqm_low, iqm_high = drawn.interval(middle_half_means)
+    median_low, median_high = drawn.interval(np.median)
+    iqm_low, iqm_high = drawn.interval(trimmed_mean)
     return {
         "arm": arm,
         "arch": _arch(arm, runs),
@@ -130,7 +129,7 @@ def _row(arm: str, runs: list[Row], drawn: Bootstrap) -> Row:
         "failure_rate": failures / len(runs),
         "failure_rate_low": failure_low,
         "failure_rate_high": failure_high,
-        "median_best_val_loss": float(medians(drawn.values)),
+        "median_best_val_loss": float(np.median(drawn.values)),
         "median_best_val_loss_low": median_low,
         "median_best_val_loss_high": median_high,
         "iqm_best_val_loss": interquartile_mean(drawn.values),

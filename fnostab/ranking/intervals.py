@@ -5,14 +5,15 @@ stay defined. Every interval is two-sided at 95 %. The definitions are those of 
 2021, "Deep reinforcement learning at the edge of the statistical precipice", https://arxiv.org/abs/2108.13264.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 CONFIDENCE: Final = 0.95
 #: Chance with which `seeds_to_tell_apart` seeds give a clear interval, if the probability is the true one.
@@ -21,6 +22,8 @@ POWER: Final = 0.8
 Values = NDArray[np.float64]
 #: Both ends, or neither: one value has no spread.
 Interval = tuple[float, float] | tuple[None, None]
+#: Reduces values along the keyword argument `axis`.
+Statistic = Callable[..., Any]
 
 
 def wilson_interval(failures: int, runs: int) -> tuple[float, float]:
@@ -33,31 +36,20 @@ def wilson_interval(failures: int, runs: int) -> tuple[float, float]:
         raise ValueError(f"`runs` (={runs}) must be > 0")
     if not 0 <= failures <= runs:
         raise ValueError(f"`failures` (={failures}) must lie between 0 and `runs` (={runs})")
-    rate, z2 = failures / runs, _two_sided_z() ** 2
-    centre = (rate + z2 / (2 * runs)) / (1 + z2 / runs)
-    half = math.sqrt(z2 * (rate * (1 - rate) / runs + z2 / (4 * runs**2))) / (1 + z2 / runs)
-    # At the ends the two terms are equal, but for rounding.
-    return 0.0 if failures == 0 else centre - half, 1.0 if failures == runs else centre + half
+    low, high = stats.binomtest(failures, runs).proportion_ci(CONFIDENCE, method="wilson")
+    return float(low), float(high)
 
 
 def interquartile_mean(values: ArrayLike) -> float:
     """Mean of `values` (n,) without the floor(n/4) lowest and highest; infinite if what remains holds an infinity.
 
-    It is the 25 % trimmed mean, `scipy.stats.trim_mean(values, 0.25)`. Raises `ValueError` where there is no value or a
-    NaN among them. Source: rliable, section 4.3.
+    Raises `ValueError` where there is no value or a NaN among them. Source: rliable, section 4.3.
     """
-    return float(middle_half_means(np.sort(_checked("values", values))))
+    return float(trimmed_mean(_checked("values", values)))
 
 
-def middle_half_means(ordered: Values) -> Values:
-    """Interquartile means over the last axis of `ordered` (..., n), which ascends along it."""
-    n = ordered.shape[-1]
-    return np.asarray(ordered[..., n // 4 : n - n // 4].mean(axis=-1))
-
-
-def medians(ordered: Values) -> Values:
-    """Medians over the last axis; between a number and an infinity lies infinity."""
-    return np.asarray(np.median(ordered, axis=-1))
+#: Interquartile means over an `axis`.
+trimmed_mean: Final[Statistic] = functools.partial(stats.trim_mean, proportiontocut=0.25)
 
 
 def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:
@@ -78,7 +70,8 @@ def seeds_to_tell_apart(probability: float) -> int | None:
     """
     if probability == 0.5:
         return None
-    return math.ceil((_two_sided_z() + NormalDist().inv_cdf(POWER)) ** 2 / (6 * (probability - 0.5) ** 2))
+    quantiles = float(stats.norm.ppf([(1 + CONFIDENCE) / 2, POWER]).sum())
+    return math.ceil(quantiles**2 / (6 * (probability - 0.5) ** 2))
 
 
 @dataclass(frozen=True)
@@ -134,12 +127,12 @@ class Bootstrap:
         n = len(ordered)
         return cls(ordered, rng.multinomial(n, np.full(n, 1 / n), size=resamples))
 
-    def interval(self, statistic: Callable[[Values], Values]) -> Interval:
-        """Interval of a `statistic` that takes ascending rows (resamples, n) and gives one value a row."""
+    def interval(self, statistic: Statistic) -> Interval:
+        """Interval of a `statistic`, taken of each resample."""
         if len(self.values) == 1:
             return None, None
         drawn = np.repeat(np.tile(self.values, len(self.counts)), self.counts.ravel()).reshape(self.counts.shape)
-        return _percentile_interval(statistic(drawn))
+        return _percentile_interval(statistic(drawn, axis=-1))
 
     def improvement_interval(self, other: "Bootstrap") -> Interval:
         """Interval of the probability of improvement over `other`, both arms resampled independently."""
@@ -147,10 +140,6 @@ class Bootstrap:
             return None, None
         wins = self.counts @ _wins(self.values, other.values)
         return _percentile_interval((wins * other.counts).sum(axis=1) / (len(self.values) * len(other.values)))
-
-
-def _two_sided_z() -> float:
-    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 def _percentile_interval(drawn: Values) -> tuple[float, float]:

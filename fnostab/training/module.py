@@ -33,8 +33,8 @@ _POISSON_FLOOR = 1e-3
 class PtychoModule(lightning.LightningModule):
     """A generator, the probe, and the loss between predicted and measured far-field amplitudes.
 
-    The loss is the R-factor's numerator over one dataset constant (`mae`), or the Poisson deviance of the counts over
-    the mean counts a pattern (`poisson`). With `overlap_weight`, that share of it is taken on the object that the
+    The loss is the R-factor's numerator over one dataset constant (`mae`), or half the Poisson deviance of the counts
+    over the mean counts a pattern (`poisson`). With `overlap_weight`, that share of it is taken on the object that the
     batch's overlapping patches make together, without which a learnt probe is not determined: any probe fits patches
     that need not agree. `step_record` holds the values of `history.STEP_SERIES` of the last step as one device tensor,
     `layer_norms` the gradient norm of each parameter before clipping, every `layer_norms_every_steps` steps. A step
