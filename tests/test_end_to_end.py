@@ -1,6 +1,7 @@
 """The whole way as a user goes it: `mlflow run`, the store, the exported model, an interrupt and its continuation."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,9 +53,9 @@ def _only_run(folder: Path):
 def smoke(tmp_path_factory):
     """(folder, client, run, printed) of one `mlflow run . -P preset=smoke` with the arm of the README."""
     folder = tmp_path_factory.mktemp("smoke")
-    answer = _mlflow_run(
-        folder, "arch=stable_hybrid", "clip_algo=agc", "preset=smoke", "model.modes=8", "model.gamma_init=1"
-    )
+    (folder / "own.yaml").write_text("model.gamma_init: 1\n")  # where the user stands, not in the project's folder
+    own = ("model.modes=8", "config=own.yaml")
+    answer = _mlflow_run(folder, "arch=stable_hybrid", "clip_algo=agc", "preset=smoke", *own)
     assert answer.returncode == 0, answer.stderr
     return folder, *_only_run(folder), answer.stdout
 
@@ -232,7 +233,8 @@ def test_what_an_outage_kept_from_the_store_is_uploaded_by_sync_without_training
 
 @pytest.mark.skipif(not _SCAN.exists(), reason="the measured scan is not in ../shared/data")
 def test_a_measured_scan_trains_with_a_learnt_probe_below_what_no_information_gives(tmp_path):
-    answer = _mlflow_run(tmp_path, "arch=hybrid", f"data={_SCAN}", "preset=scan", "epochs=6", "width=8")
+    shutil.copy(_SCAN, tmp_path)  # where the user stands, which is not the project's folder
+    answer = _mlflow_run(tmp_path, "arch=hybrid", f"data={_SCAN.name}", "preset=scan", "epochs=6", "width=8")
     assert answer.returncode == 0, answer.stderr
     _, run = _only_run(tmp_path)
     metrics = run.data.metrics

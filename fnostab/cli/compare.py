@@ -42,6 +42,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         out=out,
     )
     say(_told(found))
+    if out is not None:
+        say(f"copies of all files: {out.absolute()}")
     return 0
 
 

@@ -46,7 +46,7 @@ def _data_show(arguments: argparse.Namespace) -> int:
     from fnostab.report.run import dataset_figure
 
     dataset_figure(dataset).savefig(arguments.out, dpi=120)
-    say(f"picture: {arguments.out}")
+    say(f"picture: {arguments.out.absolute()}")
     return 0
 
 
@@ -64,7 +64,7 @@ def _data_import(arguments: argparse.Namespace) -> int:
         write_scan(
             arguments.out, counts=dataset.test.counts, probe=dataset.probe, positions_px=dataset.test.positions_px
         )
-        say(f"scan: {arguments.out}")
+        say(f"scan: {arguments.out.absolute()}")
     return 0
 
 

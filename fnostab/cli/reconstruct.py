@@ -42,6 +42,6 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
         f"R-factor: {result.r_factor:.4f} for the stitched object (one mean pattern everywhere, no information: "
         f"{result.r_factor_mean_pattern:.4f})\n"
         f"overlap consistency: {result.stitched.consistency:.3f} (1: all patches agree)\n"
-        f"object: {result.npz}; picture: {result.png}"
+        f"object: {result.npz.absolute()}; picture: {result.png.absolute()}"
     )
     return 0

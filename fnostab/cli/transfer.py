@@ -29,7 +29,7 @@ def _export(arguments: argparse.Namespace) -> int:
     tracking.check_store()
     tracking.connect()
     count = tracking.export_study(study, out, steps=arguments.steps)
-    say(f"{count} runs of study {study}: {out}")
+    say(f"{count} runs of study {study}: {out.absolute()}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from fnostab.cli import main
+from fnostab.mlproject.caller import run_for_caller
 
 if __name__ == "__main__":
-    sys.exit(main(["study", *sys.argv[1:]]))
+    sys.exit(run_for_caller("study"))
