@@ -9,24 +9,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Complex, Complex64, Float, Float32, Float64, Inexact, Shaped
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erf
 
 from fnostab.formats.npz import read_probe
 
 
-def far_field_amplitude(patches: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+def far_field_amplitude(
+    patches: Inexact[torch.Tensor, "... N N"], probe: Inexact[torch.Tensor, "..."]
+) -> Float[torch.Tensor, "... N N"]:
     """Propagate exit waves `probe * patches` to the far field and return the amplitude.
 
-    `patches` is complex (..., N, N); `probe` complex (N, N) or anything that broadcasts against it. Returns real
-    (..., N, N), `|FFT2(probe * patch)|` with orthonormal scaling and zero frequency at the centre, so that the energy
+    `patches` is complex, or real where it has no phase; `probe` (N, N) or anything that broadcasts against it. Returns
+    `|FFT2(probe * patch)|` with orthonormal scaling and zero frequency at the centre, so that the energy
     of exit wave and pattern agree (Parseval). Differentiable in both arguments.
     """
     field: torch.Tensor = torch.fft.fftshift(torch.fft.fft2(probe * patches, norm="ortho"), dim=(-2, -1))
     return field.abs()
 
 
-def fourier_shift(field: torch.Tensor, shift_px: torch.Tensor) -> torch.Tensor:
+def fourier_shift(
+    field: Complex[torch.Tensor, "... N M"], shift_px: Float[torch.Tensor, "... 2"]
+) -> Complex[torch.Tensor, "... N M"]:
     """Shift periodic fields by any fraction of a pixel; the content moves by `+shift_px`.
 
     `field` is complex (..., N, M), `shift_px` real (..., 2) in (row, column), leading axes broadcasting. Returns
@@ -47,7 +52,7 @@ def _phase_ramp(shift_px: torch.Tensor, length: int) -> torch.Tensor:
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def disk(N: int, radius_px: float | None = None) -> NDArray[np.complex64]:
+def disk(N: int, radius_px: float | None = None) -> Complex64[NDArray[np.complex64], "{N} {N}"]:
     """Make a flat disk with a smooth edge, the probe that leaves the twin image possible.
 
     Returns complex64 (N, N), real and at most 1, half of it at `radius_px` (default 15 px at N = 64, in proportion)
@@ -60,7 +65,9 @@ def disk(N: int, radius_px: float | None = None) -> NDArray[np.complex64]:
     return np.asarray(amplitude, dtype=np.complex64)
 
 
-def curved_disk(N: int, radius_px: float | None = None, curvature_rad: float = 8.0) -> NDArray[np.complex64]:
+def curved_disk(
+    N: int, radius_px: float | None = None, curvature_rad: float = 8.0
+) -> Complex64[NDArray[np.complex64], "{N} {N}"]:
     """Make the default probe: the smooth `disk` with a quadratic phase, as a defocused lens gives.
 
     Returns complex64 (N, N); the phase is `curvature_rad * (r / radius_px)**2`, zero in the middle and `curvature_rad`
@@ -72,12 +79,12 @@ def curved_disk(N: int, radius_px: float | None = None, curvature_rad: float = 8
     return np.asarray(disk(N, radius) * np.exp(1j * phase), dtype=np.complex64)
 
 
-def from_npz(path: str | Path) -> NDArray[np.complex64]:
+def from_npz(path: str | Path) -> Complex64[NDArray[np.complex64], "N N"]:
     """Read a probe, complex64 (N, N), from an NPZ file; `formats.npz.read_probe` says from which keys, and raises."""
     return read_probe(path)
 
 
-def energy(fields: NDArray[np.complex64]) -> NDArray[np.float64]:
+def energy(fields: Complex64[NDArray[np.complex64], "*shape N N"]) -> Float64[NDArray[np.float64], "*shape"]:
     """Sum |field|^2 over the last two axes of complex (..., N, N)."""
     return np.asarray(np.square(np.abs(fields), dtype=np.float64).sum(axis=(-2, -1)))
 
@@ -99,12 +106,16 @@ def photon_scale(amplitudes: ArrayLike | torch.Tensor, nphotons: float) -> float
     return float(np.sqrt(nphotons / mean))
 
 
-def measured_scale(counts: NDArray[np.float32], probe: NDArray[np.complex64]) -> float:
+def measured_scale(
+    counts: Float32[NDArray[np.float32], "n N N"], probe: Complex64[NDArray[np.complex64], "N N"]
+) -> float:
     """Find the scale at which an object of ones gives as many counts as measured patterns (n, N, N) hold on average."""
     return photon_scale(np.abs(probe), float(counts.sum(dtype=np.float64)) / len(counts))
 
 
-def poisson_counts(amplitudes: ArrayLike | torch.Tensor, scale: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def poisson_counts(
+    amplitudes: ArrayLike | torch.Tensor, scale: float, rng: np.random.Generator
+) -> Float32[NDArray[np.float32], "..."]:
     """Draw photon counts, Poisson distributed with mean `(scale * amplitudes)**2`.
 
     `amplitudes` is real, any shape. Returns float32 of that shape; rates and draws are 64-bit, and counts above 2^24
@@ -114,7 +125,7 @@ def poisson_counts(amplitudes: ArrayLike | torch.Tensor, scale: float, rng: np.r
     return rng.poisson(rates).astype(np.float32)
 
 
-def crop_probe(probe: NDArray[Any], N: int) -> NDArray[np.complex64]:
+def crop_probe(probe: Shaped[NDArray[Any], "M M"], N: int) -> Complex64[NDArray[np.complex64], "{N} {N}"]:
     """Resample a probe to the coarser grid that goes with the central N x N of its patterns.
 
     `probe` is complex (M, M) with M >= N; returns complex64 (N, N): the central N x N of its orthonormal spectrum, with
@@ -129,7 +140,7 @@ def crop_probe(probe: NDArray[Any], N: int) -> NDArray[np.complex64]:
     return np.asarray(np.fft.ifft2(cropped, norm="ortho"), dtype=np.complex64)
 
 
-def crop_patterns(counts: NDArray[Any], N: int) -> NDArray[Any]:
+def crop_patterns(counts: Shaped[NDArray[Any], "*n M M"], N: int) -> Shaped[NDArray[Any], "*n {N} {N}"]:
     """Cut the central N x N out of centred patterns (..., M, M), as a view, keeping zero frequency at N // 2."""
     rows, cols = _central(counts.shape[-2:], N)
     return counts[..., rows, cols]

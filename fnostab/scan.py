@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Complex, Complex64, Float, Float32, Float64, Int64, Shaped
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
@@ -30,14 +31,14 @@ _LOOSE = 1e-6
 class Reassembly:
     """One object from a scan's patches; `origin_px` is the canvas's (row, column) in the positions' frame."""
 
-    object: NDArray[np.complex64]  #: (H, W), least squares over all patches
-    light: NDArray[np.float32]  #: (H, W), sum of the shifted probes' intensities
+    object: Complex64[NDArray[np.complex64], "H W"]  #: least squares over all patches
+    light: Float32[NDArray[np.float32], "H W"]  #: sum of the shifted probes' intensities
     origin_px: tuple[int, int]
-    phases_rad: NDArray[np.float64]  #: (n,), the phase that each patch had over the object
+    phases_rad: Float64[NDArray[np.float64], " n"]  #: the phase that each patch had over the object
     consistency: float  #: share of the patches' variance that the object explains: 1 if they agree on their overlaps
 
 
-def grid_positions(size: int, N: int, stride_px: int) -> NDArray[np.int64]:
+def grid_positions(size: int, N: int, stride_px: int) -> Int64[NDArray[np.int64], "n 2"]:
     """List the top-left corners of a square grid of N x N patches on a `size` x `size` object.
 
     Returns int64 (n, 2), (row, column), row by row from (0, 0), every patch inside the object. Raises ValueError if no
@@ -51,7 +52,9 @@ def grid_positions(size: int, N: int, stride_px: int) -> NDArray[np.int64]:
     return np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-def extract_patches(obj: NDArray[Any], positions_px: ArrayLike, N: int) -> NDArray[Any]:
+def extract_patches(
+    obj: Shaped[NDArray[Any], "H W"], positions_px: ArrayLike, N: int
+) -> Shaped[NDArray[Any], "n {N} {N}"]:
     """Cut N x N patches out of an object at whole-pixel positions.
 
     `obj` is (H, W), `positions_px` (n, 2). Returns a copy, (n, N, N), of the object's dtype. Raises ValueError if a
@@ -67,8 +70,8 @@ def extract_patches(obj: NDArray[Any], positions_px: ArrayLike, N: int) -> NDArr
 
 
 def stitch_grid(
-    patches: NDArray[Any], positions_px: ArrayLike, tile_px: int, N: int
-) -> tuple[NDArray[Any], tuple[int, int]]:
+    patches: Shaped[NDArray[Any], "..."], positions_px: ArrayLike, tile_px: int, N: int
+) -> tuple[Shaped[NDArray[Any], "H W"], tuple[int, int]]:
     """Lay the central `tile_px` x `tile_px` of every patch side by side.
 
     `patches` is (n, N, N) with common phase, `positions_px` (n, 2) whole pixels of a full grid whose stride is
@@ -91,7 +94,9 @@ def stitch_grid(
     return canvas, (int(first[0]) + margin, int(first[1]) + margin)
 
 
-def split_positions(positions_px: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def split_positions(
+    positions_px: ArrayLike,
+) -> tuple[Int64[NDArray[np.int64], "n 2"], Float32[NDArray[np.float32], "n 2"]]:
     """Split positions (n, 2) into nearest whole pixels, int64, and remainders of at most half a pixel, float32."""
     positions = np.asarray(positions_px, dtype=np.float64)
     if positions.ndim != 2 or positions.shape[1] != 2 or not len(positions) or not np.isfinite(positions).all():
@@ -100,7 +105,9 @@ def split_positions(positions_px: ArrayLike) -> tuple[NDArray[np.int64], NDArray
     return corners.astype(np.int64), (positions - corners).astype(np.float32)
 
 
-def read_windows(canvas: torch.Tensor, corners: torch.Tensor, N: int) -> torch.Tensor:
+def read_windows(
+    canvas: Shaped[torch.Tensor, "H W"], corners: Int64[torch.Tensor, "n 2"], N: int
+) -> Shaped[torch.Tensor, "n {N} {N}"]:
     """Read N x N windows (n, N, N) of a canvas (H, W) at int64 `corners` (n, 2); differentiable.
 
     The windows must lie inside the canvas, which is not checked: that would make a GPU wait.
@@ -110,8 +117,11 @@ def read_windows(canvas: torch.Tensor, corners: torch.Tensor, N: int) -> torch.T
 
 
 def stitch(
-    exit_waves: torch.Tensor, probes: torch.Tensor, corners: torch.Tensor, shape: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
+    exit_waves: Complex[torch.Tensor, "n N N"],
+    probes: Complex[torch.Tensor, "... N N"],
+    corners: Int64[torch.Tensor, "n 2"],
+    shape: tuple[int, int],
+) -> tuple[Complex[torch.Tensor, "H W"], Float[torch.Tensor, "H W"]]:
     """Sum exit waves into the numerator and the light of the least-squares object; differentiable.
 
     `exit_waves` complex (n, N, N) and `probes` (n, N, N) or (N, N), both shifted by their positions' remainders;
@@ -130,8 +140,11 @@ def stitch(
 
 @torch.no_grad()
 def synchronise_phases(
-    exit_waves: torch.Tensor, probes: torch.Tensor, corners: torch.Tensor, n_iterations: int = 100
-) -> torch.Tensor:
+    exit_waves: Complex[torch.Tensor, "n N N"],
+    probes: Complex[torch.Tensor, "... N N"],
+    corners: Int64[torch.Tensor, "n 2"],
+    n_iterations: int = 100,
+) -> Float[torch.Tensor, " n"]:
     """Estimate the global phase that each exit wave has over the one object common to all.
 
     Arguments as for `stitch`. Returns real (n,): psi_j is best explained as exp(i phase_j) P_j O. The least-squares
@@ -219,7 +232,7 @@ def stitched_r_factor(
     reassembly: Reassembly,
     positions_px: ArrayLike,
     probe: ArrayLike | torch.Tensor,
-    amplitudes: NDArray[Any],
+    amplitudes: Shaped[NDArray[Any], "n N N"],
     batch_size: int = 256,
 ) -> float:
     """Compare the patterns of the ONE reassembled object with the measured amplitudes.

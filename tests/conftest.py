@@ -4,7 +4,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
+
+# Arguments and results of these are checked against their annotations, shapes included. Before they are imported.
+jaxtyping.install_import_hook(["fnostab.optics", "fnostab.scan", "fnostab.metrics"], "typecheck.checked")
 
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

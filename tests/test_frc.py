@@ -115,7 +115,7 @@ def test_scales_and_offsets_of_the_images_do_not_count(seed, scale, offset, size
 
 
 def _curve(*correlation):
-    correlation = np.array(correlation)
+    correlation = np.array(correlation, dtype=np.float64)
     return FRC(np.arange(1, len(correlation) + 1) / (2 * len(correlation)), correlation)
 
 

@@ -145,7 +145,7 @@ def test_the_true_object_has_the_r_factor_of_photon_noise_at_any_photon_count(si
 def test_progress_of_the_truth_is_one_and_of_the_best_constant_object_zero_at_any_photon_count(simulated):
     dataset, truth = simulated
     measured = np.sqrt(dataset.val.counts)
-    beam = far_field_amplitude(torch.ones(()), torch.from_numpy(np.array(dataset.probe))).numpy()
+    beam = far_field_amplitude(torch.ones(dataset.probe.shape), torch.from_numpy(np.array(dataset.probe))).numpy()
     constant = metrics.constant_object_r_factor(beam, measured)
     floor = metrics.photon_noise_r_factor(truth**2)
     best = minimize_scalar(lambda c: metrics.r_factor(c * beam, measured), bounds=(0, 2 * dataset.scale))

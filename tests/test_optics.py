@@ -2,6 +2,7 @@ import bz2
 import io
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -49,6 +50,11 @@ def test_a_plane_wave_lands_at_its_frequency_from_the_centre(N):
     wave = torch.exp(2j * torch.pi * (3 * torch.arange(N)[:, None] - 2 * torch.arange(N)) / N)
     pattern = far_field_amplitude(wave, torch.ones(N, N))
     assert divmod(int(pattern.argmax()), N) == (N // 2 + 3, N // 2 - 2)
+
+
+def test_the_tests_check_shapes_against_the_annotations() -> None:
+    with pytest.raises(jaxtyping.TypeCheckError, match="patches"):
+        far_field_amplitude(torch.ones(3, 4, 5), torch.ones(4, 5))
 
 
 def test_a_shift_of_the_exit_wave_leaves_the_pattern():

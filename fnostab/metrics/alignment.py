@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Complex128, Float64
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft, ndimage
 from skimage.registration import phase_cross_correlation
@@ -24,8 +25,8 @@ _PHASE_STEPS = 5
 class Aligned:
     """An object laid over another by `align`."""
 
-    object: NDArray[np.complex128]  #: (H, W), 0 outside of the mask
-    mask: NDArray[np.bool_]  #: (H, W), the pixels to compare
+    object: Complex128[NDArray[np.complex128], "H W"]  #: 0 outside of the mask
+    mask: Bool[NDArray[np.bool_], "H W"]  #: the pixels to compare
     shift_px: tuple[float, float]  #: (row, column) by which its content was moved
     ramp: bool  #: whether a phase ramp was free
 
@@ -53,8 +54,11 @@ def align(
 
 
 def free_phase(
-    image: NDArray[np.complex128], target: NDArray[np.complex128], inside: NDArray[np.bool_], ramp: bool
-) -> NDArray[np.float64]:
+    image: Complex128[NDArray[np.complex128], "H W"],
+    target: Complex128[NDArray[np.complex128], "H W"],
+    inside: Bool[NDArray[np.bool_], "H W"],
+    ramp: bool,
+) -> Float64[NDArray[np.float64], "H W"]:
     """Fit the plane, or without `ramp` the constant, by which the phase of `image` is off: (H, W), in radians.
 
     Both images are (H, W) and 0 outside of `inside`, as `frc.checked_pair` gives them.
@@ -146,6 +150,6 @@ def _shifted_mask(inside: NDArray[np.bool_], shift_px: NDArray[np.float64]) -> N
     return np.asarray(inside & (share > 1 - 1e-6))
 
 
-def wrapped(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+def wrapped(angle: Float64[NDArray[np.float64], "*shape"]) -> Float64[NDArray[np.float64], "*shape"]:
     """`angle` in radians brought to [-pi, pi)."""
     return np.asarray(np.remainder(angle + np.pi, 2 * np.pi) - np.pi)

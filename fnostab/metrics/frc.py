@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Complex128, Float64
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft, ndimage
 
@@ -13,10 +14,10 @@ _ROUNDING = 10 * np.finfo(np.float64).eps
 
 @dataclass(frozen=True, eq=False)
 class FRC:
-    """Correlation of two images ring by ring: `frequency` in cycles per pixel and `correlation`, both (rings,)."""
+    """Correlation of two images ring by ring: `frequency` in cycles per pixel and `correlation`."""
 
-    frequency: NDArray[np.float64]
-    correlation: NDArray[np.float64]
+    frequency: Float64[NDArray[np.float64], " rings"]
+    correlation: Float64[NDArray[np.float64], " rings"]
 
     def crossing(self, threshold: float) -> float:
         """Frequency, in cycles per pixel, at which the curve, once above `threshold`, first falls below it.
@@ -70,7 +71,7 @@ def fourier_ring_correlation(first: ArrayLike, second: ArrayLike, mask: ArrayLik
     return FRC(np.arange(1, n_rings + 1) / size, correlation)
 
 
-def tapered_window(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+def tapered_window(mask: Bool[NDArray[np.bool_], "H W"]) -> Float64[NDArray[np.float64], "H W"]:
     """Window (H, W) that rises from 0 outside of `mask` to 1 inside, as sin^2 of the distance to the nearest outside.
 
     The rise takes half of the largest such distance, with the image's border as an edge: a square mask becomes a Tukey
@@ -82,14 +83,18 @@ def tapered_window(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.asarray(np.sin(np.pi / 2 * np.minimum(distance / rise, 1)) ** 2)
 
 
-def windowed(image: NDArray[np.complex128], window: NDArray[np.float64]) -> NDArray[np.complex128]:
+def windowed(
+    image: Complex128[NDArray[np.complex128], "H W"], window: Float64[NDArray[np.float64], "H W"]
+) -> Complex128[NDArray[np.complex128], "H W"]:
     """`image` (H, W) less its mean under `window`, times `window`."""
     return np.asarray(window * (image - np.sum(window * image) / np.sum(window)))
 
 
 def checked_pair(
     first: ArrayLike, second: ArrayLike, mask: ArrayLike | None, *, names: tuple[str, str]
-) -> tuple[NDArray[np.complex128], NDArray[np.complex128], NDArray[np.bool_]]:
+) -> tuple[
+    Complex128[NDArray[np.complex128], "H W"], Complex128[NDArray[np.complex128], "H W"], Bool[NDArray[np.bool_], "H W"]
+]:
     """Two images as complex (H, W), 0 outside of the mask, and the mask, all True if None.
 
     Raises ValueError with the `names` of the images, in one line, if they are not (H, W) and of one shape, if the mask

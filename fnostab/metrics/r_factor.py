@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Complex, Float
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, xlogy
 
@@ -18,12 +19,16 @@ LIT_SHARE = 0.1
 _TABLE_END = 256
 
 
-def r_factor(predicted: NDArray[np.floating], measured: NDArray[np.floating]) -> float:
-    """R-factor of amplitudes of one shape: sum |predicted - measured| / sum measured."""
+def r_factor(
+    predicted: Float[NDArray[np.floating], "*#shape"], measured: Float[NDArray[np.floating], "*#shape"]
+) -> float:
+    """R-factor of amplitudes: sum |predicted - measured| / sum measured; one pattern is compared with all measured."""
     return float(np.abs(predicted - measured).sum(dtype=np.float64) / measured.sum(dtype=np.float64))
 
 
-def constant_object_r_factor(illumination: NDArray[np.floating], amplitudes: NDArray[np.floating]) -> float:
+def constant_object_r_factor(
+    illumination: Float[NDArray[np.floating], "H W"], amplitudes: Float[NDArray[np.floating], "n H W"]
+) -> float:
     """R-factor of the best constant object, whose pattern is the empty beam's times a number.
 
     `illumination` (N, N) is the far-field amplitude of the probe alone, `amplitudes` (n, N, N) the measured ones. The
@@ -39,7 +44,9 @@ def constant_object_r_factor(illumination: NDArray[np.floating], amplitudes: NDA
     return r_factor(best * illumination, amplitudes)
 
 
-def mean_pattern_r_factor(amplitudes: NDArray[np.floating], training: NDArray[np.floating]) -> float:
+def mean_pattern_r_factor(
+    amplitudes: Float[NDArray[np.floating], "n N N"], training: Float[NDArray[np.floating], "m N N"]
+) -> float:
     """R-factor of one pattern everywhere: the mean amplitude (N, N) of `training`, against `amplitudes` (n, N, N)."""
     return r_factor(training.mean(axis=0, dtype=np.float64), amplitudes)
 
@@ -100,7 +107,7 @@ def progress(r: float, constant: float, floor: float) -> float:
     return (constant - r) / (constant - floor)
 
 
-def lit_region(probe: NDArray[np.complexfloating]) -> NDArray[np.bool_]:
+def lit_region(probe: Complex[NDArray[np.complexfloating], "N N"]) -> Bool[NDArray[np.bool_], "N N"]:
     """Pixels (N, N) where the probe has light: above `LIT_SHARE` of its largest intensity."""
     intensity = np.abs(probe) ** 2
     return np.asarray(intensity > LIT_SHARE * intensity.max())
@@ -115,9 +122,9 @@ class Orientation:
 
 
 def orientation(
-    predicted: NDArray[np.complexfloating],
-    truth: NDArray[np.complexfloating],
-    probe: NDArray[np.complexfloating],
+    predicted: Complex[NDArray[np.complexfloating], "n N N"],
+    truth: Complex[NDArray[np.complexfloating], "n N N"],
+    probe: Complex[NDArray[np.complexfloating], "N N"],
 ) -> Orientation:
     """Correlate predicted patches (n, N, N) with true ones, and with their twins conj(O(-r)).
 

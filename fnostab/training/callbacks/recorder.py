@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import lightning
 import torch
 
-from fnostab.health.history import STEP_SERIES, History
+from fnostab.health import EPOCH_SERIES, STEP_SERIES, History
 from fnostab.metrics import progress
 from fnostab.study.names import METRIC
 from fnostab.training.batches import all_validation_batches, training_loader
@@ -16,8 +16,6 @@ from fnostab.training.processes import broadcast
 
 #: Steps between copies of the recorded values from the device; a copy waits for the device once.
 _CHUNK_STEPS = 250
-#: The series of `History` that are tracked every epoch, besides those of `History.health`.
-EPOCH_SERIES = ("val_loss", "val_amp_ssim", "lr", "object_std_ratio")
 
 
 class MetricSink(Protocol):
@@ -161,7 +159,7 @@ class SeriesRecorder(lightning.Callback):
         )
 
     def _offer_epochs(self, first: int) -> None:
-        series = {METRIC[name]: getattr(self.history, name) for name in EPOCH_SERIES}
+        series = {METRIC[name]: getattr(self.history, name) for name in EPOCH_SERIES if name in METRIC}
         series[METRIC["progress"]] = self._progress
         health = self.history.health.items()
         for epoch, (step, time_ms) in list(enumerate(self._epochs))[first:]:
