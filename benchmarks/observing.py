@@ -28,9 +28,11 @@ import torch
 from fnostab import tracking
 from fnostab.config import ArmConfig, resolve_config
 from fnostab.dataset import Dataset, load_or_build
-from fnostab.training import CheckpointFiles, PtychoModule, make_trainer
 from fnostab.training.batches import PtychoDataModule
 from fnostab.training.callbacks import SeriesRecorder
+from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.module import PtychoModule
+from fnostab.training.trainer import make_trainer
 from fnostab.workflows.train import _Run
 
 

@@ -5,9 +5,11 @@ import torch
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines
 from fnostab.health.history import History
-from fnostab.training import CheckpointFiles, PtychoModule, make_trainer
 from fnostab.training.batches import PtychoDataModule
 from fnostab.training.callbacks import Checkpoints, SeriesRecorder
+from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.module import PtychoModule
+from fnostab.training.trainer import make_trainer
 
 
 class Sink:

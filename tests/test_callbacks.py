@@ -8,15 +8,17 @@ import torch
 from small_runs import Sink
 
 from fnostab.health.history import History
-from fnostab.io.endings import Interrupted
-from fnostab.training.callbacks import ConsoleProgress, Interruption, SeriesRecorder, in_words
+from fnostab.io.endings import STOP_SIGNALS, Interrupted
+from fnostab.training.callbacks import Checkpoints, ConsoleProgress, Interruption, SeriesRecorder
+from fnostab.training.callbacks.progress import duration_text
+from fnostab.training.checkpoint_files import CheckpointFiles
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3000, "50 min"), (32000, "9 h")]
 )
 def test_durations_are_said_in_the_unit_that_people_would_use(seconds, words):
-    assert in_words(seconds) == words
+    assert duration_text(seconds) == words
 
 
 def _trainer(step, total=1000):
@@ -30,29 +32,37 @@ def _trainer(step, total=1000):
     )
 
 
-def _module(device="cpu"):
-    return SimpleNamespace(device=torch.device(device), step_record=torch.zeros(4))
+def _module(device="cpu", preset="stage_a"):
+    config = SimpleNamespace(preset=preset)
+    return SimpleNamespace(device=torch.device(device), step_record=torch.zeros(4), config=config)
 
 
-def _estimate(monkeypatch, seconds_a_step, device="cpu"):
-    """The line after the first steps of a run of 1000 steps."""
+def _estimate(monkeypatch, *seconds_a_step, **module):
+    """The lines of a run of 1000 steps, of which the first 10, 10, 20, 40, ... take `seconds_a_step`."""
     lines: list[str] = []
-    clock = iter([0.0, 10 * seconds_a_step])
-    monkeypatch.setattr("fnostab.training.callbacks.progress.time.monotonic", lambda: next(clock))
+    now = [0.0]
+    monkeypatch.setattr("fnostab.training.callbacks.progress.time.monotonic", lambda: now[0])
     progress = ConsoleProgress(lines.append, terminal=False)
-    progress.on_train_start(_trainer(0), _module(device))
-    for step in range(1, 11):
-        progress.on_train_batch_end(_trainer(step), _module(device), None, None, step - 1)
+    progress.on_train_start(_trainer(0), _module(**module))
+    for step in range(1, 1 + 10 * 2 ** (len(seconds_a_step) - 1)):
+        now[0] += seconds_a_step[((step - 1) // 10).bit_length()]
+        progress.on_train_batch_end(_trainer(step), _module(**module), None, None, step - 1)
     return lines
 
 
 def test_a_long_run_on_a_cpu_is_told_of_the_quick_preset_after_the_first_steps(monkeypatch):
-    assert _estimate(monkeypatch, 30.0) == ["about 8 h left on this CPU; `-P preset=quick` takes minutes"]
+    assert _estimate(monkeypatch, 30.0, 30.0) == ["about 8 h left on this CPU; `-P preset=quick` takes minutes"]
 
 
-def test_short_runs_and_other_devices_hear_the_time_only(monkeypatch):
-    assert _estimate(monkeypatch, 0.1) == ["about 2 min left"]
-    assert _estimate(monkeypatch, 30.0, device="cuda") == ["about 8 h left"]
+def test_short_runs_the_quick_preset_and_other_devices_hear_the_time_only(monkeypatch):
+    assert _estimate(monkeypatch, 0.1, 0.1) == ["about 2 min left"]
+    assert _estimate(monkeypatch, 30.0, 30.0, device="cuda") == ["about 8 h left"]
+    assert _estimate(monkeypatch, 30.0, 30.0, preset="quick") == ["about 8 h left"]
+
+
+def test_the_time_that_is_left_is_estimated_once_the_pace_is_steady(monkeypatch):
+    assert _estimate(monkeypatch, 10.0, 4.0, 2.0) == []
+    assert _estimate(monkeypatch, 10.0, 4.0, 1.2, 1.0, 1.0) == ["about 15 min left"]
 
 
 def test_without_a_terminal_an_epoch_is_a_line():
@@ -120,7 +130,7 @@ def test_after_the_last_epoch_there_is_nothing_to_give_up():
     assert _given_up([1.2] * 3, 1.0, 0.1, epochs=3) == {}
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_signal_while_training_waits_for_the_end_of_the_step(signum):
     with Interruption() as interruption:
         interruption.on_train_start(_trainer(0), _module())
@@ -144,3 +154,59 @@ def test_the_handlers_from_before_are_put_back():
     with Interruption():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+class _Processes:
+    """Stands for torch's collectives: what the leader broadcasts is kept, and told to those that follow it."""
+
+    def __init__(self, monkeypatch):
+        self.said: list[list[int]] = []
+        self.follows = False
+        self._heard = iter(self.said)
+        self.now = 0.0
+        monkeypatch.setattr("fnostab.training.collectives.is_distributed", lambda: True)
+        monkeypatch.setattr("fnostab.training.collectives.broadcast", self._broadcast)
+        monkeypatch.setattr("fnostab.training.collectives.time.monotonic", lambda: self.now)
+
+    def _broadcast(self, values, device):
+        if self.follows:
+            return next(self._heard)
+        self.said.append(values)
+        return values
+
+    def train(self, callback, steps, seconds_a_step):
+        """Drive the callback; returns after how many steps it stopped the training, if it did."""
+        for step in range(1, steps + 1):
+            self.now += seconds_a_step
+            try:
+                callback.on_train_batch_end(_trainer(step), _module(), None, None, step)
+            except Interrupted:
+                return step
+        return None
+
+
+def test_several_processes_seldom_wait_for_each_other_and_for_the_device(monkeypatch, tmp_path):
+    processes = _Processes(monkeypatch)
+    for callback in (Interruption(), Checkpoints(CheckpointFiles(tmp_path), 1e9)):
+        processes.said.clear()
+        assert processes.train(callback, 1000, 0.01) is None
+        assert 10 <= len(processes.said) <= 30  # 10 s of training
+    processes.said.clear()
+    processes.train(Interruption(), 1000, 1e-5)
+    assert len(processes.said) <= 15
+    processes.said.clear()
+    processes.train(Interruption(), 10, 60.0)  # nobody notices that long steps are waited for
+    assert len(processes.said) == 10
+
+
+def test_a_signal_stops_all_processes_after_the_same_step_within_a_second(monkeypatch):
+    processes = _Processes(monkeypatch)
+    with Interruption() as interruption:
+        interruption.on_train_start(_trainer(0), _module())
+        processes.train(interruption, 500, 0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        stopped_after = processes.train(interruption, 500, 0.01)
+    assert stopped_after is not None
+    assert stopped_after <= 100
+    processes.follows = True
+    assert processes.train(Interruption(follows=True), 1000, 0.0123) == 500 + stopped_after

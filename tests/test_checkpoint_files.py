@@ -5,7 +5,8 @@ import errno
 import pytest
 import torch
 
-from fnostab.training import CheckpointFiles, checkpoint_files
+from fnostab.training import checkpoint_files
+from fnostab.training.checkpoint_files import CheckpointFiles
 
 
 @pytest.fixture

@@ -13,14 +13,17 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from small_runs import Sink
 
 from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.health.history import STEP_SERIES, History
-from fnostab.training import CheckpointFiles, Meeting, check_devices, find_environment, fit, leading, make_trainer
 from fnostab.training.callbacks import Checkpoints, Interruption, SeriesRecorder
-from fnostab.training.processes import OUT_OF_MEMORY_EXIT, Followers
+from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.processes import OUT_OF_MEMORY_EXIT, Meeting, OneMachine, find_environment, followers, leading
+from fnostab.training.trainer import check_devices, fit, make_trainer
+from fnostab.workflows.follow import COMMAND
 
 #: Two processes sum float32 numbers in another order than one: about 1e-6 in the first steps, more as they go on.
 _RTOL = 1e-4
@@ -41,18 +44,17 @@ def _train(overrides, folder, devices, extra=(), constant=np.nan):
     torch.set_num_threads(1)
     dataset = load_or_build(config.data)
     recorder = SeriesRecorder(History(val_loss_constant=constant), Sink(), config.train.give_up_epoch)
-    environment = find_environment(config)
     files = CheckpointFiles(folder)
     callbacks = [recorder, Checkpoints(files, 1e-3), Interruption(), *extra]
-    trainer = make_trainer(config, callbacks, files, environment)
-    with leading(trainer, config, environment, Meeting(dataset.sha256, None)):
+    trainer = make_trainer(config, callbacks, files)
+    with leading(trainer, config, Meeting(dataset.sha256, None), COMMAND):
         fit(trainer, config, dataset, None)
     assert trainer.world_size == devices
     return recorder.history, trainer.lightning_module.state_dict()
 
 
 def _followers(pid):
-    return [child for child in psutil.Process(pid).children() if "fnostab.training.follow" in child.cmdline()]
+    return [child for child in psutil.Process(pid).children() if COMMAND[-1] in child.cmdline()]
 
 
 def _assert_same_series(history, expected):
@@ -110,16 +112,13 @@ def test_the_run_fails_with_the_process_that_fails(tmp_path):
     assert _followers(os.getpid()) == []
 
 
-def test_a_follower_whose_memory_does_not_suffice_makes_that_the_reason(tmp_path, monkeypatch):
+def test_a_follower_whose_memory_does_not_suffice_makes_that_the_reason(tmp_path):
     script = tmp_path / "follower"
-    script.write_text(f"#!/bin/sh\nread assignment\necho ready\nexit {OUT_OF_MEMORY_EXIT}\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
+    script.write_text(f"read config\nexit {OUT_OF_MEMORY_EXIT}\n")
     config = resolve_config(_TINY | {"devices": 2})
 
     def train():
-        with Followers(config, 1) as followers:
-            followers.wait_until_ready()
+        with followers(["sh", str(script)], config, 1):
             raise RuntimeError("connection closed by peer")
 
     with pytest.raises(torch.OutOfMemoryError, match=r"^process 1 of the run: out of memory$"):
@@ -129,9 +128,8 @@ def test_a_follower_whose_memory_does_not_suffice_makes_that_the_reason(tmp_path
 def test_followers_end_when_the_first_process_is_killed():
     code = f"""
 from fnostab.config import resolve_config
-from fnostab.training.processes import Followers
-with Followers(resolve_config({_TINY | {"devices": 2}!r}), 1) as followers:
-    followers.wait_until_ready()
+from fnostab.training.processes import followers
+with followers({COMMAND!r}, resolve_config({_TINY | {"devices": 2}!r}), 1):
     print("ready", flush=True)
     input()
 """
@@ -140,7 +138,7 @@ with Followers(resolve_config({_TINY | {"devices": 2}!r}), 1) as followers:
         assert first.stdout.readline() == b"ready\n"
         (follower,) = _followers(first.pid)
         first.kill()
-    follower.wait(timeout=10)
+    follower.wait(timeout=60)
 
 
 def _only_run(folder: Path):
@@ -208,7 +206,7 @@ def test_a_stopped_run_of_two_processes_is_finished_by_two_others_that_torchrun_
         (
             {"train.nodes": 2},
             {},
-            r"^`train.nodes` \(=2\) must be 1 unless torchrun or SLURM starts the processes$",
+            r"^`train.nodes` \(=2\) must be 1 unless torchrun or srun starts the processes$",
         ),
         (
             {"devices": 3},
@@ -217,7 +215,7 @@ def test_a_stopped_run_of_two_processes_is_finished_by_two_others_that_torchrun_
         ),
         (
             {"devices": 3},
-            {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "train"},
+            dict.fromkeys(("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_TASKS"), "2"),
             r"^`train.devices` times `train.nodes` \(=3\) must be the 2 processes of SLURM$",
         ),
     ],
@@ -236,7 +234,54 @@ def test_more_devices_than_there_are_are_refused(monkeypatch):
         check_devices(resolve_config(_TINY | {"devices": 3, "accelerator": "gpu"}))
 
 
-def test_one_device_is_one_process_whoever_starts_it(monkeypatch):
-    for name, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}.items():
+@pytest.fixture
+def slurm_job(tmp_path, monkeypatch):
+    """The variables of the script of a job of four tasks, and `srun` on the PATH."""
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3"}.items():
         monkeypatch.setenv(name, value)
-    assert find_environment(resolve_config(_TINY)) is None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+
+
+@pytest.mark.usefixtures("slurm_job")
+def test_the_variables_of_a_slurm_job_mean_nothing_to_a_run_of_one_process(tmp_path):
+    history, _ = _train(_TINY | {"epochs": 1}, tmp_path, 1)  # warnings are errors
+    assert len(history.val_loss) == 1
+
+
+@pytest.mark.usefixtures("slurm_job")
+def test_several_devices_in_a_slurm_job_without_srun_are_started_by_the_run_itself(monkeypatch):
+    config = resolve_config(_TINY | {"devices": 4})
+    assert isinstance(find_environment(config), OneMachine)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")  # srun sets it, for each process that it starts
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    assert find_environment(config).global_rank() == 3
+
+
+def test_a_run_whose_other_processes_do_not_come_says_so_and_can_be_stopped():
+    """As where only one of the processes that torchrun or srun should start does start."""
+    code = f"""
+from pathlib import Path
+from fnostab.config import resolve_config
+from fnostab.training import processes
+from fnostab.training.callbacks import Interruption
+from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.trainer import make_trainer
+processes._SILENCE_S = 0
+config = resolve_config({_TINY | {"devices": 2}!r})
+trainer = make_trainer(config, [], CheckpointFiles(Path()))
+say = lambda line: print(line, flush=True)
+with Interruption(), processes.leading(trainer, config, processes.Meeting("", None), [], say):
+    pass
+"""
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | torchrun | address, stdout=-1, stderr=-1, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting for all 2 processes of the run to start\n"
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert errors.endswith("Interrupted: stopped by SIGTERM\n")

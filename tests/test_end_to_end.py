@@ -16,7 +16,7 @@ from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.health.history import STEP_SERIES
 from fnostab.tracking import StoreUnavailable
-from fnostab.training import PtychoModule
+from fnostab.training.module import PtychoModule
 from fnostab.workflows.train import train_arm
 
 _ROOT = Path(__file__).resolve().parents[1]

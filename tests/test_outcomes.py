@@ -12,7 +12,7 @@ import torch
 
 from fnostab.cli import main
 from fnostab.config import resolve_config
-from fnostab.training import PtychoModule
+from fnostab.training.module import PtychoModule
 from fnostab.workflows.train import train_arm
 
 #: The names that every run on simulated data has in the store.

@@ -12,16 +12,11 @@ from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.health.history import STEP_SERIES
 from fnostab.optics import far_field_amplitude
-from fnostab.training import (
-    CountsToObject,
-    PtychoModule,
-    check_network,
-    is_out_of_memory,
-    object_std,
-    stitched_amplitude,
-)
 from fnostab.training.batches import resident
-from fnostab.training.trainer import _default_threads
+from fnostab.training.module import PtychoModule, object_std
+from fnostab.training.shipped_model import CountsToObject
+from fnostab.training.stitching import stitched_amplitude, stitched_amplitude_ssim
+from fnostab.training.trainer import _default_threads, check_network, is_out_of_memory
 
 _TINY = {
     "preset": "smoke",
@@ -273,11 +268,15 @@ def test_blocks_are_observed_before_the_first_step_and_after_each_epoch(tmp_path
 def test_the_validation_ssim_is_that_of_the_stitched_amplitude(tmp_path):
     config = _config(**{"data.max_val_patches": None, "data.stride_val_px": 4})
     dataset = load_or_build(config.data)
-    module = new_module(config)
+    probe = torch.from_numpy(np.array(dataset.probe))
+
+    def ssim(amplitudes):
+        return stitched_amplitude_ssim(amplitudes, probe, dataset.val, dataset.val_objects)
+
     truth = torch.from_numpy(dataset.val.patches_of(dataset.val_objects)).abs()
-    assert module._amplitude_ssim(truth, dataset.val_objects) == pytest.approx(1, abs=1e-5)
+    assert ssim(truth) == pytest.approx(1, abs=1e-5)
     noisy = truth + 0.3 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
-    assert module._amplitude_ssim(noisy, dataset.val_objects) < 0.9
+    assert ssim(noisy) < 0.9
     _, history, _ = fit(config, tmp_path)
     assert len(history.val_amp_ssim) == len(history.val_loss)
 

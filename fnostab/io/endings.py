@@ -17,7 +17,7 @@ class CommandFailed(RuntimeError):
 
 
 class Interrupted(BaseException):
-    """SIGTERM or Ctrl-C ended the work once everything recorded was stored: one line, exit code 128 + `signum`.
+    """A stop signal ended the work once everything recorded was stored: one line, exit code 128 + `signum`.
 
     It is no `KeyboardInterrupt`: Lightning would turn that one into an exit of its own.
     """
@@ -25,3 +25,9 @@ class Interrupted(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
+
+
+#: What ends a command early. The last two are how SLURM announces, where a job asks for it, that its time runs out.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)

@@ -14,14 +14,14 @@ from fnostab.clipping import ClipStats, clip_gradients_
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset, Split
 from fnostab.gradients import layer_norms
-from fnostab.models import build_generator, contiguous_copy
+from fnostab.models import build_generator
 from fnostab.models.layers import block_statistics, first_bad_layer, norm_statistics
-from fnostab.optics import far_field_amplitude, fourier_shift
-from fnostab.scan import read_windows, stitch
+from fnostab.optics import far_field_amplitude
 from fnostab.training.batches import Batch, resident, split_batches
+from fnostab.training.collectives import all_gather
 from fnostab.training.optimizers import Adam, AdamW
-from fnostab.training.processes import all_gather
 from fnostab.training.replay import Replay
+from fnostab.training.stitching import stitched_amplitude, stitched_amplitude_ssim
 
 #: Validation patterns on which the activations of the blocks are observed.
 _WATCHED_PATTERNS = 16
@@ -199,23 +199,9 @@ class PtychoModule(lightning.LightningModule):
             amplitudes = torch.cat(self._validation_amplitudes)
             if several:
                 amplitudes = all_gather(amplitudes, len(self._val.counts))
-            found["val_amp_ssim"] = self._amplitude_ssim(amplitudes, self._val_objects)
+            found["val_amp_ssim"] = stitched_amplitude_ssim(amplitudes, self.probe, self._val, self._val_objects)
         for name, value in found.items():
             self.log(name, value, sync_dist=several)  # they are the same on all ranks
-
-    def _amplitude_ssim(self, amplitudes: torch.Tensor, objects: NDArray[np.complex64]) -> float:
-        """Mean SSIM over the validation objects, each stitched from its patches' amplitudes (n, N, N)."""
-        values = []
-        for index, truth in enumerate(objects):
-            members = torch.from_numpy(np.flatnonzero(self._val.object_index == index)).to(self.device)
-            corners = torch.from_numpy(self._val.positions_px.astype(np.int64)).to(self.device)[members]
-            waves = self.probe * amplitudes[members]
-            numerator, light = stitch(waves, self.probe, corners, truth.shape)
-            mask = (light > metrics.LIT_SHARE * light.max()).cpu().numpy()
-            stitched = (numerator.real / light.clamp_min(torch.finfo(light.dtype).tiny)).cpu().numpy()
-            finite = bool(mask.any() and np.isfinite(stitched[mask]).all())
-            values.append(metrics.amplitude_ssim(stitched, np.abs(truth), mask) if finite else math.nan)
-        return float(np.mean(values))
 
     def configure_optimizers(self) -> Any:
         """The optimizer over network and, if learnt, probe; with the schedule stepped at every optimizer step."""
@@ -261,58 +247,6 @@ class _WarmupCosine:
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.total - self.warmup)))
-
-
-class CountsToObject(nn.Module):
-    """What is shipped: detector counts float32 (B, N, N) in, object patches float32 (B, N, N, 2) out.
-
-    The last axis holds real and imaginary part; the scaling of the counts is inside. The generator is copied.
-    """
-
-    def __init__(self, generator: nn.Module, input_scale: float) -> None:
-        super().__init__()
-        self.generator = contiguous_copy(generator)
-        self.input_scale = input_scale
-
-    def forward(self, counts: torch.Tensor) -> torch.Tensor:
-        """Predict object patches from counts; negative counts are taken as 0."""
-        output: torch.Tensor = self.generator((counts.clamp_min(0).sqrt() * self.input_scale).unsqueeze(1))
-        return output.squeeze(3)
-
-
-def stitched_amplitude(
-    patches: torch.Tensor, probe: torch.Tensor, positions_px: torch.Tensor, extent_px: tuple[int, int]
-) -> torch.Tensor:
-    """Far-field amplitudes (B, N, N) of the one object that overlapping `patches` (B, N, N) make together.
-
-    The patches' free global phases are settled first, by a few iterations that pass no gradient; then the least-squares
-    object of `scan.stitch` is read back at each of the `positions_px` (B, 2), whose rounded rows and columns span
-    `extent_px`.
-    """
-    size = patches.shape[-1]
-    corners = positions_px.round()
-    remainder = positions_px - corners
-    corners = (corners - corners.amin(0)).long()
-    height, width = extent_px[0] + size, extent_px[1] + size
-    probes = fourier_shift(probe.expand_as(patches), remainder)
-    waves = fourier_shift(probe * patches, remainder)
-    phase = patches.new_ones(len(patches))
-    for iteration in range(_PHASE_ITERATIONS + 1):
-        last = iteration == _PHASE_ITERATIONS
-        with torch.set_grad_enabled(last and torch.is_grad_enabled()):
-            numerator, light = stitch(waves * phase[:, None, None], probes, corners, (height, width))
-            canvas = numerator / (light + _DARK * light.amax().detach())
-            windows = probes * read_windows(canvas, corners, size)
-            if not last:
-                inner = (waves.conj() * windows).sum((1, 2))
-                phase = inner / inner.abs().clamp_min(1e-12)
-    return far_field_amplitude(windows, windows.new_ones(()))
-
-
-#: Iterations that settle the phases of a batch; they start from the phases that the network gives, nearly agreeing.
-_PHASE_ITERATIONS = 3
-#: Light under this share of the maximum does not count.
-_DARK = 1e-3
 
 
 def object_std(patches: torch.Tensor, lit: torch.Tensor) -> torch.Tensor:

@@ -1,158 +1,240 @@
-"""The processes of one run: starting and ending those on this machine, and what all of them must agree on."""
+"""The processes that share a run: who starts them, which one this is, and how they find each other."""
 
-import json
 import math
 import os
+import socket
 import subprocess
-import sys
 import threading
 import time
-from types import TracebackType
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, NamedTuple
 
+import lightning
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
-from fnostab.config import ArmConfig
+from fnostab.config import ArmConfig, ConfigError
 
 #: Exit code of a follower whose memory does not suffice.
 OUT_OF_MEMORY_EXIT: Final = 3
-_READY: Final = "ready\n"
-#: What followers have for their own end when the training failed or was stopped.
-_DYING_S: Final = 5.0
-#: What followers have for their own end when the training is over.
-_LEAVING_S: Final = 60.0
+#: Time that followers have to end by themselves, after a failure and after a whole training.
+_TO_END_AFTER_FAILURE_S: Final = 5.0
+_TO_END_S: Final = 60.0
+#: Time after which the user hears that processes are waited for.
+_SILENCE_S: Final = 20.0
 
 
-class Assignment(NamedTuple):
-    """What the first process of a run on one machine hands to a follower that it starts."""
+class OneMachine(LightningEnvironment):
+    """What Lightning needs to know of a run that this process starts by itself, on this machine.
 
-    rank: int
-    port: int
-    config: ArmConfig
-
-
-class Followers:
-    """The further processes of a run on this machine, one for each device but the first; a context manager.
-
-    Each is a `fnostab.training.follow`. It gets its assignment through a pipe and ends when that pipe closes: however
-    this process ends, none stays behind. (Lightning would run the command line of this process once more for each
-    device; where that is a whole study's, or not ours, that is no way to train one run.) If the training fails because
-    a follower failed, the context's error says so: `torch.OutOfMemoryError` or `RuntimeError`.
+    It looks at no environment variable: what SLURM or torchrun said to this process means nothing to such a run.
     """
 
-    def __init__(self, config: ArmConfig, port: int) -> None:
-        self._assignments = [Assignment(rank, port, config) for rank in range(1, config.train.devices)]
-        self._processes: list[subprocess.Popen[str]] = []
+    creates_processes_externally = True  # Lightning shall not start any
+    main_address = "127.0.0.1"
+    main_port = 0
 
-    def __enter__(self) -> "Followers":
-        command = [sys.executable, "-m", "fnostab.training.follow"]
-        for rank, port, config in self._assignments:
-            # In a session of its own, Ctrl-C does not reach it: the first process decides when all stop.
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-            )
-            self._processes.append(process)
-            assert process.stdin is not None
-            process.stdin.write(json.dumps([rank, port, config.model_dump(mode="json")]) + "\n")
-            process.stdin.flush()
-        return self
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_global_rank(0)  # Lightning takes SLURM's
+        self.main_port = find_free_network_port()
 
-    def wait_until_ready(self) -> None:
-        """Wait until all of them are about to meet this process; raises `RuntimeError` if one ends before."""
-        for process in self._processes:
-            assert process.stdout is not None
-            if process.stdout.readline() != _READY:
-                raise RuntimeError("a further process of the run did not start")
+    def local_rank(self) -> int:
+        """This is the first process."""
+        return 0
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._wait_for(_DYING_S if error else _LEAVING_S)
-            codes = [process.poll() for process in self._processes]
-        finally:
-            for process in self._processes:
-                process.kill()
-                process.communicate()
-        # A process that lost its partner gets a RuntimeError; any other error is this one's own.
-        for (rank, *_), code in zip(self._assignments, codes, strict=True):
-            if isinstance(error, RuntimeError) and code == OUT_OF_MEMORY_EXIT:
+    def node_rank(self) -> int:
+        """There is one machine."""
+        return 0
+
+    def teardown(self) -> None:
+        """Nothing was put into the environment variables."""
+
+
+def find_environment(config: ArmConfig) -> ClusterEnvironment:
+    """Who starts the processes of this run, and which of them this is.
+
+    Raises `ConfigError` if torchrun or SLURM started another number than the config asks for. SLURM starts processes by
+    `srun`, as the steps of a job; the job's own script is one process, however many tasks the job has room for.
+    """
+    train = config.train
+    size = train.devices * train.nodes
+    if size == 1:
+        return OneMachine()
+    try:
+        if TorchElasticEnvironment.detect():
+            return _checked(TorchElasticEnvironment(), size, "torchrun")
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            return _checked(SLURMEnvironment(auto_requeue=False), size, "SLURM")
+    except RuntimeError as error:  # Lightning's, about the variables of SLURM
+        raise ConfigError(str(error)) from None
+    if train.nodes > 1:
+        raise ConfigError(f"`train.nodes` (={train.nodes}) must be 1 unless torchrun or srun starts the processes")
+    return OneMachine()
+
+
+def _checked(environment: ClusterEnvironment, size: int, who: str) -> ClusterEnvironment:
+    there = environment.world_size()
+    if there != size:
+        raise ConfigError(f"`train.devices` times `train.nodes` (={size}) must be the {there} processes of {who}")
+    return environment
+
+
+class Meeting(NamedTuple):
+    """What the first process tells the others when the processes of a run meet."""
+
+    dataset_sha256: str
+    #: The checkpoint to go on from, None to start.
+    resume_from: str | None
+
+
+@contextmanager
+def leading(
+    trainer: lightning.Trainer,
+    config: ArmConfig,
+    meeting: Meeting,
+    follow: Sequence[str],
+    report: Callable[[str], None] = lambda line: None,
+) -> Iterator[None]:
+    """Train as the first process of a run, or the only one, within this block.
+
+    `follow` is the command that starts another process on this machine, where nobody else does; `report` takes a line
+    if the others do not come. If training fails because such a process failed, the error says so:
+    `torch.OutOfMemoryError` or `RuntimeError`.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy):
+        yield
+        return
+    environment = strategy.cluster_environment
+    port = environment.main_port if isinstance(environment, OneMachine) else None
+    with _process_group(strategy), followers(follow, config, port) as processes:
+        _meet(strategy, processes, report)
+        strategy.broadcast(meeting)
+        yield
+        strategy.barrier()
+
+
+@contextmanager
+def following(trainer: lightning.Trainer) -> Iterator[Meeting]:
+    """Train as another process of a run within this block; gives what the first one said."""
+    strategy = trainer.strategy
+    assert isinstance(strategy, DDPStrategy)
+    with _process_group(strategy):
+        _meet(strategy)
+        yield strategy.broadcast(Meeting("", None))
+        strategy.barrier()
+
+
+@contextmanager
+def followers(command: Sequence[str], config: ArmConfig, port: int | None) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start the further processes of a run on this machine, which meet at `port`; none if that is None.
+
+    They find in the environment variables what torchrun would tell them, and the config on their stdin. They end when
+    that closes: however this process ends, none stays behind.
+    """
+    processes: list[subprocess.Popen[str]] = []
+    seconds = _TO_END_AFTER_FAILURE_S
+    try:
+        for rank in range(1, config.train.devices if port else 1):
+            processes.append(_start(command, config, rank, port))
+        yield processes
+        seconds = _TO_END_S
+    except RuntimeError as error:  # a process that lost its partner gets one
+        _wait(processes, _TO_END_AFTER_FAILURE_S)
+        for rank, process in enumerate(processes, start=1):
+            if process.returncode == OUT_OF_MEMORY_EXIT:
                 raise torch.OutOfMemoryError(f"process {rank} of the run: out of memory") from error
-            if isinstance(error, RuntimeError) and code:
-                raise RuntimeError(f"process {rank} of the run ended with exit code {code}") from error
-
-    def _wait_for(self, seconds: float) -> None:
-        """Wait until all have ended, or one has failed."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            codes = [process.poll() for process in self._processes]
-            if any(codes) or None not in codes:
-                return
-            time.sleep(0.01)
+            if process.returncode:
+                raise RuntimeError(f"process {rank} of the run ended with exit code {process.returncode}") from error
+        raise
+    finally:
+        _wait(processes, seconds)
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
-def receive_assignment() -> Assignment:
-    """Read what the first process wants of this one, and from now on end when that process does."""
-    rank, port, config = json.loads(sys.stdin.readline())
-
-    def end_with_the_first() -> None:
-        os.read(sys.stdin.fileno(), 1)
-        os._exit(1)
-
-    threading.Thread(target=end_with_the_first, daemon=True).start()
-    return Assignment(rank, port, ArmConfig.model_validate(config))
-
-
-def say_ready() -> None:
-    """Tell the first process that this one is about to meet it; whatever is printed later is lost."""
-    sys.stdout.write(_READY)
-    sys.stdout.flush()
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+def _start(command: Sequence[str], config: ArmConfig, rank: int, port: int | None) -> subprocess.Popen[str]:
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) | {"WORLD_SIZE": str(config.train.devices)}
+    address = {"MASTER_ADDR": OneMachine.main_address, "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "fnostab"}
+    process = subprocess.Popen(
+        command,
+        env=os.environ | ranks | address,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # Ctrl-C does not reach it: the first process decides when all stop
+    )
+    assert process.stdin is not None
+    process.stdin.write(config.model_dump_json() + "\n")
+    process.stdin.flush()
+    return process
 
 
-def is_distributed() -> bool:
-    """Whether this process trains together with others."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+def _wait(processes: list[subprocess.Popen[str]], seconds: float) -> None:
+    """Wait until all have ended, or one has failed."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        codes = [process.poll() for process in processes]
+        if any(codes) or None not in codes:
+            return
+        time.sleep(0.01)
 
 
-def broadcast(value: int, device: torch.device) -> int:
-    """The first process's `value`, which may be a bool; all processes of a run must ask at the same place.
+def _meet(
+    strategy: DDPStrategy,
+    processes: Sequence[subprocess.Popen[str]] = (),
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Wait until all processes of the run have found each other; raises `RuntimeError` if one of `processes` ends.
 
-    `device` is the one that this process trains on; costs nothing where there is one process.
+    A thread of its own waits, because no signal is heard in torch's waiting.
     """
-    if not is_distributed():
-        return value
-    said = torch.tensor(value, dtype=torch.int64, device=device)
-    distributed.broadcast(said, src=0)
-    return int(said)
+    errors: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            strategy.setup_environment()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    silent_until = time.monotonic() + _SILENCE_S
+    while thread.is_alive():
+        thread.join(0.05)
+        if any(process.poll() is not None for process in processes):
+            raise RuntimeError("a process of the run did not start")
+        if time.monotonic() > silent_until:
+            report(f"waiting for all {strategy.world_size} processes of the run to start")
+            silent_until = math.inf
+    if errors:
+        raise errors[0]
+    strategy.setup_environment()  # once more for the device, which each thread has its own of
 
 
-def all_gather(mine: torch.Tensor, size: int) -> torch.Tensor:
-    """The `size` rows of which `mine` (n, ...) are every `world_size`-th from this process's rank on, in their order.
-
-    Differentiable: a row's gradient is the sum over all processes. Rows of `mine` beyond `size` are left out.
-    """
-    n_rows = math.ceil(size / distributed.get_world_size())
-    padded = torch.cat([mine, mine.new_zeros(n_rows - len(mine), *mine.shape[1:])])
-    gathered: torch.Tensor = _Gather.apply(padded)  # type: ignore[no-untyped-call]
-    return gathered.transpose(0, 1).flatten(0, 1)[:size]
-
-
-class _Gather(torch.autograd.Function):
-    """Stack every process's tensor of one shape. (torch 2.13 has such a function only where it is deprecated.)"""
-
-    @staticmethod
-    def forward(ctx: Any, mine: torch.Tensor) -> torch.Tensor:
-        """All tensors, by rank along a new first axis."""
-        parts = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, mine)
-        return torch.stack(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradients: torch.Tensor) -> torch.Tensor:
-        """What all processes' results owe to this one's tensor."""
-        total = gradients.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total[distributed.get_rank()]
+@contextmanager
+def _process_group(strategy: DDPStrategy) -> Iterator[None]:
+    """Let the processes of a run meet within this block, and leave nothing of that behind for the next run."""
+    variables = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # else Lightning sets the threads anew
+    loopback = {"lo", "lo0"}.intersection(name for _, name in socket.if_nameindex())
+    if isinstance(strategy.cluster_environment, OneMachine) and loopback:
+        variables["GLOO_SOCKET_IFNAME"] = loopback.pop()
+    before = {name: os.environ.get(name) for name in (*variables, "MASTER_ADDR", "MASTER_PORT")}
+    os.environ.update({name: value for name, value in variables.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -4,12 +4,10 @@ import logging
 import os
 import sys
 import warnings
-from typing import Any
 
 import lightning
 import threadpoolctl
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from fnostab.config import ArmConfig, ConfigError
@@ -18,6 +16,7 @@ from fnostab.models.registry import build_generator
 from fnostab.training.batches import PtychoDataModule
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
+from fnostab.training.processes import find_environment
 
 
 def fit(trainer: lightning.Trainer, config: ArmConfig, dataset: Dataset, resume_from: str | None) -> None:
@@ -28,22 +27,18 @@ def fit(trainer: lightning.Trainer, config: ArmConfig, dataset: Dataset, resume_
     trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
 
 
-def make_trainer(
-    config: ArmConfig,
-    callbacks: list[lightning.Callback],
-    files: CheckpointFiles,
-    environment: ClusterEnvironment | None = None,
-) -> lightning.Trainer:
+def make_trainer(config: ArmConfig, callbacks: list[lightning.Callback], files: CheckpointFiles) -> lightning.Trainer:
     """The Lightning trainer of an arm: everything it logs, keeps or shows is left to `callbacks`.
 
-    Checkpoints are written by `files`; `environment` is that of `find_environment`.
+    Checkpoints are written by `files`. Raises `ConfigError` if the processes are not those that `config` asks for.
     """
-    several: dict[str, Any] = {"devices": 1, "plugins": [files]}
-    if environment is not None:
-        several = {"devices": config.train.devices, "num_nodes": config.train.nodes, "plugins": [files, environment]}
-        several |= {"strategy": DDPStrategy()}
+    train = config.train
+    several = train.devices * train.nodes > 1 or train.strategy == "ddp"
     return lightning.Trainer(
-        **several,
+        devices=train.devices,
+        num_nodes=train.nodes,
+        strategy=DDPStrategy() if several else "auto",
+        plugins=[files, find_environment(config)],
         max_epochs=config.train.epochs,
         accelerator=config.train.accelerator,
         callbacks=callbacks,
@@ -98,9 +93,11 @@ def _default_threads(devices: int) -> int:
 
 
 def quieten_libraries() -> None:
-    """Keep news that nobody acts on off the terminal; warnings stay, but for two that nobody can do anything about."""
+    """Keep news that nobody acts on off the terminal; warnings stay, but for some that nobody can heed."""
     for name in ("lightning.pytorch", "lightning.fabric", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning looks for SLURM at every start, whoever starts the processes.
+    warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
     # Lightning causes it in torch.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     # Several devices and a batch of one: the strides differ in an axis of length one, the network's only input channel.

@@ -19,7 +19,7 @@ from fnostab.io.cache import cache_folder
 from fnostab.io.locks import LockTimeout, file_lock
 from fnostab.launch import Job, LaunchConfig, Update
 from fnostab.study.plan import STAGE_B_BLOCKS, Planned, StudyPlan, plan_stage_b
-from fnostab.training import check_accelerator, check_devices, check_network
+from fnostab.training.trainer import check_accelerator, check_devices, check_network
 from fnostab.workflows.child import train_job
 from fnostab.workflows.compare import rank_study
 from fnostab.workflows.runfolder import AlreadyRunning

@@ -11,8 +11,8 @@ from fnostab import tracking
 from fnostab.config import ArmConfig
 from fnostab.health.history import History
 from fnostab.tracking import StoreUnavailable, Tracker
-from fnostab.training import CheckpointFiles
 from fnostab.training.callbacks import SeriesRecorder
+from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.workflows.runfolder import AlreadyRunning, RunFolder, Unfinished
 from fnostab.workflows.train import train_arm
 

@@ -22,24 +22,6 @@ from fnostab.io.endings import Interrupted
 from fnostab.io.files import is_disk_full
 from fnostab.report.run import frc_figure, reconstruction_figure, to_rgb, training_figure
 from fnostab.tracking import Tracker
-from fnostab.training import (
-    CheckpointFiles,
-    ClusterEnvironment,
-    CountsToObject,
-    Meeting,
-    PtychoModule,
-    check_accelerator,
-    check_devices,
-    check_network,
-    find_environment,
-    fit,
-    is_out_of_memory,
-    leading,
-    make_trainer,
-    peak_bytes,
-    quieten_libraries,
-    set_threads,
-)
 from fnostab.training.callbacks import (
     Checkpoints,
     ConsoleProgress,
@@ -48,7 +30,22 @@ from fnostab.training.callbacks import (
     Pictures,
     SeriesRecorder,
 )
-from fnostab.training.follow import follow
+from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.module import PtychoModule
+from fnostab.training.processes import Meeting, find_environment, leading
+from fnostab.training.shipped_model import CountsToObject
+from fnostab.training.trainer import (
+    check_accelerator,
+    check_devices,
+    check_network,
+    fit,
+    is_out_of_memory,
+    make_trainer,
+    peak_bytes,
+    quieten_libraries,
+    set_threads,
+)
+from fnostab.workflows import follow
 from fnostab.workflows.runfolder import RunFolder
 
 Report = Callable[[str], None]
@@ -91,17 +88,16 @@ def train_arm(
     `EpochSummary` an epoch; `tags` are set besides the run's own. An unfinished run of the same identity is continued
     where its last checkpoint stands; one that has its result is trained anew, or, without `again`, returned as it is.
     Raises `ConfigError` for bad input, before anything is written; `AlreadyRunning` if another process trains the same
-    identity; `Interrupted` after SIGTERM or Ctrl-C, once everything recorded is stored. With several devices, this
-    process starts one more for each and leads them; where torchrun or SLURM started all of them, those that do not
-    lead train along and end here: `SystemExit`.
+    identity; `Interrupted` after a stop signal, once everything recorded is stored. With several devices, this process
+    starts one more for each and leads them; where torchrun or SLURM started all of them, those that do not lead train
+    along and end here: `SystemExit`.
     """
     quieten_libraries()
     check_accelerator(config.train.accelerator)
     check_devices(config)
     check_network(config)
-    environment = find_environment(config)
-    if environment is not None and environment.global_rank() > 0:
-        follow(config, environment)
+    if find_environment(config).global_rank() > 0:
+        follow.follow(config)
         raise SystemExit(0)
     with Interruption() as interruption:
         store_uri = tracking.check_store()
@@ -130,7 +126,7 @@ def train_arm(
             opened = tracking.open_run(config, folder.path, first_run_id=first_run_id, claim=folder.claim)
             with opened as tracker:
                 folder.begin(tracker.run_id, tags)
-                run = _Run(config, dataset, tracker, folder.path, report, watch, environment)
+                run = _Run(config, dataset, tracker, folder.path, report, watch)
                 tracker.set_tags(tags or {})
                 try:
                     result = run.train(interruption)
@@ -163,14 +159,12 @@ class _Run:
         folder: Path,
         report: Report,
         watch: Watch | None,
-        environment: ClusterEnvironment | None,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.tracker = tracker
         self.report = report
         self._watch = watch
-        self._environment = environment
         self.history = History()
         self.files = CheckpointFiles(folder, report)
         self.checkpoints = Checkpoints(self.files, config.train.checkpoint_every_s)
@@ -212,17 +206,14 @@ class _Run:
         callbacks = [recorder, ConsoleProgress(self.report, self._watch), self.checkpoints, interruption]
         if self._keeps_all:
             callbacks.insert(2, Pictures(self._draw, config.train.picture_every_epochs))
-        trainer = make_trainer(config, callbacks, self.files, self._environment)
+        trainer = make_trainer(config, callbacks, self.files)
         self._device = trainer.strategy.root_device
         self._log_beginning()
         last = self.files.newest_complete() if self.tracker.resumed else None
         resume_from = str(last) if last else None
-        try:
-            with leading(trainer, config, self._environment, Meeting(self.dataset.sha256, resume_from)):
-                fit(trainer, config, self.dataset, resume_from)
-        except SystemExit:  # Lightning's own answer to SIGTERM, where it sees the signal before the callback does
-            interruption.check()
-            raise
+        meeting = Meeting(self.dataset.sha256, resume_from)
+        with leading(trainer, config, meeting, follow.COMMAND, self.report):
+            fit(trainer, config, self.dataset, resume_from)
         # Nothing is left to train where only the upload was.
         return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
 

@@ -2,15 +2,8 @@
 
 from fnostab.training.callbacks.checkpoints import Checkpoints
 from fnostab.training.callbacks.interruption import Interruption
-from fnostab.training.callbacks.progress import ConsoleProgress, EpochSummary, Pictures, in_words
+from fnostab.training.callbacks.pictures import Pictures
+from fnostab.training.callbacks.progress import ConsoleProgress, EpochSummary
 from fnostab.training.callbacks.recorder import SeriesRecorder
 
-__all__ = [
-    "Checkpoints",
-    "EpochSummary",
-    "Interruption",
-    "Pictures",
-    "ConsoleProgress",
-    "SeriesRecorder",
-    "in_words",
-]
+__all__ = ["Checkpoints", "ConsoleProgress", "EpochSummary", "Interruption", "Pictures", "SeriesRecorder"]

@@ -9,7 +9,7 @@ import torch
 
 from fnostab.training.batches import training_loader
 from fnostab.training.checkpoint_files import CheckpointFiles
-from fnostab.training.processes import broadcast
+from fnostab.training.collectives import OccasionalBroadcast, broadcast
 
 
 class Checkpoints(lightning.Callback):
@@ -26,6 +26,7 @@ class Checkpoints(lightning.Callback):
         self._every_s = every_s
         self._saved_at = time.monotonic()
         self._place: dict[str, int] | None = None
+        self._shared = OccasionalBroadcast()
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Note the place in the epoch."""
@@ -45,7 +46,7 @@ class Checkpoints(lightning.Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time; not after an epoch's last batch, or a bad step: the validation is still to come."""
-        due = broadcast(time.monotonic() - self._saved_at > self._every_s, module.device)
+        due = self._shared.after_step(time.monotonic() - self._saved_at > self._every_s, module.device)
         if due and batch_idx + 1 < trainer.num_training_batches and not module.has_stopped:
             self._save_last(trainer)
 
@@ -54,7 +55,8 @@ class Checkpoints(lightning.Callback):
         val_loss = float(trainer.callback_metrics["val_loss"])
         # A loss that is not a number counts as infinite, so that there is always a best checkpoint, and any number
         # beats it.
-        if broadcast(val_loss < self.best_val_loss or not self._files.has_best, module.device):
+        is_best = val_loss < self.best_val_loss or not self._files.has_best
+        if broadcast([is_best], module.device)[0]:
             self.best_val_loss = val_loss if math.isfinite(val_loss) else math.inf
             trainer.save_checkpoint(self._files.best)
         self._save_last(trainer)

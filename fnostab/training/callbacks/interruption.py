@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, between two steps."""
+"""Stop signals, heard between two steps."""
 
 import signal
 from types import FrameType
@@ -6,16 +6,16 @@ from typing import Any
 
 import lightning
 
-from fnostab.io.endings import Interrupted
-from fnostab.training.processes import broadcast, is_distributed
+from fnostab.io.endings import STOP_SIGNALS, Interrupted
+from fnostab.training.collectives import OccasionalBroadcast, broadcast
 
 
 class Interruption(lightning.Callback):
-    """Raises `Interrupted` on SIGTERM and Ctrl-C: between two steps while training, so that no step is half taken.
+    """Raises `Interrupted` on a stop signal: between two steps while training, so that no step is half taken.
 
-    As a context manager it takes over both signals. Outside of training, or at the second signal, it raises at once.
-    Of several processes the first one hears the signals, and all raise after the same step; one that `follows` hears
-    none.
+    As a context manager it takes over all `STOP_SIGNALS`. Outside of training, or at the second signal, it raises at
+    once. Of several processes the first one hears the signals, and all raise after the same step; one that `follows`
+    hears none.
     """
 
     def __init__(self, *, follows: bool = False) -> None:
@@ -23,20 +23,16 @@ class Interruption(lightning.Callback):
         self._signum = 0
         self._training = False
         self._previous: dict[int, Any] = {}
+        self._shared = OccasionalBroadcast()
 
     def __enter__(self) -> "Interruption":
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in STOP_SIGNALS:
             self._previous[signum] = signal.signal(signum, self._handler)
         return self
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
-
-    def check(self) -> None:
-        """Raise `Interrupted` if a signal came."""
-        if self._signum:
-            raise Interrupted(self._signum)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         again, self._signum = self._signum != 0, signum
@@ -46,22 +42,21 @@ class Interruption(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """From here on a signal waits for the end of the step."""
         self._training = True
-        if is_distributed():
-            # Lightning's own handler talks to the other processes in the middle of whatever they are about.
+        if self._previous:  # Lightning's own handler exits, or talks to the other processes in the middle of a step
             signal.signal(signal.SIGTERM, self._handler)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Raise if a signal came."""
-        self._check_all(module)
+        _raise(self._shared.after_step(self._signum, module.device))
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """From here on a signal raises at once; one that came after the last step, now."""
         self._training = False
-        self._check_all(module)
+        _raise(broadcast([self._signum], module.device)[0])
 
-    def _check_all(self, module: Any) -> None:
-        if is_distributed():
-            self._signum = broadcast(self._signum, module.device)
-        self.check()
+
+def _raise(signum: int) -> None:
+    if signum:
+        raise Interrupted(signum)

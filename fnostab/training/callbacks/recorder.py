@@ -12,7 +12,7 @@ from fnostab.health import EPOCH_SERIES, STEP_SERIES, History
 from fnostab.metrics import progress
 from fnostab.study.names import METRIC
 from fnostab.training.batches import all_validation_batches, training_loader
-from fnostab.training.processes import broadcast
+from fnostab.training.collectives import broadcast
 
 #: Steps between copies of the recorded values from the device; a copy waits for the device once.
 _CHUNK_STEPS = 250
@@ -203,7 +203,7 @@ class SeriesRecorder(lightning.Callback):
         if self._give_up_epoch is None or not self._give_up_epoch <= epoch < epochs:
             return
         hopeless = not self.had_to_stop and all(value <= 0 for value in self._progress)
-        if broadcast(hopeless, module.device):  # the first process alone knows the constant object's loss
+        if broadcast([hopeless], module.device)[0]:  # the first process alone knows the constant object's loss
             self.history.events["given_up"] = {"epoch": epoch, "epochs": epochs}
             trainer.should_stop = True
 

@@ -1,0 +1,77 @@
+"""A further process of a run on several devices: it trains along, and does nothing else."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from fnostab.config import ArmConfig
+from fnostab.dataset import load_or_build
+from fnostab.health.history import History
+from fnostab.io.endings import Interrupted
+from fnostab.training.callbacks import Checkpoints, Interruption, SeriesRecorder
+from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.processes import OUT_OF_MEMORY_EXIT, following
+from fnostab.training.trainer import fit, is_out_of_memory, make_trainer, quieten_libraries, set_threads
+
+#: Starts such a process on this machine; see `training.processes.followers`.
+COMMAND = [sys.executable, "-m", "fnostab.workflows.follow"]
+
+
+class _Nowhere:
+    """Takes series and drops them."""
+
+    def log_series(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
+        """Drop `rows`."""
+
+    def flush(self) -> bool:
+        """There is nothing to write."""
+        return True
+
+
+def follow(config: ArmConfig) -> None:
+    """Train `config` along with the process that leads the run, which alone writes, says and evaluates anything.
+
+    Returns when the training is over, or was interrupted. Raises `RuntimeError` if it finds another dataset than the
+    first process.
+    """
+    quieten_libraries()
+    config = set_threads(config)
+    # It decides what the first process decides, from the same numbers: a step that is not finite stops both.
+    # Whether the run is given up, it is told.
+    recorder = SeriesRecorder(History(), _Nowhere(), config.train.give_up_epoch)
+    files = CheckpointFiles(Path())  # the first process alone writes
+    interruption = Interruption(follows=True)
+    callbacks = [recorder, Checkpoints(files, config.train.checkpoint_every_s), interruption]
+    trainer = make_trainer(config, callbacks, files)
+    try:
+        with following(trainer) as meeting, interruption:
+            dataset = load_or_build(config.data)
+            if dataset.sha256 != meeting.dataset_sha256:
+                raise RuntimeError(f"another dataset than the first process has: {dataset.sha256}")
+            fit(trainer, config, dataset, meeting.resume_from)
+    except Interrupted:
+        return
+
+
+def main() -> int:
+    """Follow the process that started this one, and end when that process does."""
+    config = ArmConfig.model_validate_json(sys.stdin.readline())
+
+    def end_with_the_first() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_first, daemon=True).start()
+    try:
+        follow(config)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return OUT_OF_MEMORY_EXIT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
