@@ -108,7 +108,7 @@ def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observe
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name), mock.patch.dict(os.environ):
         folder = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-        tracking.connect()
+        tracking.open_store()
         for repeat in range(2 * repeats):
             observed = repeat % 4 in (1, 2)  # off, on, on, off: a steady drift favours neither
             if not observed:

@@ -1018,7 +1018,7 @@ STORES = (
     Case(
         "no store yet: registry",
         ("registry", "show"),
-        "`MLFLOW_TRACKING_URI` (=sqlite:///mlflow.db) must name a store that is there: there is none yet",
+        "`MLFLOW_TRACKING_URI` (=sqlite:///mlflow.db) must name a tracking store: there is none yet",
     ),
     Case(
         "no store yet: a registered model",
@@ -1278,10 +1278,10 @@ def prepare_store(folder: Path) -> None:
     """Fill the store `mlflow.db` in `folder`, the working directory, with what the cases `in_store` speak of."""
     import mlflow
 
-    from fnostab.tracking import connect
+    from fnostab.tracking.store import open_store
 
     scan()(folder)
-    connect()
+    open_store()
     client = mlflow.MlflowClient()
     for study, status in (("small", "FINISHED"), ("unfinished", "RUNNING")):
         run_id = client.create_run("0").info.run_id

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -18,19 +17,20 @@ from fnostab import tracking
 from fnostab.cli import registry as command
 from fnostab.cli.common import Parser
 from fnostab.config import ConfigError, resolve_config
-from fnostab.tracking import Candidate, StoreUnavailable, model_name, read_registry, register_winner, registry, rollback
+from fnostab.io.locks import LockTimeout
+from fnostab.tracking import (
+    Candidate,
+    StoreUnavailable,
+    model_name,
+    model_registry,
+    read_registry,
+    register_winner,
+    rollback,
+)
 
 _NAME = "fnostab-stage-a"
 _HASH = "a1b2c3d4e5f6" + 52 * "0"
 _OTHER_HASH = "0f1e2d3c4b5a" + 52 * "0"
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    """An initialised sqlite store: MLflow takes seconds to make one, so the tests copy it."""
-    database = tmp_path_factory.mktemp("template") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{database}").search_experiments()
-    return database
 
 
 @pytest.fixture
@@ -304,8 +304,8 @@ def test_who_moved_the_champion_looks_again_for_another_machine_that_did_so_at_t
         if len(aliases) == 1:
             store.set_registered_model_alias(_NAME, "champion", 1)
 
-    monkeypatch.setattr(registry, "_is_sqlite", lambda: False)
-    monkeypatch.setattr(registry.time, "sleep", another_machine_writes)
+    monkeypatch.setattr(model_registry, "_is_sqlite", lambda: False)
+    monkeypatch.setattr(model_registry.time, "sleep", another_machine_writes)
     done = _register(store, loss)
     assert (done.version, done.is_champion) == (2, champion == 2)
     assert ("is below 0.05 of version 1" if done.is_champion else "against 0.06; it stays") in done.text
@@ -333,9 +333,9 @@ import sys
 
 
 def register(run_id, loss, start, answers):
-    from fnostab.tracking import Candidate, connect, register_winner
+    from fnostab.tracking import Candidate, open_store, register_winner
 
-    connect()
+    open_store()
     start.wait(120)
     done = register_winner(Candidate("stage_a", "stable", 0, run_id, float(loss), 64 * "a"), "summary")
     answers.put(f"{done.version} {done.is_new}")
@@ -384,11 +384,11 @@ def test_of_two_runs_registered_at_once_the_better_one_ends_as_champion(store, f
 
 def test_processes_on_a_server_wait_for_each_other_model_by_model(fresh_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://registry.example")
-    monkeypatch.setattr(registry, "_LOCK_TIMEOUT_S", 0.05)
-    with registry._registry_lock("fnostab-a"):
-        with registry._registry_lock("fnostab-b"):
+    monkeypatch.setattr(model_registry, "_LOCK_TIMEOUT_S", 0.05)
+    with model_registry._registry_lock("fnostab-a"):
+        with model_registry._registry_lock("fnostab-b"):
             pass
-        with pytest.raises(TimeoutError), registry._registry_lock("fnostab-a"):
+        with pytest.raises(LockTimeout), model_registry._registry_lock("fnostab-a"):
             pass
     assert len(list((fresh_store / "cache" / "locks").iterdir())) == 2
 
@@ -397,8 +397,7 @@ def test_a_rollback_makes_the_previous_version_champion_and_a_second_one_undoes_
     for loss in (0.05, 0.04):
         _register(store, loss)
     back = rollback(_NAME)
-    assert (back.champion, back.previous) == (1, 2)
-    assert back.text == (
+    assert back == (
         f"the champion of {_NAME} is version 1 again, version 2 is `previous` and tagged rolled_back: "
         "only --promote or a second rollback makes it champion again"
     )
@@ -406,8 +405,7 @@ def test_a_rollback_makes_the_previous_version_champion_and_a_second_one_undoes_
     assert [version.is_rolled_back for version in read_registry(_NAME)] == [False, True]
 
     back = rollback(_NAME)
-    assert (back.champion, back.previous) == (2, 1)
-    assert back.text == (f"the champion of {_NAME} is version 2 again, version 1 is `previous`: the rollback is undone")
+    assert back == (f"the champion of {_NAME} is version 2 again, version 1 is `previous`: the rollback is undone")
     assert _aliases(store) == {"champion": 2, "previous": 1}
     assert [version.is_rolled_back for version in read_registry(_NAME)] == [False, False]
 
@@ -455,8 +453,7 @@ def test_a_rollback_after_the_champion_was_deleted_leaves_no_previous(store):
         _register(store, loss)
     store.delete_model_version(_NAME, 2)
     back = rollback(_NAME)
-    assert (back.champion, back.previous) == (1, None)
-    assert back.text == f"the champion of {_NAME} is version 1 again; there was none before"
+    assert back == f"the champion of {_NAME} is version 1 again; there was none before"
     assert _aliases(store) == {"champion": 1}
 
 
@@ -489,7 +486,7 @@ def test_an_unknown_model_is_refused_with_the_names_that_are_there(store, name):
 
 
 def test_without_a_name_the_models_of_this_package_are_read_all_of_them(store, monkeypatch):
-    monkeypatch.setattr(registry, "_PAGE", 1)
+    monkeypatch.setattr(model_registry, "_PAGE", 1)
     store.create_registered_model("somebody-elses")
     store.create_model_version("somebody-elses", "s3://somewhere/model")
     for study in ("stage_b", "stage_a"):
@@ -509,7 +506,7 @@ def test_without_a_name_the_models_of_this_package_are_read_all_of_them(store, m
 def test_looking_into_a_store_that_is_not_there_does_not_make_one(store, fresh_store, monkeypatch, setting):
     monkeypatch.setenv(setting, f"sqlite:///{fresh_store}/nowhere.db")
     for action in (lambda: read_registry(), lambda: rollback(_NAME)):
-        with pytest.raises(ConfigError, match=rf"`{setting}` \(=sqlite.*nowhere.db\) must name a store that is there"):
+        with pytest.raises(ConfigError, match=rf"`{setting}` .*nowhere.db\) must name a .*: there is none yet"):
             action()
     assert not list(fresh_store.glob("nowhere*"))
 
@@ -525,7 +522,7 @@ def test_a_registry_that_stops_answering_is_told_in_one_line(store, monkeypatch,
         register_winner(candidate, "summary")
     store.create_registered_model(_NAME)
     for action in (read_registry, rollback):
-        with pytest.raises(ConfigError, match=r"^`MLFLOW_TRACKING_URI` .* a registry that answers: no answer$"):
+        with pytest.raises(StoreUnavailable, match=r"does not answer \(no answer\); give the same command again"):
             action(_NAME)
 
 

@@ -15,13 +15,14 @@ from mlflow.exceptions import MlflowException
 from fnostab import tracking
 from fnostab.config import ConfigError, resolve_config
 from fnostab.tracking import store as store_module
+from fnostab.tracking.errors import failure_text
 
 _CONFIG = resolve_config({"preset": "smoke"})
 
 
 @pytest.fixture
 def store(fresh_store):
-    tracking.connect()
+    tracking.open_store()
     return mlflow.MlflowClient()
 
 
@@ -198,11 +199,11 @@ def test_a_picture_whose_file_a_kill_left_half_written_keeps_nobody_waiting(stor
     assert _pictures(store, killed.run_id) == 2 * ["images/frc+step+14"] + 2 * ["images/frc+step+3"]
 
 
-def test_a_run_that_was_deleted_or_never_was_is_gone(store, tmp_path):
+def test_a_run_that_was_deleted_is_told_from_one_that_never_was(store, tmp_path):
     with tracking.open_run(_CONFIG, tmp_path) as tracker:
         pass
     store.delete_run(tracker.run_id)
-    assert tracking.run_state(tracker.run_id) == "gone"
+    assert tracking.run_state(tracker.run_id) == "deleted"
     assert tracking.run_state("0" * 32) == "gone"
 
 
@@ -315,7 +316,7 @@ def test_two_working_directories_have_two_stores(fresh_store, monkeypatch):
 def test_a_sqlite_store_in_a_folder_that_does_not_exist_is_refused(fresh_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store}/nowhere/mlflow.db")
     with pytest.raises(ConfigError, match="must lie in a folder that exists"):
-        tracking.connect()
+        tracking.open_store()
     assert list(fresh_store.iterdir()) == []
 
 
@@ -324,4 +325,4 @@ def test_a_full_disk_is_told_in_sqlites_words_whatever_comes_before_them():
         "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)\n"
         "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics VALUES (?)]"
     )
-    assert store_module.failure_text(error) == "the tracking store has no room (database or disk is full)"
+    assert failure_text(error) == "the tracking store has no room (database or disk is full)"

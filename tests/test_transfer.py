@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import shutil
 
 import mlflow
 import pytest
@@ -10,7 +11,10 @@ import pytest
 from fnostab.cli import main
 from fnostab.launch import LaunchConfig
 from fnostab.study.plan import plan_file
+from fnostab.study.selection import select_runs
 from fnostab.tracking import transfer
+from fnostab.tracking.store import open_store
+from fnostab.tracking.studies import find_results, find_runs
 from fnostab.workflows.compare import compare_study
 from fnostab.workflows.study import run_study
 
@@ -190,5 +194,91 @@ def test_a_file_that_unpacks_to_too_much_is_refused_before_it_fills_the_memory(t
 
 def test_a_study_that_is_not_there_is_not_exported_and_no_file_is_left(fresh_store, capsys):
     assert main(["export", "--study", "nothing"]) == 2
+    assert "must name a tracking store: there is none yet" in capsys.readouterr().err
+    assert not list(fresh_store.iterdir())
+    open_store()
+    assert main(["export", "--study", "nothing"]) == 2
     assert "`study` (=nothing) must have finished runs in the tracking store" in capsys.readouterr().err
     assert not list(fresh_store.glob("*.gz"))
+
+
+def test_an_export_whose_histories_cannot_be_read_is_refused_and_writes_nothing(
+    exported, tmp_path, monkeypatch, capsys
+):
+    _use(exported, monkeypatch)
+    (exported / "mlruns").rename(exported / "moved")
+    try:
+        assert main(["export", "--study", "numbers", "--out", str(tmp_path / "x.gz")]) == 2
+        comparison = compare_study("numbers", register=False)
+    finally:
+        shutil.rmtree(exported / "mlruns")  # of the comparison
+        (exported / "moved").rename(exported / "mlruns")
+    said = capsys.readouterr().err
+    assert "those of 4 of 4 cannot: history.json of run " in said
+    assert f" is not there (looked for in {exported}/mlruns/" in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    assert any("curves of 4 of 4 runs" in note for note in comparison.result.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b'{"val_loss": [0.1', "Expecting"),
+        (b"[1, 2]", "it is no JSON object"),
+        (b'{"val_loss": [NaN]}', "NaN"),
+        (100_000 * b"[", "nested too deeply"),
+        (b"\xff", "can't decode"),
+    ],
+)
+def test_a_damaged_history_is_told_with_its_run_when_it_is_exported(
+    exported, tmp_path, monkeypatch, capsys, content, fault
+):
+    _use(exported, monkeypatch)
+    path = next((exported / "mlruns").glob("*/*/artifacts/history.json"))
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        assert main(["export", "--study", "numbers", "--out", str(tmp_path / "x.gz")]) == 2
+    finally:
+        path.write_bytes(whole)
+    said = capsys.readouterr().err
+    assert f"history.json of run {path.parts[-3]} is damaged: " in said
+    assert fault in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_somebody_else_without_the_tags_to_compare_by_is_left_out_everywhere(
+    exported, tmp_path, monkeypatch, caplog
+):
+    _use(exported, monkeypatch)
+    client = mlflow.MlflowClient()
+    strangers = [
+        client.create_run("0", tags={"study": "numbers", "arm": "control", "seed": "1", "verdict": "converged"} | tags)
+        for tags in ({}, {"seed": "one", "dataset_sha256": "a" * 64})
+    ]
+    for run in strangers:
+        client.set_terminated(run.info.run_id)
+    try:
+        assert len(find_runs("numbers")) == 4
+        assert len(find_results("numbers", find_runs("numbers")[0].dataset_sha256)) == 4
+        assert main(["export", "--study", "numbers", "--out", str(tmp_path / "x.gz")]) == 0
+    finally:
+        for run in strangers:
+            client.delete_run(run.info.run_id)
+    assert len(_lines(tmp_path / "x.gz")) == 5
+    assert "2 runs without the tags arm, seed (a number) and dataset_sha256 are left out" in caplog.text
+
+
+def test_of_several_results_of_one_identity_the_newest_counts_as_in_a_comparison(fresh_store):
+    open_store()
+    client = mlflow.MlflowClient()
+    tags = {"study": "s", "arm": "a", "seed": "1", "dataset_sha256": "d", "config_sha256": "c", "verdict": "converged"}
+    ended = {}
+    for end_time in (2000, 3000, 1000):
+        run_id = client.create_run("0", tags=tags).info.run_id
+        client.set_terminated(run_id, end_time=end_time)
+        ended[end_time] = run_id
+    assert find_results("s", "d")["a", 1, "c"].run_id == ended[3000]
+    assert select_runs("s", find_runs("s")).runs[0].run_id == ended[3000]

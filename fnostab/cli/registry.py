@@ -44,7 +44,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _rollback(arguments: argparse.Namespace) -> int:
     from fnostab.tracking import rollback
 
-    say(rollback(arguments.model).text)
+    say(rollback(arguments.model))
     return 0
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fnostab.cli.common import add_command, say, unless_open
+from fnostab.cli.common import add_command, is_given, say
 from fnostab.config import ConfigError, check_name
 
 
@@ -12,7 +12,7 @@ def add(commands: Any) -> None:
     """Add the commands."""
     export = add_command(commands, "export", "write the numbers of a study's runs to a file", _export)
     export.add_argument("--study", default="stage_a", help="tag of the runs (default stage_a)")
-    export.add_argument("--out", type=unless_open, metavar="FILE", help="where to (default STUDY.jsonl.gz)")
+    export.add_argument("--out", default="", metavar="FILE", help="where to (default STUDY.jsonl.gz)")
     export.add_argument("--steps", action="store_true", help="the series of optimizer steps as well")
     bring = add_command(commands, "import", "put runs that were exported into the tracking store, once", _import)
     bring.add_argument("files", nargs="+", metavar="FILE", help="what export wrote")
@@ -21,13 +21,12 @@ def add(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     study = arguments.study
     check_name("study", study)
-    out = Path(arguments.out or f"{study}.jsonl.gz")
+    out = Path(arguments.out if is_given(arguments.out) else f"{study}.jsonl.gz")
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"`out` (={out}) must be a file in a folder that exists")
     from fnostab import tracking
 
-    tracking.check_store()
-    tracking.connect()
+    tracking.open_store(must_exist=True)
     count = tracking.export_study(study, out, steps=arguments.steps)
     say(f"{count} runs of study {study}: {out.absolute()}")
     return 0
@@ -41,8 +40,7 @@ def _import(arguments: argparse.Namespace) -> int:
     from fnostab import tracking
 
     files = [tracking.read_exported(path) for path in paths]
-    tracking.check_store()
-    tracking.connect()
+    tracking.open_store()
     for path, exported in zip(paths, files, strict=True):
         new = tracking.import_runs(exported)
         say(f"study {exported.study}: {new} runs are new, {len(exported.runs) - new} were there; {path}")

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import filelock
 
+from fnostab.io.endings import CommandFailed
 
-class LockTimeout(TimeoutError):
+
+class LockTimeout(CommandFailed):
     """Another process holds a lock; `pid` is its process ID, or "unknown"."""
 
-    def __init__(self, path: Path, pid: str) -> None:
-        super().__init__(f"another process (pid {pid}) holds the lock {path}")
+    def __init__(self, path: Path, pid: str, timeout_s: float) -> None:
+        super().__init__(f"another process (pid {pid}) still holds the lock {path} after {timeout_s:g} s")
         self.pid = pid
 
 
@@ -28,7 +30,7 @@ def file_lock(path: Path, *, timeout_s: float = -1) -> Iterator[None]:
     try:
         lock.acquire(timeout=timeout_s)
     except filelock.Timeout:
-        raise LockTimeout(path, _read(owner)) from None
+        raise LockTimeout(path, _read(owner), timeout_s) from None
     try:
         with suppress(OSError):  # a full disk: the lock holds without it
             owner.write_text(str(os.getpid()))

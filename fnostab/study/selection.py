@@ -1,12 +1,14 @@
 """Which runs of a study are compared: the newest finished one per arm and seed, and only what may be compared."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fnostab.config import CONFIG_KEYS, ConfigError
 from fnostab.study.names import NUMBERS
+
+K = TypeVar("K", bound=Hashable)
 
 #: What makes an arm: architecture, block and clipping. What else a study varies is in the tag `varied` of its runs.
 OWN_KEYS: Final = frozenset(
@@ -57,6 +59,11 @@ class StoredRun:
         return self.tags["dataset_sha256"]
 
     @property
+    def has_identity(self) -> bool:
+        """Whether its tags say arm, seed and dataset, without which it cannot be compared."""
+        return {"arm", "dataset_sha256"} <= self.tags.keys() and self.tags.get("seed", "").isdecimal()
+
+    @property
     def is_result(self) -> bool:
         """Whether it ran to its end and has a verdict."""
         return self.status == "FINISHED" and "verdict" in self.tags
@@ -91,7 +98,7 @@ def select_runs(
     seeds that a result is expected of. Raises `ConfigError` where nothing is left, where runs have different datasets,
     and where their configs differ in more than the arms may, with the difference.
     """
-    trained = [run for run in found if {"arm", "seed", "dataset_sha256"} <= run.tags.keys()]
+    trained = [run for run in found if run.has_identity]
     if not trained:
         raise ConfigError(f"`study` (={study}) must be the tag of runs in the tracking store: there is none")
     runs = [run for run in trained if parent is None or run.tags.get("mlflow.parentRunId") == parent]
@@ -102,7 +109,7 @@ def select_runs(
         runs = [run for run in runs if run.dataset_sha256.startswith(dataset)]
         if len({run.dataset_sha256 for run in runs}) != 1:
             raise ConfigError(f"`dataset` (={dataset}) must be the beginning of one of {', '.join(known)}")
-    newest = _newest_results(runs)
+    newest = newest_results(runs, lambda run: (run.arm, run.seed))
     if not newest:
         states = ", ".join(sorted({_state(run) for run in runs}))
         raise ConfigError(f"`study` (={study}) must have a finished run: its {len(runs)} are {states}")
@@ -112,11 +119,10 @@ def select_runs(
     return Selection(chosen, chosen[0].dataset_sha256, _notes(runs, newest, planned))
 
 
-def _newest_results(runs: Iterable[StoredRun]) -> dict[tuple[str, int], StoredRun]:
-    newest: dict[tuple[str, int], StoredRun] = {}
-    for run in sorted((run for run in runs if run.is_result), key=lambda run: (run.ended_ms, run.run_id)):
-        newest[run.arm, run.seed] = run
-    return newest
+def newest_results(runs: Iterable[StoredRun], identity: Callable[[StoredRun], K]) -> dict[K, StoredRun]:
+    """Of the runs that have a result the newest of each `identity`: the one that is compared, and not trained again."""
+    finished = [run for run in runs if run.is_result]
+    return {identity(run): run for run in sorted(finished, key=lambda run: (run.ended_ms, run.run_id))}
 
 
 def _check_datasets(study: str, runs: Sequence[StoredRun]) -> None:

@@ -3,7 +3,8 @@
 import logging
 
 from fnostab.study.champion import Candidate, RegistryVersion
-from fnostab.tracking.model_registry import Registration, Rollback, model_name, read_registry, register_winner, rollback
+from fnostab.tracking.errors import StoreUnavailable, redacted
+from fnostab.tracking.model_registry import Registration, model_name, read_registry, register_winner, rollback
 from fnostab.tracking.run import (
     RunRecord,
     Tracker,
@@ -17,7 +18,7 @@ from fnostab.tracking.run import (
     run_state,
     run_tags,
 )
-from fnostab.tracking.store import StoreUnavailable, check_store, connect, redacted
+from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import (
     StudyFolder,
     find_parents,
@@ -43,13 +44,11 @@ __all__ = [
     "ExportedStudy",
     "Registration",
     "RegistryVersion",
-    "Rollback",
     "RunRecord",
     "StoreUnavailable",
     "StudyFolder",
     "Tracker",
     "check_store",
-    "connect",
     "export_study",
     "fail_projects_run",
     "find_claimed",
@@ -64,6 +63,7 @@ __all__ = [
     "open_existing_parent",
     "open_parent",
     "open_run",
+    "open_store",
     "planned_runs",
     "read_artifact",
     "read_artifacts",

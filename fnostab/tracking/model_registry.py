@@ -14,13 +14,7 @@ from typing import Final
 import mlflow
 from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import (
-    ALREADY_EXISTS,
-    INVALID_PARAMETER_VALUE,
-    RESOURCE_ALREADY_EXISTS,
-    RESOURCE_DOES_NOT_EXIST,
-    ErrorCode,
-)
+from mlflow.protos import databricks_pb2 as codes
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from fnostab.config import ConfigError
@@ -35,16 +29,8 @@ from fnostab.study.champion import (
     RegistryVersion,
     choose_champion,
 )
-from fnostab.tracking.store import (
-    all_pages,
-    check_store,
-    connect,
-    one_line,
-    redacted,
-    sqlite_file,
-    sqlite_lock,
-    translated_store_errors,
-)
+from fnostab.tracking.errors import HOW_TO_REPEAT, has_code, redacted, translated_store_errors
+from fnostab.tracking.store import all_pages, open_store, sqlite_file, sqlite_lock
 
 _PREFIX: Final = "fnostab-"
 #: MLflow's databases hold no longer description.
@@ -63,16 +49,6 @@ class Registration:
     version: int
     is_new: bool
     is_champion: bool
-    text: str
-
-
-@dataclass(frozen=True)
-class Rollback:
-    """What `rollback` did: the version that is champion now, the one that was, and a sentence that says so."""
-
-    model: str
-    champion: int
-    previous: int | None
     text: str
 
 
@@ -99,9 +75,9 @@ def register_winner(candidate: Candidate, description: str, *, promote: bool = F
     """
     if not math.isfinite(candidate.best_val_loss):
         raise ConfigError(f"`best_val_loss` (={candidate.best_val_loss}) of run {candidate.run_id} must be finite")
-    connect()
+    open_store()
     name = model_name(candidate.study)
-    with translated_store_errors(), _registry_lock(name):
+    with translated_store_errors(HOW_TO_REPEAT), _registry_lock(name):
         client = mlflow.MlflowClient()
         there = _versions_of_run(client, name, candidate.run_id)
         number, is_new = (there[0], False) if there else _create_version(client, name, candidate)
@@ -119,22 +95,22 @@ def register_winner(candidate: Candidate, description: str, *, promote: bool = F
 def read_registry(name: str | None = None) -> list[RegistryVersion]:
     """Every version of the model `name`, or of all models of this package, by model and number.
 
-    Raises `ConfigError` if there is no such model or store, or if it does not answer.
+    Raises `ConfigError` if there is no such model or store, and `StoreUnavailable` if it stops answering.
     """
-    with _registry_that_is_there():
+    with _existing_registry():
         client = mlflow.MlflowClient()
         names = _our_models(client) if name is None else [name]
         return [version for each in names for version in _named_model(client, each).versions.values()]
 
 
-def rollback(name: str) -> Rollback:
-    """Move the alias `champion` of the model `name` to the version that `previous` names, and `previous` to the other.
+def rollback(name: str) -> str:
+    """Make the version of the model `name` that has the alias `previous` champion again, and say so in a sentence.
 
-    The version that was champion is tagged `rolled_back`: registering its run again does not make it champion. A second
-    rollback puts everything back, the tag too. Raises `ConfigError` if there is no such model, if no version that is
-    there is `previous`, or if the store does not answer.
+    The version that was champion becomes `previous` and is tagged `rolled_back`: registering its run again does not
+    make it champion. A second rollback puts everything back, the tag too. Raises `ConfigError` if there is no such
+    model or if no version that is there is `previous`, and `StoreUnavailable` if the registry does not answer.
     """
-    with _registry_that_is_there(), _registry_lock(name):
+    with _existing_registry(), _registry_lock(name):
         client = mlflow.MlflowClient()
         model = _named_model(client, name)
         champion, target = model.holder(CHAMPION), model.holder(PREVIOUS)
@@ -157,7 +133,7 @@ def rollback(name: str) -> Rollback:
             f", version {champion.version} is `previous` and tagged {ROLLED_BACK}: only --promote or a second "
             "rollback makes it champion again"
         )
-    return Rollback(name, target.version, None if champion is None else champion.version, text)
+    return text
 
 
 def _compete(
@@ -201,7 +177,7 @@ def _create_version(client: mlflow.MlflowClient, name: str, candidate: Candidate
     try:
         client.create_registered_model(name, description=f"The best runs of the fnostab study {candidate.study}.")
     except MlflowException as error:
-        if error.error_code not in _codes(RESOURCE_ALREADY_EXISTS, ALREADY_EXISTS):
+        if not has_code(error, codes.RESOURCE_ALREADY_EXISTS, codes.ALREADY_EXISTS):
             raise
     is_same_store = mlflow.get_registry_uri() == mlflow.get_tracking_uri()
     created = client.create_model_version(
@@ -229,7 +205,7 @@ def _logged_model(client: mlflow.MlflowClient, run_id: str) -> LoggedModel:
     try:
         experiment = client.get_run(run_id).info.experiment_id
     except MlflowException as error:
-        if error.error_code not in _codes(RESOURCE_DOES_NOT_EXIST):
+        if not has_code(error, codes.RESOURCE_DOES_NOT_EXIST):
             raise
         raise ConfigError(
             f"`run` (={run_id}) must be a run in the tracking store {mlflow.get_tracking_uri()}"
@@ -266,7 +242,7 @@ def _named_model(client: mlflow.MlflowClient, name: str) -> RegisteredModel:
     try:
         return _read_model(client, name)
     except MlflowException as error:
-        if error.error_code not in _codes(RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE):  # no such name can exist
+        if not has_code(error, codes.RESOURCE_DOES_NOT_EXIST, codes.INVALID_PARAMETER_VALUE):  # no such name can exist
             raise
         there = ", ".join(_our_models(client)) or "none of this package"
         raise ConfigError(
@@ -284,10 +260,6 @@ def _read_model(client: mlflow.MlflowClient, name: str) -> RegisteredModel:
         created = datetime.fromtimestamp(found.creation_timestamp / 1000, timezone.utc)
         versions[number] = RegistryVersion(name, number, own, dict(found.tags), created, found.run_id or None)
     return RegisteredModel(dict(sorted(versions.items())), aliases)
-
-
-def _codes(*codes: int) -> set[str]:
-    return {ErrorCode.Name(code) for code in codes}
 
 
 def _is_sqlite() -> bool:
@@ -310,19 +282,12 @@ def _registry_lock(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _registry_that_is_there() -> Iterator[None]:
-    """Refuse to look into a store that does not exist, without making one, and say so if it does not answer."""
-    check_store()
-    registry = mlflow.get_registry_uri()
-    stores = {registry: "MLFLOW_REGISTRY_URI", mlflow.get_tracking_uri(): "MLFLOW_TRACKING_URI"}
-    for uri, setting in stores.items():
-        database = sqlite_file(uri) if uri.startswith("sqlite:") else None
-        if database is not None and not database.exists():
-            raise ConfigError(f"`{setting}` (={redacted(uri)}) must name a store that is there: there is none yet")
-    connect()  # says what a login that is refused lacks
-    try:
+def _existing_registry() -> Iterator[None]:
+    """Refuse to look into a registry that does not exist, without making one, and say so if it stops answering."""
+    open_store(must_exist=True)
+    uri = mlflow.get_registry_uri()
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():
+        raise ConfigError(f"`MLFLOW_REGISTRY_URI` (={redacted(uri)}) must name a model registry: there is none yet")
+    with translated_store_errors(HOW_TO_REPEAT):
         yield
-    except (MlflowException, OSError) as error:
-        raise ConfigError(
-            f"`{stores[registry]}` (={redacted(registry)}) must name a registry that answers: {one_line(error)}"
-        ) from None

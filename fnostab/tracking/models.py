@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from fnostab.config import ConfigError
 from fnostab.formats.npz import NpzFile, read_probe
 from fnostab.io.files import damage
-from fnostab.tracking.store import check_store, connect, one_line, translated_store_errors
+from fnostab.tracking.errors import one_line, translated_store_errors
+from fnostab.tracking.store import open_store
 
 _SIGNATURE: Final = "float32 counts (-1, N, N) to float32 (-1, N, N, 2)"
 _NO_PICKLES: Final = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -64,8 +65,7 @@ def load_model(uri: str) -> ShippedModel:
     """
     stored = uri.startswith(("models:", "runs:"))
     if stored:
-        check_store(must_exist=True)
-        connect()
+        open_store(must_exist=True)
         source = _without_alias(uri)
     elif Path(uri).is_dir():
         source = str(Path(uri).resolve())

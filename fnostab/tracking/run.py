@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,17 +26,16 @@ from numpy.typing import NDArray
 import fnostab
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset
-from fnostab.tracking.pictures import PictureQueue
-from fnostab.tracking.store import (
+from fnostab.tracking.errors import (
     HOW_TO_FINISH,
     StoreUnavailable,
-    check_store,
-    connect,
     failure_text,
     one_line,
     redacted,
     translated_store_errors,
 )
+from fnostab.tracking.pictures import PictureQueue
+from fnostab.tracking.store import check_store, open_store, search_runs
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ _LEAST_REST_S: Final = 1.0
 _CLAIM: Final = "run_folder"
 
 
-RunState = Literal["finished", "unfinished", "gone"]
+RunState = Literal["finished", "unfinished", "deleted", "gone"]
 
 
 class Tracker:
@@ -299,26 +298,21 @@ def resume_into(run_id: str) -> None:
 
 def find_claimed(claim: str) -> str | None:
     """The run that was made with `claim` for a process that ended before it could take note of it; None if none was."""
-    with translated_store_errors():
-        client = mlflow.MlflowClient()
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        found = client.search_runs(experiments, f"tags.{_CLAIM} = '{claim}'", max_results=1)
-    return found[0].info.run_id if found else None
+    return next((run.run_id for run in search_runs(**{_CLAIM: claim})), None)
 
 
 def fail_projects_run(reason: str) -> None:
     """Tag the run that `mlflow run` made for this process with `reason`, if the store answers."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    try:
-        check_store()
+    # A store that does not take it, or a run that is not there, is what `reason` tells of: it has been said already.
+    with suppress(ConfigError, MlflowException):
+        check_store(must_exist=True)
         if run_id:
             mlflow.MlflowClient().set_tag(run_id, "verdict_reason", redacted(reason)[:_MAX_TAG])
-    except (ConfigError, MlflowException) as error:
-        logger.warning("the run of `mlflow run` was not tagged: %s", one_line(error))
 
 
 def run_state(run_id: str) -> RunState:
-    """How `run_id` stands in the store: whether it ended FINISHED, did not, or is not there, or deleted."""
+    """How `run_id` stands in the store: whether it ended FINISHED, did not, was deleted, or is not there."""
     try:
         run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
@@ -329,7 +323,7 @@ def run_state(run_id: str) -> RunState:
             ) from None
         return "gone"
     if run.info.lifecycle_stage != "active":
-        return "gone"
+        return "deleted"
     return "finished" if run.info.status == "FINISHED" else "unfinished"
 
 
@@ -347,8 +341,7 @@ class RunRecord:
 
 def read_run(run_id: str) -> RunRecord:
     """Read `run_id` from the store; raises `ConfigError` if there is no such store or run."""
-    uri = check_store(must_exist=True)
-    connect()
+    uri = open_store(must_exist=True)
     client = mlflow.MlflowClient()
     try:
         run = client.get_run(run_id)

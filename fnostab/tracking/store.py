@@ -1,85 +1,76 @@
-"""The tracking store: where it is, whether it answers, and what is raised if it does not."""
+"""The tracking store: how it is opened, and searched."""
 
-import http.client
 import os
-import re
 import socket
 import sqlite3
-import urllib.error
-import urllib.request
+import ssl
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import mlflow
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, UNAUTHENTICATED, ErrorCode
+from mlflow.protos import databricks_pb2 as codes
 from mlflow.store.db.utils import create_sqlalchemy_engine
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
 from fnostab.config import ConfigError
 from fnostab.io.endings import CommandFailed
-from fnostab.io.files import SQLITE_FULL, is_disk_full
 from fnostab.io.locks import file_lock
+from fnostab.study.selection import StoredRun
+from fnostab.tracking.errors import (
+    HOW_TO_REPEAT,
+    has_code,
+    is_outage,
+    one_line,
+    redacted,
+    translated_store_errors,
+)
+from fnostab.tracking.target import check_target
 
 _DATABASE_PORTS: Final = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _REACH_TIMEOUT_S: Final = 5.0
-#: Where MLflow looks for what a tracking server's login takes.
-_SECRETS: Final = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-_PASSWORD: Final = re.compile(r"(?<=://)([^\s/@:]*):[^\s/]*@")
+_LOCK_TIMEOUT_S: Final = 120.0
 
 
-#: What people can do about a run that is not wholly stored.
-HOW_TO_FINISH: Final = "the same command, or `fnostab sync`, finishes the run"
+def open_store(*, must_exist: bool = False) -> str:
+    """Open the tracking store, making a sqlite one that is not there yet, and return its URI, paths absolute.
+
+    The store is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working directory. Several processes may open it at once.
+    Raises `ConfigError` within seconds if it cannot be opened, and, if it `must_exist`, for one that is not there.
+    """
+    uri = check_store(must_exist=must_exist)
+    if _is_new(uri):
+        _log_in(uri)
+    return uri
 
 
-class StoreUnavailable(CommandFailed):
-    """The tracking store does not take what it is given; nothing is lost, the same command finishes the run later."""
+def check_store(*, must_exist: bool = False, for_new_run: bool = False) -> str:
+    """Do as `open_store` does, but make no sqlite store: for what has other things to check before it writes.
 
-
-def redacted(text: str) -> str:
-    """`text` without passwords: those in URIs, and those that the environment holds for the tracking server."""
-    text = _PASSWORD.sub(r"\1:***@", text)
-    for name in _SECRETS:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "***")
-    return text
-
-
-def one_line(error: BaseException) -> str:
-    """What `error` says, in one line without passwords; its kind where it says nothing."""
-    words = str(error).strip()
-    return redacted(words.splitlines()[0]) if words else type(error).__name__
-
-
-def check_store(*, must_exist: bool = False) -> str:
-    """Check, without writing anything, that the tracking store can be reached, and return its URI, paths absolute.
-
-    The store is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working directory. Raises `ConfigError` within seconds if
-    nothing answers there, and, if it `must_exist`, for a database that is not there yet.
+    If it is `for_new_run`, refuse also a run, an experiment or a place for artifacts that cannot be written to.
     """
     # An outage must not hold up training for MLflow's default of several minutes a call.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = _without_login(mlflow.get_tracking_uri())
-    if uri.startswith("sqlite:"):
-        database = sqlite_file(uri)
-        if must_exist and database is not None and not database.exists():
-            raise ConfigError(f"{_setting(uri)} must name a tracking store: there is none yet")
-        return uri if database is None else f"sqlite:///{database.resolve()}"
-    try:
-        _check_kind(uri)
-        _call(uri)
-    except ConfigError:
-        raise
-    except urllib.error.HTTPError as answer:  # any answer is an answer: other servers have no /health
-        answer.close()
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = redacted(str(getattr(error, "reason", None) or error))
-        raise ConfigError(f"{_setting(uri)} must name a tracking server that answers: {reason}") from None
-    return uri
+    if not _is_new(uri):
+        _reach(uri)
+        _log_in(uri)
+    elif must_exist:
+        raise ConfigError(f"{_setting(uri)} must name a tracking store: there is none yet")
+    if for_new_run:
+        check_target(is_local=not uri.startswith("http"), is_new=_is_new(uri))
+    database = sqlite_file(uri)
+    return uri if database is None else f"sqlite:///{database.resolve()}"
 
 
 def _without_login(uri: str) -> str:
@@ -105,51 +96,39 @@ def _setting(uri: str) -> str:
     return f"`MLFLOW_TRACKING_URI` (={redacted(uri)})"
 
 
-def connect() -> None:
-    """Open the tracking store, initialising a fresh sqlite one; several processes may call this at once.
-
-    Raises `ConfigError` within seconds if it cannot be opened.
-    """
-    uri = check_store()
-    with sqlite_lock(uri):
-        try:
-            mlflow.MlflowClient().search_experiments(max_results=1)
-        except Exception as error:
-            if _is_refused_login(error):
-                raise ConfigError(
-                    f"{_setting(uri)} must be given a login that it takes: MLFLOW_TRACKING_USERNAME and "
-                    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-                ) from None
-            raise ConfigError(f"{_setting(uri)} must name a tracking store that answers: {one_line(error)}") from None
-
-
-def _is_refused_login(error: Exception) -> bool:
-    """Whether a server wants another login, or one at all."""
-    return isinstance(error, MlflowException) and error.error_code in (
-        ErrorCode.Name(code) for code in (UNAUTHENTICATED, PERMISSION_DENIED)
-    )
-
-
-def _check_kind(uri: str) -> None:
-    """Refuse a store of a kind that neither MLflow nor a plugin of it knows; asks of others only what those are."""
-    scheme = urlsplit(uri).scheme.partition("+")[0]
-    if scheme in ("", "http", "https", "file", *_DATABASE_PORTS):
-        return
+def _reach(uri: str) -> None:
+    """Call the host that `uri` names, with little patience; stores without a host pass."""
     try:
-        mlflow.MlflowClient(uri)
-    except MlflowException:
-        raise ConfigError(f"{_setting(uri)} must be of a kind that MLflow knows") from None
+        parts = urlsplit(uri)
+        scheme = parts.scheme.partition("+")[0]
+        if scheme in ("http", "https"):
+            # MLflow's own request, with the certificates and the login that it uses. Any answer is an answer: other
+            # servers have no /health.
+            login = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+            limits = {"timeout": _REACH_TIMEOUT_S, "max_retries": 0, "raise_on_status": False}
+            http_request(login, "/health", "GET", **limits)  # type: ignore[no-untyped-call]
+        elif scheme in _DATABASE_PORTS and parts.hostname is not None:
+            address = (parts.hostname, parts.port or _DATABASE_PORTS[scheme])
+            socket.create_connection(address, timeout=_REACH_TIMEOUT_S).close()
+            _open_database(uri)
+    except (MlflowException, OSError, ValueError) as error:
+        cause = _cause(error)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise ConfigError(
+                f"{_setting(uri)} must name a server whose certificate is trusted: {one_line(cause)}; "
+                "MLFLOW_TRACKING_SERVER_CERT_PATH names a file of trusted certificates, "
+                "MLFLOW_TRACKING_INSECURE_TLS=true trusts any"
+            ) from None
+        raise ConfigError(f"{_setting(uri)} must name a tracking server that answers: {one_line(cause)}") from None
 
 
-def _call(uri: str) -> None:
-    """Open a connection to the host that `uri` names; stores without a host pass."""
-    parts = urlsplit(uri)
-    host, port = parts.hostname, parts.port or _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
-    if parts.scheme in ("http", "https"):
-        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_REACH_TIMEOUT_S).close()
-    elif host is not None and port is not None:
-        socket.create_connection((host, port), timeout=_REACH_TIMEOUT_S).close()
-        _open_database(uri)
+def _cause(error: BaseException) -> BaseException:
+    """What was wrong with the connection, of all that was raised on the way from there to `error`."""
+    cause, link = error, error.__context__
+    while link is not None:
+        cause = link if isinstance(link, (OSError, ValueError)) else cause
+        link = link.__context__
+    return cause
 
 
 def _open_database(uri: str) -> None:
@@ -164,10 +143,35 @@ def _open_database(uri: str) -> None:
         raise ConnectionError(one_line(error)) from None
 
 
+def _log_in(uri: str) -> None:
+    """Ask the store for something; a sqlite one is made if it is not there."""
+    try:
+        with sqlite_lock(uri):
+            mlflow.MlflowClient().search_experiments(max_results=1)
+    except CommandFailed:  # another process holds the lock
+        raise
+    except Exception as error:  # MLflow's, the database driver's, or that of a plugin that knows the store
+        if has_code(error, codes.UNAUTHENTICATED, codes.PERMISSION_DENIED):
+            raise ConfigError(
+                f"{_setting(uri)} must be given a login that it takes: MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            ) from None
+        if isinstance(error, UnsupportedModelRegistryStoreURIException):
+            raise ConfigError(f"{_setting(uri)} must be of a kind that MLflow knows") from None
+        rule = "that answers" if is_outage(error) else "that can be opened"
+        raise ConfigError(f"{_setting(uri)} must name a tracking store {rule}: {one_line(error)}") from None
+
+
+def _is_new(uri: str) -> bool:
+    """Whether `uri` names a sqlite store that is still to be made."""
+    database = sqlite_file(uri)
+    return database is not None and not database.exists()
+
+
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a sqlite store, new or a database, in a folder that exists; None for one in memory."""
+    """The file of a sqlite store, new or a database, in a folder that exists; None for one in memory, or elsewhere."""
     name = uri.removeprefix("sqlite:///")
-    if name in ("", ":memory:"):
+    if name in ("", ":memory:") or not uri.startswith("sqlite:"):
         return None
     database = Path(name)
     if not database.parent.is_dir():
@@ -192,29 +196,12 @@ def _is_database(path: Path) -> bool:
 @contextmanager
 def sqlite_lock(uri: str) -> Iterator[None]:
     """Hold a file lock beside a sqlite store: MLflow's migration breaks when several processes run it at once."""
-    database = sqlite_file(uri) if uri.startswith("sqlite:") else None
+    database = sqlite_file(uri)
     if database is None:
         yield
         return
-    with file_lock(database.with_name(database.name + ".lock"), timeout_s=120):
+    with file_lock(database.with_name(database.name + ".lock"), timeout_s=_LOCK_TIMEOUT_S):
         yield
-
-
-@contextmanager
-def translated_store_errors() -> Iterator[None]:
-    """Turn what MLflow raises when its store is away, or refuses, into `StoreUnavailable`."""
-    try:
-        yield
-    except (MlflowException, OSError) as error:  # requests' exceptions are OSErrors
-        raise StoreUnavailable(f"{failure_text(error)}; {HOW_TO_FINISH}") from error
-
-
-def failure_text(error: BaseException) -> str:
-    """What is wrong with the store that answered a call with `error`."""
-    if SQLITE_FULL in str(error):  # in MLflow's words it may come after others, on what SQLAlchemy did meanwhile
-        return f"the tracking store has no room ({SQLITE_FULL})"
-    fault = "has no room" if is_disk_full(error) else "does not answer"
-    return f"the tracking store {fault} ({one_line(error)})"
 
 
 def all_pages(search: Callable[..., Any], query: str, page: int = 1000) -> Iterator[Any]:
@@ -226,3 +213,29 @@ def all_pages(search: Callable[..., Any], query: str, page: int = 1000) -> Itera
         token = found.token
         if not token:
             return
+
+
+def search_runs(**tags: str) -> Iterator[StoredRun]:
+    """All active runs with these tags, newest first; a page at a time, so that only what is kept fills memory."""
+    for key, value in tags.items():
+        if any(letter in value for letter in "'\"\\"):
+            raise ConfigError(f"`{key}` (={value}) must be a name without quotes and backslashes")
+    query = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
+    client = mlflow.MlflowClient()
+    with translated_store_errors(HOW_TO_REPEAT):
+        experiments = [experiment.experiment_id for experiment in all_pages(client.search_experiments, "")]
+        for run in all_pages(partial(client.search_runs, experiments), query):
+            yield _stored(run)
+
+
+def _stored(run: Run) -> StoredRun:
+    info, data = run.info, run.data
+    ended_ms = info.end_time or info.start_time or 0
+    tags, params = ({_once(key): _once(value) for key, value in of.items()} for of in (data.tags, data.params))
+    metrics = {_once(key): value for key, value in data.metrics.items()}
+    return StoredRun(info.run_id, info.experiment_id, info.status, ended_ms, tags, params, metrics, info.artifact_uri)
+
+
+def _once(text: str) -> str:
+    """`text`, in memory once: the runs of a study have nearly all names and values in common."""
+    return sys.intern(str(text))

@@ -3,13 +3,11 @@
 import json
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,9 +17,11 @@ from mlflow.entities import Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from fnostab.config import ConfigError
-from fnostab.study.selection import StoredRun
+from fnostab.study.selection import StoredRun, newest_results
+from fnostab.tracking.errors import HOW_TO_REPEAT, StoreUnavailable, one_line, redacted, translated_store_errors
 from fnostab.tracking.run import resume_into
-from fnostab.tracking.store import StoreUnavailable, all_pages, translated_store_errors
+from fnostab.tracking.store import search_runs
+from fnostab.tracking.target import named_run, target_experiment_id
 
 logger = logging.getLogger(__name__)
 
@@ -31,31 +31,33 @@ ROLE: Final = "study_role"
 _PLAN: Final = "study.json"
 #: Artifacts that are read at once: a server answers each after some milliseconds.
 _READERS: Final = 8
+#: Artifacts of every run that this package finished.
+_ALWAYS_THERE: Final = ("config.yaml", "history.json")
 
 T = TypeVar("T")
 
 
-def find_runs(study: str, config_sha256: str | None = None) -> list[StoredRun]:
-    """All runs of `study`, with this config if one is given, that trained something, in every experiment."""
-    config = f" and tags.config_sha256 = '{config_sha256}'" if config_sha256 else ""
-    runs = _search(f"tags.study = '{_quoted(study)}'{config}")
-    return [run for run in runs if ROLE not in run.tags and "resumed_into" not in run.tags]
+def find_runs(study: str, **tags: str) -> list[StoredRun]:
+    """All runs of `study`, and with these `tags`, that trained something, in every experiment, newest first.
+
+    Runs that cannot be compared, because they do not say their arm, seed and dataset, are left out with a warning.
+    """
+    found = [run for run in search_runs(study=study, **tags) if ROLE not in run.tags and "resumed_into" not in run.tags]
+    if strangers := [run.run_id for run in found if not run.has_identity]:
+        lack = "runs without the tags arm, seed (a number) and dataset_sha256 are left out"
+        logger.warning("study %s: %d %s, such as %s", study, len(strangers), lack, strangers[0])
+    return [run for run in found if run.has_identity]
 
 
-def find_results(
-    study: str, dataset_sha256: str, config_sha256: str | None = None
-) -> dict[tuple[str, int, str | None], StoredRun]:
-    """The runs that have a result on this dataset, by arm, seed and hash of the config; of several the oldest."""
-    return {
-        (run.arm, run.seed, run.tags.get("config_sha256")): run
-        for run in find_runs(study, config_sha256)
-        if run.is_result and run.dataset_sha256 == dataset_sha256
-    }
+def find_results(study: str, dataset_sha256: str, **tags: str) -> dict[tuple[str, int, str | None], StoredRun]:
+    """The newest finished run on this dataset of each arm, seed and hash of the config."""
+    runs = [run for run in find_runs(study, **tags) if run.dataset_sha256 == dataset_sha256]
+    return newest_results(runs, lambda run: (run.arm, run.seed, run.tags.get("config_sha256")))
 
 
 def find_parents(study: str) -> list[StoredRun]:
     """The parent runs of `study`, newest first."""
-    return list(_search(f"tags.study = '{_quoted(study)}' and tags.{ROLE} = 'parent'"))
+    return list(search_runs(study=study, **{ROLE: "parent"}))
 
 
 def planned_runs(parent: StoredRun) -> list[tuple[str, int]]:
@@ -78,20 +80,36 @@ def read_config(run_id: str) -> dict[str, Any]:
 def read_artifact(run_id: str, path: str) -> bytes | None:
     """The content of an artifact of a run; None if it is not there."""
     client = mlflow.MlflowClient()
-    with translated_store_errors():
+    with translated_store_errors(HOW_TO_REPEAT):
         folder = path.rpartition("/")[0] or None
         if not any(artifact.path == path for artifact in client.list_artifacts(run_id, folder)):
             return None
         return Path(client.download_artifacts(run_id, path)).read_bytes()
 
 
-def read_artifacts(runs: Iterable[StoredRun], path: str, reader: Callable[[bytes], T]) -> list[T | None]:
-    """What `reader` makes of the artifact `path` of each run, several at once; None for a run that has none.
+@dataclass(frozen=True)
+class Unreadable:
+    """The artifact `path` of a run that must have it: it is damaged, or not where the store says that it is."""
 
-    Of a content no more is kept than `reader` gives. Raises `StoreUnavailable` if the store does not answer.
+    run: StoredRun
+    path: str
+    damage: str | None
+
+    def __str__(self) -> str:
+        place = redacted(self.run.artifact_uri)
+        fault = f"is damaged: {self.damage}" if self.damage else f"is not there (looked for in {place})"
+        return f"{self.path} of run {self.run.run_id} {fault}"
+
+
+def read_artifacts(runs: Iterable[StoredRun], path: str, reader: Callable[[bytes], T]) -> list[T | Unreadable | None]:
+    """What `reader` makes of the artifact `path` of each run, several at once; None for a run that need not have it.
+
+    Every run that this package finished has its config and its history. Of a content no more is kept than `reader`
+    gives; for one that it cannot read it raises ValueError. Raises `StoreUnavailable` if the store does not answer.
     """
 
-    def read(run: StoredRun) -> T | None:
+    def read(run: StoredRun) -> T | Unreadable | None:
+        content: bytes | None
         try:
             with tempfile.TemporaryDirectory(prefix="fnostab-read-") as folder:
                 uri = f"{run.artifact_uri.rstrip('/')}/{path}"
@@ -99,11 +117,16 @@ def read_artifacts(runs: Iterable[StoredRun], path: str, reader: Callable[[bytes
         except (MlflowException, OSError):
             # Stores of artifacts tell in many ways that there is none. One that is there, or a store that is away,
             # raises here once more.
-            found = read_artifact(run.run_id, path)
-            if found is None:
-                return None
-            content = found
-        return reader(content)
+            content = read_artifact(run.run_id, path)
+        if content is None:
+            is_owed = path in _ALWAYS_THERE and "fnostab_version" in run.tags
+            return Unreadable(run, path, None) if is_owed else None
+        try:
+            return reader(content)
+        except RecursionError:
+            return Unreadable(run, path, "it is nested too deeply")
+        except ValueError as error:
+            return Unreadable(run, path, one_line(error))
 
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(read, runs))
@@ -152,12 +175,11 @@ def open_parent(
     after an interrupt or exit, and FAILED after an error.
     """
     with translated_store_errors():
-        earlier = list(_search(f"tags.{ROLE} = 'parent' and tags.study_sha256 = '{identity}'"))
+        earlier = list(search_runs(study_sha256=identity, **{ROLE: "parent"}))
         client = mlflow.MlflowClient()
-        run_id = earlier[0].run_id if earlier else os.environ.pop("MLFLOW_RUN_ID", None)
         if earlier:
             resume_into(earlier[0].run_id)
-        run = client.get_run(run_id) if run_id else client.create_run(target_experiment_id(), run_name=study)
+        run = client.get_run(earlier[0].run_id) if earlier else _own_run()
         run_id = run.info.run_id
         client.update_run(run_id, status="RUNNING", name=study)
         folder = StudyFolder(run_id, run.info.experiment_id)
@@ -165,7 +187,7 @@ def open_parent(
         new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
         client.log_batch(run_id, params=new)
         if earlier:
-            known = planned_runs(_stored(run))
+            known = planned_runs(earlier[0])
             arms = list(dict.fromkeys([*(arm for arm, _ in known), *plan["arms"]]))
             seeds = list(dict.fromkeys([*(seed for _, seed in known), *plan["seeds"]]))
             plan = {**plan, "arms": arms, "seeds": seeds}
@@ -181,11 +203,9 @@ def open_parent(
 @contextmanager
 def open_comparison(study: str) -> Iterator[StudyFolder]:
     """Open a run for what is said of a study that has no parent: that of `mlflow run`, or a new one."""
-    projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    with translated_store_errors():
-        client = mlflow.MlflowClient()
-        run = client.get_run(projects_run_id) if projects_run_id else client.create_run(target_experiment_id())
-        client.update_run(run.info.run_id, status="RUNNING", name=f"{study}-comparison")
+    with translated_store_errors(HOW_TO_REPEAT):
+        run = _own_run()
+        mlflow.MlflowClient().update_run(run.info.run_id, status="RUNNING", name=f"{study}-comparison")
         folder = StudyFolder(run.info.run_id, run.info.experiment_id)
         folder.set_tags({"study": study, ROLE: "comparison"})
     try:
@@ -214,39 +234,8 @@ def _end(run_id: str, status: str) -> None:
         logger.warning("the status of run %s could not be stored: %s", run_id, away)
 
 
-def target_experiment_id() -> str:
-    """The experiment that a run started here would go to."""
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    if name:
-        experiment = mlflow.get_experiment_by_name(name)
-        return experiment.experiment_id if experiment else mlflow.MlflowClient().create_experiment(name)
-    return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
-
-
-def _search(query: str) -> Iterator[StoredRun]:
-    """All active runs that `query` finds, newest first; a page at a time, so that only what is kept fills memory."""
-    client = mlflow.MlflowClient()
-    with translated_store_errors():
-        experiments = [experiment.experiment_id for experiment in all_pages(client.search_experiments, "")]
-        for run in all_pages(partial(client.search_runs, experiments), query):
-            yield _stored(run)
-
-
-def _stored(run: Run) -> StoredRun:
-    info, data = run.info, run.data
-    ended_ms = info.end_time or info.start_time or 0
-    tags, params = ({_once(key): _once(value) for key, value in of.items()} for of in (data.tags, data.params))
-    metrics = {_once(key): value for key, value in data.metrics.items()}
-    return StoredRun(info.run_id, info.experiment_id, info.status, ended_ms, tags, params, metrics, info.artifact_uri)
-
-
-def _once(text: str) -> str:
-    """`text`, in memory once: the runs of a study have nearly all names and values in common."""
-    return sys.intern(str(text))
-
-
-def _quoted(text: str) -> str:
-    """`text` inside the quotes of a search filter."""
-    if "'" in text or '"' in text or "\\" in text:
-        raise ConfigError(f"`study` (={text}) must be a name without quotes and backslashes")
-    return text
+def _own_run() -> Run:
+    """The run that `mlflow run` made for this process, which no other is written to then, or else a new one."""
+    run = named_run()
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    return run or mlflow.MlflowClient().create_run(target_experiment_id())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn, TypeVar
 
 import mlflow
 from mlflow.entities import Metric, Param
@@ -17,8 +17,11 @@ from fnostab.health.history import STEP_SERIES
 from fnostab.io.files import DAMAGE, atomic_write
 from fnostab.io.untrusted import shown
 from fnostab.study.selection import StoredRun
-from fnostab.tracking.store import translated_store_errors
-from fnostab.tracking.studies import find_runs, read_artifacts, target_experiment_id
+from fnostab.tracking.errors import HOW_TO_REPEAT, translated_store_errors
+from fnostab.tracking.studies import Unreadable, find_runs, read_artifacts
+from fnostab.tracking.target import target_experiment_id
+
+T = TypeVar("T")
 
 #: The first line of a file says so.
 _FORMAT: Final = {"format": "fnostab runs", "version": 1}
@@ -59,13 +62,14 @@ def export_study(study: str, path: Path, *, steps: bool = False) -> int:
     """Write the finished runs of `study` to `path`, gzipped JSON lines; returns how many.
 
     Of each run its tags, parameters, final metrics, config, and its history: the series of epochs, with `steps` those
-    of optimizer steps as well. Raises `ConfigError` if there is no such run.
+    of optimizer steps as well. Raises `ConfigError`, and writes nothing, if there is no such run or what it logged
+    cannot be read.
     """
     runs = sorted((run for run in find_runs(study) if run.is_result), key=lambda run: (run.arm, run.seed, run.run_id))
     if not runs:
         raise ConfigError(f"`study` (={study}) must have finished runs in the tracking store: there is none")
-    histories = read_artifacts(runs, "history.json", json.loads)
-    configs = read_artifacts(runs, "config.yaml", bytes.decode)
+    histories = _readable(study, read_artifacts(runs, "history.json", lambda content: _history(content, steps)))
+    configs = _readable(study, read_artifacts(runs, "config.yaml", bytes.decode))
     with (
         atomic_write(path) as partial,
         open(partial, "wb") as file,
@@ -73,9 +77,29 @@ def export_study(study: str, path: Path, *, steps: bool = False) -> int:
     ):
         packed.write(_line(_FORMAT | {"study": study}))
         for run, history, config in zip(runs, histories, configs, strict=True):
-            kept = history if steps or history is None else {k: v for k, v in history.items() if k not in STEP_SERIES}
-            packed.write(_line(_portable(run, kept, config)))
+            packed.write(_line(_portable(run, history, config)))
     return len(runs)
+
+
+def _history(content: bytes, steps: bool) -> dict[str, Any]:
+    """What is kept of a `history.json`; raises ValueError if it is none."""
+    history = json.loads(content, parse_constant=_refuse_constant)
+    if not isinstance(history, dict):
+        raise ValueError("it is no JSON object")
+    return {key: value for key, value in history.items() if steps or key not in STEP_SERIES}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it has {name} as a number")
+
+
+def _readable(study: str, contents: Sequence[T | Unreadable | None]) -> list[T | None]:
+    """The contents, if all that must be there could be read."""
+    unreadable = [content for content in contents if isinstance(content, Unreadable)]
+    if unreadable:
+        how_many = f"those of {len(unreadable)} of {len(contents)} cannot"
+        raise ConfigError(f"`study` (={study}) must have runs whose artifacts can be read: {how_many}: {unreadable[0]}")
+    return [content for content in contents if not isinstance(content, Unreadable)]
 
 
 def read_exported(path: Path) -> ExportedStudy:
@@ -110,7 +134,7 @@ def import_runs(exported: ExportedStudy) -> int:
     there = find_runs(exported.study)
     known = {run.run_id for run in there} | {run.tags.get(CAME_FROM) for run in there if run.is_result}
     missing = [run for run in exported.runs if run.run_id not in known]
-    with translated_store_errors():
+    with translated_store_errors(HOW_TO_REPEAT):
         for run in there:
             if CAME_FROM in run.tags and not run.is_result:
                 client.delete_run(run.run_id)

@@ -2,11 +2,11 @@
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from fnostab import tracking
 from fnostab.config import ConfigError
@@ -19,6 +19,7 @@ from fnostab.study.depth import DepthComparison, compare_depth
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
 from fnostab.study.selection import Selection, StoredRun, select_runs
 from fnostab.tracking import Candidate, Registration, StudyFolder
+from fnostab.tracking.studies import Unreadable, read_artifacts
 
 #: Pixels per inch of the figures that are files.
 _DPI: Final = 150
@@ -52,8 +53,7 @@ def compare_study(
     `dataset` (the beginning of a content hash) and `parent` (a run) choose where a study has several. `out` is a folder
     for a copy of the files. Raises `ConfigError`, before anything is written, for runs that cannot be compared.
     """
-    tracking.check_store(must_exist=True)
-    tracking.connect()
+    tracking.open_store(must_exist=True)
     selection, ranking = rank_study(study, dataset=dataset, parent=parent)
     home = _parent_of(study, selection, parent)
     result = _result(study, selection, ranking, home)
@@ -133,30 +133,28 @@ def _study_run(run: StoredRun) -> StudyRun:
 
 
 def _with_histories(result: StudyResult, selection: Selection) -> StudyResult:
-    """`result` with what is drawn of each run's `history.json`; one that is damaged is left out and named."""
+    """`result` with what is drawn of each run's `history.json`; what cannot be read is left out and said."""
     drawn = {run.run_id for arm in result.drawn_arms for run in result.drawn(arm)}
     stored = [run for run in selection.runs if run.run_id in drawn]
-    found = dict(
-        zip([run.run_id for run in stored], tracking.read_artifacts(stored, "history.json", _history), strict=True)
-    )
-    notes = [
-        f"{run.arm}, seed {run.seed}: history.json of run {run.run_id} is damaged, its curves are not drawn: {damage}."
-        for run in stored
-        if isinstance(damage := found[run.run_id], str)
+    found = read_artifacts(stored, "history.json", lambda content: condensed(json.loads(content)))
+    histories = {run.run_id: history for run, history in zip(stored, found, strict=True)}
+    unreadable = [history for history in found if isinstance(history, Unreadable)]
+    runs = [
+        replace(run, history=None if isinstance(history := histories.get(run.run_id), Unreadable) else history)
+        for run in result.runs
     ]
-    histories = {run_id: history for run_id, history in found.items() if not isinstance(history, str)}
-    runs = [replace(run, history=histories.get(run.run_id)) for run in result.runs]
-    return replace(result, runs=runs, notes=[*result.notes, *notes])
+    return replace(result, runs=runs, notes=[*result.notes, *_unreadable_notes(unreadable, len(stored))])
 
 
-def _history(content: bytes) -> Mapping[str, Any] | str:
-    """What is drawn of a `history.json`, or what is wrong with it."""
-    try:
-        return condensed(json.loads(content))
-    except RecursionError:
-        return "it is nested too deeply"
-    except ValueError as error:
-        return str(error)
+def _unreadable_notes(unreadable: Sequence[Unreadable], of: int) -> list[str]:
+    """A note for each history that is damaged, and one for all that are not where the store says."""
+    notes = [
+        f"{each.run.arm}, seed {each.run.seed}: {each}; its curves are not drawn." for each in unreadable if each.damage
+    ]
+    missing = [each for each in unreadable if not each.damage]
+    if missing:
+        notes.append(f"The curves of {len(missing)} of {of} runs that would be drawn cannot be read: {missing[0]}.")
+    return notes
 
 
 def _with_pictures(result: StudyResult, selection: Selection) -> StudyResult:
@@ -166,7 +164,7 @@ def _with_pictures(result: StudyResult, selection: Selection) -> StudyResult:
     pictures: dict[str, dict[str, bytes]] = {run.run_id: {} for run in stored}
     for path, caption in _PICTURES.items():
         for run, png in zip(stored, tracking.read_artifacts(stored, path, bytes), strict=True):
-            if png is not None:
+            if isinstance(png, bytes):
                 pictures[run.run_id][caption] = png
     return replace(result, runs=[replace(run, pictures=pictures.get(run.run_id, {})) for run in result.runs])
 

@@ -64,9 +64,9 @@ def run_study(
     SIGTERM or Ctrl-C, once the runs have stored what they had; the same call then goes on.
     """
     _check(plan)
-    store_uri = tracking.check_store()
+    store_uri = tracking.check_store(for_new_run=True)
     dataset = _dataset(plan, data_progress)
-    tracking.connect()
+    tracking.open_store()
     identity = plan.identity(dataset.sha256)
     with _locked(f"{identity}-{store_uri}", plan.study):
         runs = plan.runs
@@ -96,8 +96,7 @@ def stage_b_of(stage_a: str, seeds: str, *, fno_blocks: int = STAGE_B_BLOCKS, st
 
     Raises `ConfigError` if there is no such study, its runs cannot be compared, or every one of them failed.
     """
-    tracking.check_store()
-    tracking.connect()
+    tracking.open_store(must_exist=True)
     selection, ranking = rank_study(stage_a)
     winner = ranking.decision.winner
     if winner is None:

@@ -10,16 +10,17 @@ import torch
 from fnostab import tracking
 from fnostab.config import ArmConfig
 from fnostab.health.history import History
-from fnostab.tracking import StoreUnavailable, Tracker
+from fnostab.io.endings import CommandFailed
+from fnostab.tracking import Tracker
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.workflows.runfolder import AlreadyRunning, RunFolder, Unfinished
 from fnostab.workflows.train import train_arm
 
 Report = Callable[[str], None]
-#: finished: the run is whole; uploaded: all there is of a run that is to be trained on; busy: another process has it;
-#: elsewhere: it belongs to another store; failed: it could not be done, and still waits.
-State = Literal["finished", "uploaded", "busy", "elsewhere", "failed"]
+#: finished: the run is whole; uploaded: all that there is so far is stored, and the run is to be trained on; forgotten:
+#: it was deleted in the store; busy: another process has it; elsewhere: it belongs to another store; failed: it waits.
+State = Literal["finished", "uploaded", "forgotten", "busy", "elsewhere", "failed"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ def sync_runs(runs: Sequence[Unfinished], report: Report) -> list[Synced]:
     the middle, what its last checkpoint holds is uploaded, and the command that began it goes on with the training.
     Nothing is written twice. Raises `ConfigError` if the store does not answer.
     """
-    store = tracking.redacted(tracking.check_store())
-    tracking.connect()
+    store = tracking.redacted(tracking.open_store())
     return [_sync(run, store, report) for run in runs]
 
 
@@ -49,17 +49,21 @@ def _sync(run: Unfinished, store: str, report: Report) -> Synced:
     try:
         config = ArmConfig.model_validate(run.config)
         with RunFolder(config, run.dataset_sha256, store) as folder:
+            state = tracking.run_state(run.run_id)
+            if state == "deleted":
+                folder.finish()
+                text = f"run {run.run_id} was deleted in the tracking store; what waited of it is removed here too"
+                return Synced(run, "forgotten", text)
+            if state == "gone":
+                text = f"the tracking store has no run {run.run_id}; to forget what waits of it, delete {folder.path}"
+                return Synced(run, "failed", text)
             is_over, text = _upload(run, config, folder.path, report)
         if not is_over:
             return Synced(run, "uploaded", f"{text}; the command that began it trains on")
         result = train_arm(config, report, tags=run.tags)
     except AlreadyRunning as error:
         return Synced(run, "busy", str(error))
-    except (
-        StoreUnavailable,
-        ValueError,
-        OSError,
-    ) as error:  # bad input, such as a scan that is not there any more, is one
+    except (CommandFailed, ValueError, OSError) as error:  # bad input, such as a scan that was deleted, is one of them
         return Synced(run, "failed", str(error))
     return Synced(run, "finished", f"verdict: {result.verdict.label}: {result.verdict.reason}")
 

@@ -100,19 +100,19 @@ def train_arm(
         follow.follow(config)
         raise SystemExit(0)
     with Interruption() as interruption:
-        store_uri = tracking.check_store()
+        store_uri = tracking.check_store(for_new_run=True)
         try:
             dataset = load_or_build(config.data, progress=data_progress)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         config = set_threads(config)
-        tracking.connect()
+        tracking.open_store()
         with RunFolder(config, dataset.sha256, tracking.redacted(store_uri)) as folder:
             first_run_id = folder.first_run_id
             if first_run_id is None and not folder.is_new:
                 first_run_id = tracking.find_claimed(folder.claim)
             if first_run_id is None and not again:
-                results = tracking.find_results(config.study, dataset.sha256, config.sha256())
+                results = tracking.find_results(config.study, dataset.sha256, config_sha256=config.sha256())
                 found = results.get((config.arm, config.seed, config.sha256()))
                 first_run_id = found.run_id if found else None
             state = tracking.run_state(first_run_id) if first_run_id else "gone"
@@ -120,7 +120,7 @@ def train_arm(
                 result = _finished_result(first_run_id, report)
                 folder.finish()
                 return result
-            if first_run_id and state == "gone":
+            if first_run_id and state in ("gone", "deleted"):
                 folder.start_over()
                 first_run_id = None
             opened = tracking.open_run(config, folder.path, first_run_id=first_run_id, claim=folder.claim)
