@@ -22,7 +22,6 @@ from benchmarks.timing import spread, timed
 from fnostab.clipping import clip_gradients_
 from fnostab.config import ModelConfig
 from fnostab.models import build_generator
-from fnostab.training.optimizers import Adam
 
 
 def agc_loop_(parameters: Iterable[nn.Parameter], clip_factor: float = 0.01, eps: float = 1e-3) -> None:
@@ -53,7 +52,7 @@ def measure(
     config = ModelConfig(arch=arch, width=width, fno_blocks=fno_blocks)
     network = build_generator(config, N).to(where)
     patterns = torch.rand(batch_size, 1, N, N, device=where)
-    optimiser = Adam(network.parameters(), lr=1e-3, fused=True)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
 
     def step() -> None:
         optimiser.zero_grad()

@@ -1,4 +1,4 @@
-"""Networks to compare with: the same topology from plain PyTorch layers, and with other spectral layers.
+"""Networks to compare with: the same topology with other spectral layers.
 
 `plain` is also what the tests hold the package's training against.
 """
@@ -10,9 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fnostab.models import contiguous_copy
-from fnostab.models.blocks import Lifter, PtychoBlock
-from fnostab.models.convolution import Conv3x3
+from fnostab.models.blocks import PtychoBlock
 from fnostab.models.spectral import SpectralConv2d
 
 
@@ -28,7 +26,7 @@ class FFTConv(nn.Module):
 
     def __init__(self, layer: SpectralConv2d) -> None:
         super().__init__()
-        self.weight = nn.Parameter(layer.weight.detach().clone())
+        self.weight = nn.Parameter(layer.weight.detach().permute(3, 2, 0, 1, 4).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -49,7 +47,7 @@ class OriginalConv(nn.Module):
 
     def __init__(self, layer: SpectralConv2d) -> None:
         super().__init__()
-        out_channels, in_channels = layer.weight.shape[:2]
+        in_channels, out_channels = layer.weight.shape[2:4]
         shape = (in_channels, out_channels, layer.modes, layer.modes)
         self.modes = layer.modes
         self.weight = nn.Parameter(torch.randn(shape, dtype=torch.complex64) * in_channels**-0.5)
@@ -69,7 +67,7 @@ def neuraloperator_layer(layer: SpectralConv2d) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its optional dependencies warn when imported
         from neuralop.layers.spectral_convolution import SpectralConv
-    out_channels, in_channels = layer.weight.shape[:2]
+    in_channels, out_channels = layer.weight.shape[2:4]
     return SpectralConv(in_channels, out_channels, n_modes=(2 * layer.modes, 2 * layer.modes), bias=False)
 
 
@@ -79,10 +77,9 @@ def without_spectral(network: nn.Module) -> nn.Module:
 
 
 def plain(network: nn.Module, spectral: Callable[[SpectralConv2d], nn.Module] = FFTConv) -> nn.Module:
-    """A copy of `network` from PyTorch's own convolutions, channels first, and `spectral` for its spectral layers."""
-    network = _with_spectral(contiguous_copy(network), spectral)
-    _replace(network, Lifter, lambda layer: nn.Sequential(*layer))
-    _replace(network, Conv3x3, _direct)
+    """A copy of `network` that keeps channels first in memory, and has `spectral` for its spectral layers."""
+    network = _with_spectral(copy.deepcopy(network), spectral)
+    network.lifter = nn.Sequential(*network.lifter)  # ours puts the channels last
     return network
 
 
@@ -91,16 +88,3 @@ def _with_spectral(network: nn.Module, spectral: Callable[[SpectralConv2d], nn.M
         if isinstance(block, PtychoBlock):
             block.spectral = spectral(block.spectral)  # type: ignore[assignment]
     return network
-
-
-def _direct(layer: Conv3x3) -> nn.Conv2d:
-    direct = nn.Conv2d(layer.in_channels, layer.out_channels, kernel_size=3, padding=1, device=layer.weight.device)
-    direct.load_state_dict(layer.state_dict())
-    return direct
-
-
-def _replace(network: nn.Module, kind: type[nn.Module], other: Callable[..., nn.Module]) -> None:
-    for module in list(network.modules()):
-        for name, layer in list(module.named_children()):
-            if isinstance(layer, kind):
-                setattr(module, name, other(layer))

@@ -8,8 +8,7 @@ take turns. The peers use what they would: PyTorch's own clipping and Adam.
 
 - `ours`: the network, clipping and optimizer of a run.
 - `floor`: the same without spectral layers.
-- `plain floor`: the same as the floor, from `torch.nn.Conv2d`, channels first.
-- `plain`: the network from PyTorch's own convolutions and FFTs, with the fused Adam.
+- `plain`: the network with PyTorch's FFTs and channels first, with the fused Adam.
 - `original`: the original study's network and its habits: complex one-sided weights at every level, Adam not fused,
   one norm after the other fetched with `.item()`.
 - `neuraloperator`: `plain` with that library's spectral layer for as many modes.
@@ -29,10 +28,9 @@ from fnostab.clipping import clip_gradients_
 from fnostab.config import ModelConfig
 from fnostab.models import build_generator
 from fnostab.optics import curved_disk, far_field_amplitude
-from fnostab.training.optimizers import Adam
 
 #: Names of the variants, the peers last.
-VARIANTS = ("ours", "floor", "plain floor", "plain", "original", "neuraloperator")
+VARIANTS = ("ours", "floor", "plain", "original", "neuraloperator")
 
 
 def variant(name: str, network: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[nn.Module], object]]:
@@ -40,12 +38,8 @@ def variant(name: str, network: nn.Module) -> tuple[nn.Module, torch.optim.Optim
     ours = partial(clip_gradients_, algorithm="norm", value=1.0)
     if name in ("ours", "floor"):
         made = peers.without_spectral(network) if name == "floor" else network
-        return made, Adam(made.parameters(), lr=1e-3, fused=True), ours
-    spectral = {
-        "plain floor": lambda layer: peers.Nothing(),
-        "original": peers.OriginalConv,
-        "neuraloperator": peers.neuraloperator_layer,
-    }.get(name, peers.FFTConv)
+        return made, torch.optim.Adam(made.parameters(), lr=1e-3, fused=True), ours
+    spectral = {"original": peers.OriginalConv, "neuraloperator": peers.neuraloperator_layer}.get(name, peers.FFTConv)
     made = peers.plain(network, spectral).to(next(network.parameters()).device)
     if name == "original":
         return made, torch.optim.Adam(made.parameters(), lr=1e-3, foreach=False), _clip_one_by_one

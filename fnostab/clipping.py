@@ -16,14 +16,12 @@ from typing import Final, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from fnostab.config import ClipAlgorithm
 from fnostab.gradients import (
     ParameterSource,
     as_real,
     gradient_of,
-    memory_order,
     norm_of_norms,
     parameters_with_gradient,
     tensor_norms,
@@ -31,6 +29,9 @@ from fnostab.gradients import (
 )
 
 Granularity = Literal["unit", "tensor"]
+
+#: Layers of torch whose weights count output channels on axis 1.
+_TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 #: Tensors of fewer elements are not worth several calls.
 _SMALL: Final = 2**17
@@ -74,7 +75,7 @@ def clip_gradients_(
 
     parameters = parameters_with_gradient(parameters_or_module)
     norm = total_norm(parameters)
-    gradients = [_in_memory_order(gradient_of(parameter)) for parameter in parameters]
+    gradients = [gradient_of(parameter) for parameter in parameters]
     if algorithm == "norm" and value > 0:
         return _clip_norm_(gradients, value, norm)
     if algorithm == "value" and value > 0:
@@ -92,10 +93,10 @@ def adaptive_gradient_clip_(
     """Clip each unit's gradient G in place to the norm of its weights W: Brock et al. 2021, Algorithm 2.
 
     Where `||G|| > clip_factor * max(||W||, eps)`, G is scaled down to that limit; other gradients stay bit for bit what
-    they were. A unit is an output unit: an index on axis 1 of transposed convolutions' weights (with groups, taken over
-    all of them), on axis 0 of any other parameter with two axes or more, spectral weights `(out, in, rows, cols, 2)`
-    among them. Vectors and scalars are one unit, as is every parameter with `granularity="tensor"`. Of bare tensors the
-    layer is unknown, so their axis is 0.
+    they were. A unit is an output unit: an index on the axis that the layer names as its `unit_axis` (spectral weights
+    have one), on axis 1 of transposed convolutions' weights (with groups, taken over all of them), on axis 0 of any
+    other parameter with two axes or more. Vectors and scalars are one unit, as is every parameter with
+    `granularity="tensor"`. Of bare tensors the layer is unknown, so their axis is 0.
 
     Returns the fraction of units that were clipped, a 0-d tensor. Raises `ValueError` for an unknown `granularity` or
     a `clip_factor` or `eps` that is not positive. Source: https://arxiv.org/abs/2102.06171, section 4.1.
@@ -130,7 +131,7 @@ def _clip_value_(gradients: list[Tensor], max_value: float, norm: Tensor) -> Cli
 
 
 def _clip_adaptively_(source: ParameterSource, clip_factor: float, eps: float, granularity: Granularity) -> ClipStats:
-    axes_by_id = _transposed_axes(source) if isinstance(source, nn.Module) else {}
+    axes_by_id = _unit_axes(source) if isinstance(source, nn.Module) else {}
     parameters = parameters_with_gradient(source)
     if not parameters:
         return ClipStats(torch.zeros(()), torch.zeros(()), torch.zeros(()))
@@ -159,10 +160,14 @@ def _clip_adaptively_(source: ParameterSource, clip_factor: float, eps: float, g
     )
 
 
-def _transposed_axes(module: nn.Module) -> dict[int, int]:
-    """The output axis by id of those weights whose output axis is not 0."""
-    transposed = (layer for layer in module.modules() if isinstance(layer, _ConvTransposeNd))
-    return {id(parameter): 1 for layer in transposed for parameter in layer.parameters() if parameter.ndim > 1}
+def _unit_axes(module: nn.Module) -> dict[int, int]:
+    """The output axis, by the parameter's id, of the parameters of all layers that name one; the others' is 0."""
+    axes: dict[int, int] = {}
+    for layer in module.modules():
+        axis = 1 if isinstance(layer, _TRANSPOSED) else getattr(layer, "unit_axis", None)
+        if axis is not None:
+            axes |= {id(parameter): axis for parameter in layer.parameters() if parameter.ndim > axis}
+    return axes
 
 
 def _unit_norms(tensors: list[Tensor], axes: list[int | None]) -> list[Tensor]:
@@ -175,22 +180,15 @@ def _unit_norms(tensors: list[Tensor], axes: list[int | None]) -> list[Tensor]:
 
 
 def _by_unit(tensor: Tensor, axis: int | None) -> Tensor:
-    """A view of `tensor` with the units on axis 1: of three axes, as it lies in memory, if it lies there without gaps.
+    """A view of `tensor` with the units on axis 1; of three axes, if it is contiguous.
 
     (Reductions and products over axes that are neither neighbours nor in order take ten times as long.)
     """
     if axis is None:
         return tensor.unsqueeze(0).unsqueeze(0)
-    order = memory_order(tensor)
-    laid_out, place = tensor.permute(order), order.index(axis)
-    if not laid_out.is_contiguous():
+    if not tensor.is_contiguous():
         return tensor.movedim(axis, 0).unsqueeze(0)
-    return laid_out.view(math.prod(laid_out.shape[:place]), laid_out.shape[place], -1)
-
-
-def _in_memory_order(tensor: Tensor) -> Tensor:
-    """A view of `tensor` that is contiguous if it lies in memory without gaps."""
-    return tensor.permute(memory_order(tensor))
+    return tensor.view(math.prod(tensor.shape[:axis]), tensor.shape[axis], -1)
 
 
 def _norms_along(tensor: Tensor, axis: int) -> Tensor:

@@ -64,11 +64,6 @@ def as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
 
 
-def memory_order(tensor: Tensor) -> list[int]:
-    """The axes of `tensor`, the outermost in memory first: a dense tensor permuted so is contiguous."""
-    return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
-
-
 def tensor_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The 2-norm of each real tensor, 0-d, in the widest of their precisions and at least single precision."""
     if not tensors:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fnostab.clipping import adaptive_gradient_clip_, clip_gradients_
 from fnostab.gradients import total_norm
+from fnostab.models.spectral import SpectralConv2d
 
 ALGORITHMS = ["none", "norm", "value", "agc"]
 
@@ -22,11 +23,13 @@ def _seed() -> None:
 
 
 class SpectralLike(nn.Module):
-    """Holds a weight of a spectral layer's shape: `(out, in, rows, cols, 2)`."""
+    """Holds a weight of a spectral layer's shape, `(rows, cols, in, out, 2)`, and names its unit axis as that does."""
+
+    unit_axis = SpectralConv2d.unit_axis
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(5, 3, 4, 3, 2))
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 5, 2))
 
 
 class ComplexWeight(nn.Module):
@@ -53,7 +56,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], int | None]] = {
     "transposed conv 1-d": (lambda: nn.ConvTranspose1d(3, 5, 2), 1),
     "transposed conv 2-d": (lambda: nn.ConvTranspose2d(6, 5, 2), 1),
     "norm": (lambda: nn.InstanceNorm2d(6, affine=True), None),
-    "spectral": (SpectralLike, 0),
+    "spectral": (SpectralLike, 3),
     "complex": (ComplexWeight, 0),
     "scalar": (Scalar, None),
 }

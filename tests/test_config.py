@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from fnostab.config import (
     ConfigError,
     read_config_file,
     resolve_config,
+    stored_config,
 )
 
 
@@ -182,3 +184,70 @@ print(sorted({"torch", "mlflow", "lightning"} & set(sys.modules)), file=sys.stde
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--model.modes" in answer.stdout
     assert answer.stderr.strip() == "[]"
+
+
+#: `ArmConfig.sha256` at commit 0f04361, whose `ModelConfig` had more keys. Runs in stores are found by them.
+_HASHES = {
+    ("seed_study", "control"): "85a48b1b1669f22332aea636b0edc516b7f2e4842cfbad0c0875c201ea4d6f3a",
+    ("seed_study", "stable"): "57eca896c15aa0b33c8ed22674a555f88476a6f5338a38cfe6a73e40caa9b587",
+    ("seed_study", "agc"): "b94b394dcb9c90a0ea4aa31922140f67353672cc1d7a394e21f59d1009781690",
+    ("seed_study", "pre"): "b4bc912f1d757729687baf585e90450d08b91a1ea24d04dfdc15e0e4f9bd2a8b",
+    ("seed_study", "original"): "82c2de3784c210824fa2dedf33ec6b121bd8c52e0667c540ed78d215da37be8a",
+    ("seed_study", "stable_1"): "6cda0859f3f81c182d2d1a965f46ca9807b81e52ce39453ba15c99697fc8016a",
+    ("stage_a", "control"): "fd960a90f4bc496101f9fc72c41681101dc447f7e77e49a83d71750b9acc2a8b",
+    ("stage_a", "stable"): "31757adcb05a4f248f5bfa168c2e74348719eb6603b2b0f2c498ecd7885c21b3",
+    ("stage_a", "agc"): "e70bd0dfb3c5eccd8d8d4c845c7092574c42ca30270c6f57d711097ecf3c73bd",
+    ("stage_a", "pre"): "7670091c6e87e44843cfd150ef3f4769bc1a53ea29c5e2cc5909ecf08419082b",
+    ("stage_a", "original"): "379fcee342ad58c3db02db41c94149d7e415e15e9197b0efd8428bf70ed93c93",
+    ("stage_a", "stable_1"): "69af146e4e036ff60bbfa5ad9887e53d25ffeddac059d230efa206c93333b845",
+    ("quick", "control"): "28a7ff24f02c71dfb5388600e85a94e2a11c56cd356fc3be6c75421b930290bd",
+    ("quick", "stable"): "2b4ac0875c31ad80fab1b6a01dbb9a5810c6d196e22cdb55ffa6a7d5fee133f5",
+    ("quick", "agc"): "e7ca767681fae3f17c22ecaede759790a3571bc40e57fc25b2e0bc1062f7fccc",
+    ("quick", "pre"): "d3e3f870b9b3942b066a7038992390f8bb5c06e20c4f8b54ee41e21f9d8cc663",
+    ("quick", "original"): "51b02cf36d14019385cea5e8d20f868f1a43ccbdfe6edfc145df7443e493df0c",
+    ("quick", "stable_1"): "b2716e296ad0ea658a230fe6879fb626c530ca5da28edf60cbaaa9ddb102a78c",
+    ("scan", "control"): "aa31c7e0e4e18fb6f4d9d7914de03db7639e828664f4ba70f5a8f06806c2e767",
+    ("scan", "stable"): "391989ab3a6c986bf2290510637c6e584ca065c4bb02ef66790f7873b2566b67",
+    ("scan", "agc"): "6131b422d157073b420dd119e7e1c5f357c044e6e6f05962fbc1a0a8e9942042",
+    ("scan", "pre"): "cee8179aa5fb5e53be014cafe5aabbe7a010d0dcd759663820d7351444d2daee",
+    ("scan", "original"): "136b97101cb844b91155ed072c40e4a6f7890446d335673cb8d7b8cf1af38529",
+    ("scan", "stable_1"): "3b1c6d8fd0a0da934427902d55ab73da33221b5bddb5bcf4a2745bec1dd6808e",
+    ("smoke", "control"): "71d953284bf05f25e74fc427e08d40d8589445cbdba5c056c74a8b62abb22b2e",
+    ("smoke", "stable"): "9f71cc8e61e49f16456bd251d2b9f430792b2bae8dd5cd351c138b400c47b514",
+    ("smoke", "agc"): "cb3c65c263e5da4a73669708e0da36f03205a7c23ce3ea8dea022f7a00ba5229",
+    ("smoke", "pre"): "0178af6e49e5aa27ead99010aac16825705513f4b91c4d5c09381a2169b88cab",
+    ("smoke", "original"): "9938739cfbb1a25607065683097911dd81d1aa5659e112d875ebda7e124623b7",
+    ("smoke", "stable_1"): "6a006d809aeafd3fe4e15b23937e85d85411b748e6d22b7887e706cd24f93ffe",
+}
+_ARMS = {
+    "control": {},
+    "stable": {"arch": "stable_hybrid", "clip_algo": "none"},
+    "agc": {"clip_algo": "agc"},
+    "pre": {"arch": "prenorm_hybrid", "clip_algo": "none"},
+    "original": {"arch": "hybrid_original"},
+    "stable_1": {"arch": "stable_hybrid", "clip_algo": "none", "model.gamma_init": 1.0},
+}
+
+
+@pytest.mark.parametrize(("preset", "arm"), _HASHES)
+def test_hashes_of_configs_stay_what_they_were(preset, arm):
+    data = {"data": "scan.npz"} if preset == "scan" else {}
+    assert resolve_config({"preset": preset, **_ARMS[arm], **data}).sha256() == _HASHES[preset, arm]
+
+
+def test_the_config_of_a_run_of_before_is_read_and_its_removed_options_are_dropped(tmp_path):
+    config = resolve_config({"preset": "quick", "arch": "prenorm_hybrid"})
+    stored = yaml.safe_load(config.to_yaml())
+    stored["model"] |= {"pre_norm": "instance", "gate": "none", "gate_init": 0.1, "mix": False, "spectral_gain": 1.0}
+    (tmp_path / "arm.yaml").write_text(yaml.safe_dump(stored))
+    assert resolve_config(read_config_file(tmp_path / "arm.yaml")) == config
+    assert stored_config(stored | {"study": config.study, "arm": config.arm}) == config
+
+
+@pytest.mark.parametrize(("key", "value"), [("pre_norm", "group"), ("gate", "scalar"), ("mix", True), ("mix", "true")])
+def test_removed_options_with_a_value_that_did_something_are_refused_in_one_line(key, value):
+    message = rf"^`model.{key}` \(={value}\) must be \w+, as other values lost and were taken out after commit 0f04361$"
+    with pytest.raises(ConfigError, match=message):
+        stored_config({"model": {key: value}})
+    with pytest.raises(ConfigError, match=message):
+        resolve_config({f"model.{key}": value})

@@ -1,75 +1,80 @@
-"""The optimizers against PyTorch's own, on tensors that are not contiguous."""
+"""The optimizers of a config, and what they make of checkpoints of an earlier version."""
 
 import copy
 
 import pytest
 import torch
 
-from fnostab.training import optimizers
+from fnostab.config import ModelConfig, OptimConfig
+from fnostab.models import build_generator
+from fnostab.models.spectral import SpectralConv2d
+from fnostab.training.optimizers import make_optimizer, update_moments
 
-ORDER, BACK = (2, 3, 1, 0, 4), (3, 2, 0, 1, 4)
 
-
-def _pair(name, **options):
-    """One parameter twice: modes first in memory with our optimizer, contiguous with PyTorch's plain one."""
+def _network():
     torch.manual_seed(0)
-    contiguous = torch.nn.Parameter(torch.randn(3, 4, 5, 2, 2))
-    strided = torch.nn.Parameter(contiguous.detach().permute(ORDER).contiguous().permute(BACK))
-    assert not strided.is_contiguous()
-    ours = getattr(optimizers, name)([strided], lr=0.1, fused=True, **options)
-    theirs = getattr(torch.optim, name)([contiguous], lr=0.1, foreach=False, **options)
-    return (strided, ours), (contiguous, theirs)
+    return build_generator(ModelConfig(arch="hybrid_original", width=4, fno_blocks=2, modes=4), 16)
 
 
-def _steps(pair, seed, count=3):
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        gradient = torch.randn(3, 4, 5, 2, 2, generator=generator)
-        for parameter, optimizer in pair:
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
-            optimizer.step()
+def _optimizer(network, name="adam"):
+    return make_optimizer(OptimConfig(name=name), [{"params": list(network.parameters())}])
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW"])
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}])
-def test_steps_are_those_of_torch(name, options):
-    pair = _pair(name, **options)
-    _steps(pair, seed=1)
-    (strided, ours), (contiguous, _) = pair
-    torch.testing.assert_close(strided, contiguous)
-    assert ours.state[strided]["exp_avg"].shape == strided.shape
-    assert len(ours.state) == 1
+def _step(network, optimizer, seed):
+    x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    network(x).square().mean().backward()
+    optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW"])
-def test_gradient_that_lies_otherwise_in_memory_is_taken_element_by_element(name):
-    (strided, ours), (contiguous, theirs) = _pair(name)
-    gradient = torch.randn(3, 4, 5, 2, 2)
-    strided.grad, contiguous.grad = gradient, gradient.clone()
-    ours.step()
-    theirs.step()
-    torch.testing.assert_close(strided, contiguous)
+def _checkpoint(network, optimizer):
+    state_dict = copy.deepcopy(network.state_dict(prefix="generator."))
+    return {"state_dict": state_dict, "optimizer_states": [copy.deepcopy(optimizer.state_dict())]}
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW"])
-def test_state_of_a_contiguous_parameter_goes_on_with_one_that_is_not(name):
-    pair = _pair(name)
-    _steps(pair, seed=1)
-    (strided, ours), (contiguous, theirs) = pair
-    ours.load_state_dict(copy.deepcopy(theirs.state_dict() | {"param_groups": ours.state_dict()["param_groups"]}))
-    _steps(pair, seed=2)
-    torch.testing.assert_close(strided, contiguous)
+def _as_version_1_wrote_it(checkpoint, network):
+    """Spectral weights and moments `(out, in, rows, cols, 2)`, those of convolutions with channels last."""
+
+    def old(tensor, parameter):
+        if tensor.ndim == 5:
+            return tensor.permute(3, 2, 0, 1, 4)
+        if tensor.ndim == 4:
+            return tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
+
+    weights, moments = checkpoint["state_dict"], checkpoint["optimizer_states"][0]["state"]
+    for number, (name, parameter) in enumerate(network.named_parameters()):
+        weights[f"generator.{name}"] = old(parameter.detach(), parameter)
+        moments[number] = {key: old(value, parameter) for key, value in moments[number].items()}
+    for name, layer in network.named_modules():
+        if isinstance(layer, SpectralConv2d):
+            weights._metadata[f"generator.{name}"]["version"] = 1
 
 
-def test_the_kernel_gets_contiguous_tensors(monkeypatch):
-    seen = []
-    fused = torch._fused_adam_
+def _resumed(checkpoint, name):
+    """Network and optimizer that go on from `checkpoint`, in the order in which Lightning restores them."""
+    holder = torch.nn.Module()
+    holder.generator = _network()
+    optimizer = _optimizer(holder.generator, name)
+    update_moments(checkpoint, holder.generator)
+    holder.load_state_dict(checkpoint["state_dict"])
+    optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+    return holder.generator, optimizer
 
-    def watch(*lists, **options):
-        seen.extend(tensor.is_contiguous() for tensors in lists for tensor in tensors)
-        return fused(*lists, **options)
 
-    monkeypatch.setattr(torch, "_fused_adam_", watch)
-    _steps(_pair("Adam")[:1], seed=1, count=1)
-    assert seen
-    assert all(seen)
+@pytest.mark.parametrize("is_old", [False, True], ids=["of today", "of version 1"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(name, is_old):
+    network = _network()  # its bottleneck is square: out, in, rows and cols could be taken for one another
+    optimizer = _optimizer(network, name)
+    for seed in range(2):
+        _step(network, optimizer, seed)
+    checkpoint = _checkpoint(network, optimizer)
+    if is_old:
+        _as_version_1_wrote_it(checkpoint, network)
+    other, resumed = _resumed(checkpoint, name)
+    for seed in range(2, 4):
+        _step(network, optimizer, seed)
+        _step(other, resumed, seed)
+    for ours, theirs in zip(other.parameters(), network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -15,7 +15,7 @@ _SIZE = 4
 
 def _network(arch, device="cuda"):
     torch.manual_seed(0)
-    model = ModelConfig(arch=arch, width=4, fno_blocks=3, modes=5, gamma_init=0.5, pre_norm="group")
+    model = ModelConfig(arch=arch, width=4, fno_blocks=3, modes=5, gamma_init=0.5)
     return build_generator(model, 32).to(device).train()
 
 

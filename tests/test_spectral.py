@@ -1,5 +1,7 @@
+import io
 import math
 import warnings
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -31,7 +33,8 @@ def dense(x, w, rows, cols):
 
 
 def complex_weight(layer):
-    return torch.view_as_complex(layer.weight.detach().double().contiguous()).numpy()
+    """The weight as (out, in, rows, cols)."""
+    return torch.view_as_complex(layer.weight.detach().double()).permute(3, 2, 0, 1).numpy()
 
 
 @pytest.mark.parametrize(("H", "W", "modes"), GRIDS)
@@ -40,7 +43,7 @@ def test_layer_equals_dense_fourier_sums(H, W, modes):
     layer = SpectralConv2d(3, 2, modes, (H, W)).double()
     x = torch.randn(4, 3, H, W, dtype=torch.float64)
     rows, cols = frequencies(modes, H), min(modes, W // 2 + 1)
-    assert layer.weight.shape == (2, 3, len(rows), cols, 2)
+    assert layer.weight.shape == (len(rows), cols, 3, 2, 2)
     expected = dense(x.numpy(), complex_weight(layer), rows, cols)
     np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(layer.float()(x.float()).detach().numpy(), expected, rtol=0, atol=1e-5)
@@ -52,10 +55,10 @@ def test_every_weight_matters_but_imaginary_parts_of_self_conjugate_bins(H, W, m
     layer = SpectralConv2d(2, 3, modes, (H, W)).double()
     target = torch.randn(4, 3, H, W, dtype=torch.float64)
     (layer(torch.randn(4, 2, H, W, dtype=torch.float64)) * target).sum().backward()
-    alive = layer.weight.grad.abs().amin(dim=(0, 1)) > 1e-6
-    dead = layer.weight.grad.abs().amax(dim=(0, 1)) < 1e-12
+    alive = layer.weight.grad.abs().amin(dim=(2, 3)) > 1e-6
+    dead = layer.weight.grad.abs().amax(dim=(2, 3)) < 1e-12
     for i, r in enumerate(frequencies(modes, H)):
-        for c in range(layer.weight.shape[3]):
+        for c in range(layer.weight.shape[1]):
             self_conjugate = 2 * r % H == 0 and 2 * c % W == 0
             assert alive[i, c, 0]
             assert dead[i, c, 1] if self_conjugate else alive[i, c, 1]
@@ -98,12 +101,12 @@ def test_coarser_grid_uses_the_modes_it_has(layer_class, H):
 def test_one_sided_layer_keeps_the_first_rows_of_the_fft(size):
     torch.manual_seed(0)
     layer = OneSidedSpectralConv2d(2, 3, 12, size)
-    assert layer.weight.shape == (3, 2, 12, 12, 2)
+    assert layer.weight.shape == (12, 12, 2, 3, 2)
     x = torch.randn(2, 2, size, size)
     cols = min(12, size // 2 + 1)
     spectrum = torch.zeros(2, 3, size, size // 2 + 1, dtype=torch.complex64)
-    weight = torch.view_as_complex(layer.weight.detach().contiguous())[..., :cols]
-    spectrum[:, :, :12, :cols] = torch.einsum("birc,oirc->borc", torch.fft.rfft2(x)[:, :, :12, :cols], weight)
+    weight = torch.view_as_complex(layer.weight.detach())[:, :cols]
+    spectrum[:, :, :12, :cols] = torch.einsum("birc,rcio->borc", torch.fft.rfft2(x)[:, :, :12, :cols], weight)
     torch.testing.assert_close(layer(x), torch.fft.irfft2(spectrum, s=(size, size)), rtol=0, atol=1e-5)
 
 
@@ -123,9 +126,9 @@ def test_layer_equals_neuraloperator(H, W, modes):
     torch.manual_seed(0)
     ours = SpectralConv2d(3, 2, modes, (H, W))
     theirs = spectral_convolution.SpectralConv(3, 2, n_modes=(2 * modes, 2 * (modes - 1)), bias=False)
-    weight = torch.view_as_complex(ours.weight.detach().contiguous())
+    weight = torch.view_as_complex(ours.weight.detach())
     with torch.no_grad():
-        theirs.weight.tensor.copy_(torch.fft.fftshift(weight, dim=2).transpose(0, 1))
+        theirs.weight.tensor.copy_(torch.fft.fftshift(weight, dim=0).permute(2, 3, 0, 1))
         x = torch.randn(4, 3, H, W)
         torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-5)
 
@@ -136,8 +139,8 @@ def test_gradients_are_exact_and_lie_in_memory_as_the_weight_does():
     x = torch.randn(2, 2, 5, 5, dtype=torch.float64, requires_grad=True)
     direction = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     (layer(x) * direction).sum().backward()
-    assert layer.weight.grad.stride() == layer.weight.stride()
-    assert layer.weight.permute(2, 3, 1, 0, 4).is_contiguous()
+    assert layer.weight.is_contiguous()
+    assert layer.weight.grad.is_contiguous()
     with torch.no_grad():  # linear in the input and in the weight: the gradient predicts the change for any other
         other = torch.randn_like(x)
         torch.testing.assert_close((layer(other) * direction).sum(), (x.grad * other).sum())
@@ -166,3 +169,41 @@ def test_layer_runs_under_autocast():
 def test_bad_arguments_are_refused_in_one_line(arguments, message):
     with pytest.raises(ValueError, match=message):
         SpectralConv2d(*arguments)
+
+
+@pytest.mark.parametrize("version", [{}, {"version": 1}], ids=["no version", "version 1"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: SpectralConv2d(3, 5, 2, 8), lambda: OneSidedSpectralConv2d(4, 4, 4, 16)],
+    ids=["all axes differ", "square"],
+)
+def test_a_weight_with_output_channels_first_is_loaded_into_the_order_of_today(make, version):
+    layer = make()
+    rows, cols, ins, outs, _ = layer.weight.shape
+    old = OrderedDict(weight=torch.randn(outs, ins, rows, cols, 2))
+    old._metadata = OrderedDict({"": version})
+    layer.load_state_dict(old)
+    assert torch.equal(layer.weight[1, 0, 2, 3], old["weight"][3, 2, 1, 0])
+    assert layer.weight.is_contiguous()
+    assert old["weight"].shape == (outs, ins, rows, cols, 2)  # the caller's is left alone
+
+
+def test_a_state_dict_of_today_is_loaded_as_it_is_where_shapes_cannot_tell():
+    written, read = OneSidedSpectralConv2d(4, 4, 4, 16), OneSidedSpectralConv2d(4, 4, 4, 16)
+    file = io.BytesIO()
+    torch.save(written.state_dict(), file)
+    file.seek(0)
+    read.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(read.weight, written.weight)
+
+
+def test_a_weight_of_another_shape_is_refused_in_torchs_words():
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        SpectralConv2d(3, 5, 2, 8).load_state_dict({"weight": torch.zeros(5, 3, 4, 7, 2)})
+
+
+def test_a_seed_gives_the_weights_that_it_gave_with_output_channels_first():
+    torch.manual_seed(0)
+    weight = SpectralConv2d(3, 5, 2, 8).weight
+    torch.manual_seed(0)
+    assert torch.equal(weight.permute(3, 2, 0, 1, 4), torch.randn(5, 3, 4, 2, 2) * math.sqrt(0.5 / 3))

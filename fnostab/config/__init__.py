@@ -13,8 +13,16 @@ from fnostab.config.resolve import (
     is_left_open,
     read_config_file,
     resolve_config,
+    stored_config,
 )
-from fnostab.config.sections import ARCHITECTURES, AUTO_CLIP_VALUES, ClipAlgorithm, DataConfig, ModelConfig
+from fnostab.config.sections import (
+    ARCHITECTURES,
+    AUTO_CLIP_VALUES,
+    REMOVED_KEYS,
+    ClipAlgorithm,
+    DataConfig,
+    ModelConfig,
+)
 from fnostab.io.endings import ConfigError
 
 __all__ = [
@@ -23,6 +31,7 @@ __all__ = [
     "CONFIG_KEYS",
     "FLAT_KEYS",
     "PRESETS",
+    "REMOVED_KEYS",
     "STANDARD_ARMS",
     "ArmConfig",
     "ClipAlgorithm",
@@ -34,4 +43,5 @@ __all__ = [
     "is_left_open",
     "read_config_file",
     "resolve_config",
+    "stored_config",
 ]

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from fnostab.config.presets import PRESETS, STANDARD_ARMS
 from fnostab.config.sections import (
     AUTO_CLIP_VALUES,
+    REMOVED_OPTIONS,
     ClipConfig,
     DataConfig,
     ModelConfig,
@@ -103,6 +104,7 @@ class ArmConfig(Section):
         that are `left_out` are not.
         """
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
+        config["model"] |= REMOVED_OPTIONS
         for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy", "cuda_graph"):
             del config["train"][key]
         for key in self.left_out:

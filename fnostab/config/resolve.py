@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from fnostab.config.arm import ArmConfig, leaves
 from fnostab.config.presets import PRESETS
-from fnostab.config.sections import did_you_mean
+from fnostab.config.sections import REMOVED_KEYS, did_you_mean
 from fnostab.io.endings import ConfigError
 from fnostab.io.untrusted import read_yaml, shown
 
@@ -78,13 +78,18 @@ def resolve_config(overrides: Mapping[str, Any], base: Mapping[str, Any] | None 
     for key, value in {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **values}.items():
         section, _, name = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[name] = value
-    try:
-        config = ArmConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+    config = stored_config(tree)
     return config.model_copy(
         update={key: name for key, name in config.auto_names.items() if getattr(config, key) == "auto"}
     )
+
+
+def stored_config(tree: Mapping[str, Any]) -> ArmConfig:
+    """The arm config of nested keys, as a run has stored them; raises `ConfigError` with one line."""
+    try:
+        return ArmConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
 
 
 def is_left_open(value: object) -> bool:
@@ -97,7 +102,7 @@ def dotted_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     dotted: dict[str, Any] = {}
     for key, value in values.items():
         target = FLAT_KEYS.get(key, key)
-        if target not in CONFIG_KEYS:
+        if target not in CONFIG_KEYS.keys() | REMOVED_KEYS:
             near = did_you_mean(str(key), [*FLAT_KEYS, *CONFIG_KEYS])
             raise ConfigError(f"`{shown(key)}` (={shown(value)}) is no parameter{near}")
         if key in FLAT_KEYS and is_left_open(value):

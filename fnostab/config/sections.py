@@ -8,6 +8,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from fnostab.io.untrusted import shown
+
 ClipAlgorithm = Literal["none", "norm", "value", "agc"]
 
 #: What `clip.val = auto` means. AGC's 0.01 is the value of Brock et al. 2021 for large batches.
@@ -115,6 +117,18 @@ class DataConfig(Section):
         return self
 
 
+#: Options of blocks that were measured, did not help and were taken out, at the values that are left. Hashes of configs
+#: still hold them, and stored runs have them as params.
+REMOVED_OPTIONS: Final[Mapping[str, Any]] = {
+    "pre_norm": "instance",
+    "gate": "none",
+    "gate_init": 0.1,
+    "mix": False,
+    "spectral_gain": 1.0,
+}
+REMOVED_KEYS: Final = frozenset(f"model.{key}" for key in REMOVED_OPTIONS)
+
+
 class ModelConfig(Section):
     """The network; constructors call `width` `hidden_channels` and `fno_blocks` `n_blocks`."""
 
@@ -130,13 +144,20 @@ class ModelConfig(Section):
     )
     norm_centred: bool = Field(True, description="the norm of stable blocks takes each channel's mean away")
     norm_bias: bool = Field(True, description="the norm of stable blocks learns a bias")
-    pre_norm: Literal["none", "group", "instance"] = Field(
-        "instance", description="norm of what prenorm blocks read: each channel by itself, or all together (group)"
-    )
-    gate: Literal["none", "scalar", "channel"] = Field("none", description="learnt factor of prenorm blocks' updates")
-    gate_init: float = Field(0.1, ge=-1000, le=1000, description="initial value of the gates")
-    mix: bool = Field(False, description="prenorm blocks end with a 1x1 convolution")
-    spectral_gain: float = Field(1.0, gt=0, le=1000, description="factor of prenorm blocks' initial spectral weights")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed_options(cls, values: Any) -> Any:
+        """Take the config of a run that had more options, if it has them at the values that are left."""
+        if not isinstance(values, Mapping):
+            return values
+        for key, only in REMOVED_OPTIONS.items():
+            if key in values and str(values[key]).lower() != str(only).lower():
+                raise ValueError(
+                    f"`model.{key}` (={shown(values[key])}) must be {shown(only)}, as other values lost and were taken"
+                    " out after commit 0f04361"
+                )
+        return {key: value for key, value in values.items() if key not in REMOVED_OPTIONS}
 
     @field_validator("arch")
     @classmethod

@@ -17,7 +17,7 @@ _Floats = NDArray[np.float64]
 
 #: Series of `health` of which the evidence holds the largest and the last value.
 _WEIGHT_SERIES: Final = tuple(
-    f"{kind}_{what}" for kind in ("norm_weight", "layerscale", "gate") for what in ("absmax", "absmean")
+    f"{kind}_{what}" for kind in ("norm_weight", "layerscale") for what in ("absmax", "absmean")
 )
 
 

@@ -1,14 +1,13 @@
 """The parts that the networks are built from: residual spectral blocks, lifter, decoder stage, widths by level.
 
-Inside the networks images lie in memory with channels last: the lifter sees to that, and every layer keeps it.
+Inside the networks images have their channels last in memory: the lifter puts them there, and every layer keeps it.
 """
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fnostab.models.convolution import Conv3x3
 from fnostab.models.spectral import OneSidedSpectralConv2d, SpectralConv2d, require_at_least
 
 
@@ -25,7 +24,7 @@ class PtychoBlock(nn.Module):
     def __init__(self, channels: int, modes: int = 12, resolution: int | tuple[int, int] = 64) -> None:
         super().__init__()
         self.spectral = self.spectral_cls(channels, channels, modes, resolution)
-        self.local = Conv3x3(channels, channels, resolution)
+        self.local = conv3x3(channels, channels)
         self.activation = nn.GELU()
 
     def update(self, x: Tensor) -> Tensor:
@@ -98,51 +97,28 @@ class PreNormPtychoBlock(PtychoBlock):
     branch, as in `StablePtychoBlock`, takes the mean out of what is written instead, and with weight 0 gives the branch
     no gradient at first. The order is that of pre-norm transformers (Xiong et al. 2020, "On Layer Normalization in the
     Transformer Architecture"); docs/results has the measurements.
-
-    Variants that were measured beside it: `pre_norm` "group" is one norm of all channels together, "none" none; `gate`
-    a learnt factor of the update, one for the block or one a channel, that starts at `gate_init` (ReZero, Bachlechner
-    et al. 2021; LayerScale, Touvron et al. 2021, eq. 3); `mix` a 1x1 convolution after the GELU, so that updates can
-    have either sign; `spectral_gain` a factor of the initial spectral weights. With none of them it is `PtychoBlock`.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        modes: int = 12,
-        resolution: int | tuple[int, int] = 64,
-        pre_norm: Literal["none", "group", "instance"] = "instance",
-        gate: Literal["none", "scalar", "channel"] = "none",
-        gate_init: float = 0.1,
-        mix: bool = False,
-        spectral_gain: float = 1.0,
-    ) -> None:
+    def __init__(self, channels: int, modes: int = 12, resolution: int | tuple[int, int] = 64) -> None:
         super().__init__(channels, modes, resolution)
-        groups = {"group": 1, "instance": channels}
-        self.pre_norm = nn.Identity() if pre_norm == "none" else nn.GroupNorm(groups[pre_norm], channels)
-        self.mix = nn.Conv2d(channels, channels, kernel_size=1) if mix else nn.Identity()
-        self.gate: nn.Parameter | None = None
-        if gate != "none":
-            self.gate = nn.Parameter(torch.full((channels if gate == "channel" else 1, 1, 1), float(gate_init)))
-        with torch.no_grad():
-            self.spectral.weight.mul_(spectral_gain)
+        self.pre_norm = nn.GroupNorm(channels, channels)  # a group a channel is an InstanceNorm
 
     def update(self, x: Tensor) -> Tensor:
         """What the block adds to `x`."""
-        update: Tensor = self.mix(super().update(self.pre_norm(x)))
-        return update if self.gate is None else self.gate * update
+        return super().update(self.pre_norm(x))
 
 
 class UpStage(nn.Module):
     """Decoder stage: transposed convolution to twice the grid, concatenated skip, two 3x3 convolutions with GELU.
 
     Shapes: `(B, in_channels, h, w)` and a skip `(B, skip_channels, H, W)` -> `(B, skip_channels, H, W)`, where H is 2h,
-    or 2h - 1 (cropped), and W likewise. `resolution` is the grid, H, that it is made for.
+    or 2h - 1 (cropped), and W likewise.
     """
 
-    def __init__(self, in_channels: int, skip_channels: int, resolution: int) -> None:
+    def __init__(self, in_channels: int, skip_channels: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, skip_channels, kernel_size=2, stride=2)
-        self.convs = conv_pair(2 * skip_channels, skip_channels, resolution)
+        self.convs = conv_pair(2 * skip_channels, skip_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Bring `x` to the grid of `skip` and merge the two."""
@@ -182,26 +158,24 @@ def encoder_levels(N: int, hidden_channels: int, n_blocks: int, min_resolution: 
 class Lifter(nn.Sequential):
     """Two 3x3 convolutions with a GELU between: `(B, in_channels, H, W)` -> `(B, channels, H, W)`, channels last."""
 
-    def __init__(self, in_channels: int, channels: int, resolution: int) -> None:
-        first, second = Conv3x3(in_channels, channels, resolution), Conv3x3(channels, channels, resolution)
-        super().__init__(first, nn.GELU(), second)
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(conv3x3(in_channels, channels), nn.GELU(), conv3x3(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Lift `x`, whatever its layout."""
-        # A copy, for with one channel every layout is `contiguous` and torch would go by the strides.
+        """Lift `x`, in whatever order it lies in memory."""
+        # With one channel every order counts as `contiguous`; torch then goes by the strides, which only a copy sets.
         lifted: Tensor = super().forward(x.clone(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
         return lifted
 
 
-def conv_pair(in_channels: int, channels: int, resolution: int) -> nn.Sequential:
+def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
+    """3x3 convolution: `(B, in_channels, H, W)` -> `(B, channels, ceil(H / stride), ceil(W / stride))`."""
+    return nn.Conv2d(in_channels, channels, kernel_size=3, stride=stride, padding=1)
+
+
+def conv_pair(in_channels: int, channels: int) -> nn.Sequential:
     """Two 3x3 convolutions, each with its GELU: `(B, in_channels, H, W)` -> `(B, channels, H, W)`."""
-    first, second = Conv3x3(in_channels, channels, resolution), Conv3x3(channels, channels, resolution)
-    return nn.Sequential(first, nn.GELU(), second, nn.GELU())
-
-
-def halving_conv(in_channels: int, channels: int) -> nn.Conv2d:
-    """3x3 convolution of stride 2: `(B, in_channels, H, W)` -> `(B, channels, ceil(H/2), ceil(W/2))`."""
-    return nn.Conv2d(in_channels, channels, kernel_size=3, stride=2, padding=1)
+    return nn.Sequential(conv3x3(in_channels, channels), nn.GELU(), conv3x3(channels, channels), nn.GELU())
 
 
 def to_patches(x: Tensor, C: int) -> Tensor:

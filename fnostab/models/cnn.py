@@ -2,8 +2,7 @@
 
 from torch import Tensor, nn
 
-from fnostab.config import ModelConfig
-from fnostab.models.blocks import Lifter, conv_pair, encoder_levels, halving_conv, to_patches
+from fnostab.models.blocks import Lifter, conv3x3, conv_pair, encoder_levels, to_patches
 from fnostab.models.spectral import require_at_least
 
 
@@ -32,14 +31,14 @@ class CNNGenerator(nn.Module):
         require_at_least(1, in_channels=in_channels, out_channels=out_channels, C=C)
         levels = encoder_levels(N, hidden_channels, n_blocks, min_resolution, max_channels)
         self.C = C
-        self.lifter = Lifter(in_channels * C, hidden_channels, N)
-        encoder: list[nn.Module] = [conv_pair(hidden_channels, hidden_channels, N) for _ in range(levels[0].blocks)]
+        self.lifter = Lifter(in_channels * C, hidden_channels)
+        encoder: list[nn.Module] = [conv_pair(hidden_channels, hidden_channels) for _ in range(levels[0].blocks)]
         decoder: list[nn.Module] = []
         for fine, coarse in zip(levels, levels[1:], strict=False):
-            encoder += [halving_conv(fine.channels, coarse.channels), nn.GELU()]
-            encoder += [conv_pair(coarse.channels, coarse.channels, coarse.resolution) for _ in range(coarse.blocks)]
+            encoder += [conv3x3(fine.channels, coarse.channels, stride=2), nn.GELU()]
+            encoder += [conv_pair(coarse.channels, coarse.channels) for _ in range(coarse.blocks)]
             up = nn.ConvTranspose2d(coarse.channels, fine.channels, kernel_size=2, stride=2)
-            decoder = [up, nn.GELU(), conv_pair(fine.channels, fine.channels, fine.resolution), *decoder]
+            decoder = [up, nn.GELU(), conv_pair(fine.channels, fine.channels), *decoder]
         self.encoder = nn.Sequential(*encoder)
         self.decoder = nn.Sequential(*decoder)
         self.out = nn.Conv2d(hidden_channels, out_channels * C, kernel_size=1)
@@ -49,14 +48,3 @@ class CNNGenerator(nn.Module):
         height, width = x.shape[-2:]
         x = self.decoder(self.encoder(self.lifter(x)))[..., :height, :width]
         return to_patches(self.out(x), self.C)
-
-    @classmethod
-    def from_config(cls, config: ModelConfig, N: int) -> "CNNGenerator":
-        """The network that `config` describes, for patterns of N x N pixels; its modes are not used."""
-        return cls(
-            hidden_channels=config.width,
-            n_blocks=config.fno_blocks,
-            N=N,
-            min_resolution=config.min_resolution,
-            max_channels=config.max_channels,
-        )

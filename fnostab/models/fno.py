@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from fnostab.config import ModelConfig
 from fnostab.models.blocks import Lifter, PtychoBlock, conv_pair, to_patches
 from fnostab.models.spectral import require_at_least, require_modes
 
@@ -33,18 +32,13 @@ class CascadedFNOGenerator(nn.Module):
         require_at_least(2, N=N)
         require_modes(modes, N)
         self.C = C
-        self.lifter = Lifter(in_channels * C, hidden_channels, N)
+        self.lifter = Lifter(in_channels * C, hidden_channels)
         self.blocks = nn.Sequential(*(PtychoBlock(hidden_channels, modes, N) for _ in range(n_blocks)))
         self.project = nn.Conv2d(hidden_channels, hidden_channels, kernel_size=1)
-        self.refine = conv_pair(hidden_channels, hidden_channels, N)
+        self.refine = conv_pair(hidden_channels, hidden_channels)
         self.out = nn.Conv2d(hidden_channels, out_channels * C, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict the object patches of diffraction patterns `x`, `(B, in_channels * C, N, N)`."""
         x = self.project(self.blocks(self.lifter(x)))
         return to_patches(self.out(self.refine(x)), self.C)
-
-    @classmethod
-    def from_config(cls, config: ModelConfig, N: int) -> "CascadedFNOGenerator":
-        """The network that `config` describes, for patterns of N x N pixels; its levels are not used."""
-        return cls(hidden_channels=config.width, n_blocks=config.fno_blocks, modes=config.modes, N=N)

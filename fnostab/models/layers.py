@@ -1,6 +1,6 @@
 """What single layers of a network do: activations of its blocks, its norm weights, the first that is not finite."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fnostab.gradients import total_norm
-from fnostab.models.blocks import PreNormPtychoBlock, PtychoBlock, StablePtychoBlock
+from fnostab.models.blocks import PtychoBlock, StablePtychoBlock
 
 #: Called after a layer ran, with its name and what it gave.
 _Observer = Callable[[str, nn.Module, Tensor], None]
@@ -36,28 +36,25 @@ def block_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str,
 
 @torch.no_grad()
 def norm_statistics(network: nn.Module) -> dict[str, float]:
-    """Largest and mean magnitude of what scales the updates of stable and of prenorm blocks.
+    """Largest and mean magnitude of what scales the updates of stable blocks.
 
-    The values are `norm_weight_absmax`, `norm_weight_absmean`, and `norm_weight_absmax_of/<block>` of each stable
-    block; `layerscale_absmax` and `layerscale_absmean` where there is a LayerScale; `gate_absmax`, `gate_absmean` and
-    `gate_absmax_of/<block>` of prenorm blocks that have gates; nothing for other networks.
+    The values are `norm_weight_absmax`, `norm_weight_absmean`, and `norm_weight_absmax_of/<block>` of each stable block;
+    `layerscale_absmax` and `layerscale_absmean` where there is a LayerScale; nothing for other networks.
     """
-    stable = {name: layer for name, layer in network.named_modules() if isinstance(layer, StablePtychoBlock)}
-    prenorm = {name: layer for name, layer in network.named_modules() if isinstance(layer, PreNormPtychoBlock)}
-    values = _magnitudes("norm_weight", {name: block.norm.weight for name, block in stable.items()})
-    scales = {name: block.layerscale for name, block in stable.items() if block.layerscale is not None}
-    values |= {key: value for key, value in _magnitudes("layerscale", scales).items() if "/" not in key}
-    values |= _magnitudes("gate", {name: block.gate for name, block in prenorm.items() if block.gate is not None})
+    stable = {name: block for name, block in network.named_modules() if isinstance(block, StablePtychoBlock)}
+    if not stable:
+        return {}
+    values = _magnitudes("norm_weight", [block.norm.weight for block in stable.values()])
+    values |= {f"norm_weight_absmax_of/{name}": block.norm.weight.abs().max() for name, block in stable.items()}
+    scales = [block.layerscale for block in stable.values() if block.layerscale is not None]
+    if scales:
+        values |= _magnitudes("layerscale", scales)
     return _values(list(values), list(values.values()))
 
 
-def _magnitudes(kind: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if not weights:
-        return {}
-    sizes = {name: weight.abs().flatten() for name, weight in weights.items()}
-    everything = torch.cat(list(sizes.values()))
-    values = {f"{kind}_absmax": everything.max(), f"{kind}_absmean": everything.mean()}
-    return values | {f"{kind}_absmax_of/{name}": size.max() for name, size in sizes.items()}
+def _magnitudes(kind: str, weights: Sequence[Tensor]) -> dict[str, Tensor]:
+    sizes = torch.cat([weight.abs().flatten() for weight in weights])
+    return {f"{kind}_absmax": sizes.max(), f"{kind}_absmean": sizes.mean()}
 
 
 def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | None:

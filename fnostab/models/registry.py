@@ -1,10 +1,9 @@
 """Architectures by name. A new one is a file with a generator class and a line here (and its name in `config`)."""
 
-import copy
-from collections.abc import Mapping
-from typing import Any, Final, Protocol
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Final
 
-import torch
 from torch import nn
 
 from fnostab.config import ModelConfig
@@ -17,18 +16,8 @@ from fnostab.models.hybrid import (
     StableHybridUNOGenerator,
 )
 
-
-class GeneratorClass(Protocol):
-    """What the registry holds: classes whose instances map `(B, C, N, N)` to `(B, N, N, C, 2)`."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Build a network from the arguments of its class."""
-
-    def from_config(self, config: ModelConfig, N: int) -> nn.Module:
-        """Build the network that `config` describes, for patterns of N x N pixels."""
-
-
-GENERATORS: Final[Mapping[str, GeneratorClass]] = {
+#: Each class makes networks that map `(B, C, N, N)` to `(B, N, N, C, 2)`.
+GENERATORS: Final[Mapping[str, Callable[..., nn.Module]]] = {
     "hybrid": HybridUNOGenerator,
     "stable_hybrid": StableHybridUNOGenerator,
     "prenorm_hybrid": PreNormHybridUNOGenerator,
@@ -38,7 +27,7 @@ GENERATORS: Final[Mapping[str, GeneratorClass]] = {
 }
 
 
-def resolve_generator(name: str) -> GeneratorClass:
+def resolve_generator(name: str) -> Callable[..., nn.Module]:
     """The generator class called `name`; ValueError lists the known names."""
     try:
         return GENERATORS[name]
@@ -49,19 +38,12 @@ def resolve_generator(name: str) -> GeneratorClass:
 def build_generator(config: ModelConfig, N: int) -> nn.Module:
     """The network that `config` describes, for patterns of N x N pixels.
 
-    Each architecture takes the settings that it has: `modes` mean nothing to a CNN, for example. Convolutions' weights
-    lie in memory with their channels last, as the images that they meet do.
+    Its class, and the class of its blocks (`block_cls`) if it has one, get those settings that their constructors name:
+    `modes` mean nothing to a CNN, for example.
     """
-    network = resolve_generator(config.arch).from_config(config, N)
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return network
-
-
-def contiguous_copy(network: nn.Module) -> nn.Module:
-    """A copy of `network` whose parameters lie in memory in the order of their axes, as `torch.export.save` wants."""
-    network = copy.deepcopy(network)
-    for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()
-    return network
+    generator = resolve_generator(config.arch)
+    settings = {"hidden_channels": config.width, "n_blocks": config.fno_blocks, "N": N, **config.model_dump()}
+    accepted = {*inspect.signature(generator).parameters}
+    if block_cls := getattr(generator, "block_cls", None):
+        accepted |= {*inspect.signature(block_cls).parameters}
+    return generator(**{name: value for name, value in settings.items() if name in accepted})

@@ -2,14 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-#: Axes of a weight as it lies in memory, (rows, cols, in, out, 2), and back: (out, in, rows, cols, 2).
-_MODES_FIRST: Final = (2, 3, 1, 0, 4)
-_CHANNELS_FIRST: Final = (3, 2, 0, 1, 4)
 
 
 def require_at_least(minimum: int, **values: int) -> None:
@@ -31,7 +27,7 @@ class SpectralConv2d(nn.Module):
 
     Shapes: float `(B, in_channels, H, W)` -> `(B, out_channels, H, W)`, any `H, W >= 2`.
 
-    `weight` is real, `(out, in, rows, cols, 2)`, its last axis the real and imaginary parts of w. Its rows are the row
+    `weight` is real, `(rows, cols, in, out, 2)`, its last axis the real and imaginary parts of w. Its rows are the row
     frequencies r in FFT order 0..h-1, -h..-1, its columns the frequencies c = 0..cols-1, with `h = min(modes, H//2)`,
     `rows = 2h` and `cols = min(modes, W//2 + 1)` at the `resolution` (H, W), an int or a pair, that the layer is
     built for: modes which that grid lacks have no weights. Initially E|w|^2 = 1/in_channels.
@@ -51,10 +47,16 @@ class SpectralConv2d(nn.Module):
     the Nyquist frequencies of both grids it is the same operator on the functions that the grids sample.
 
     The transforms are products with truncated DFT matrices, everything real: no padded spectrum, no complex tensor,
-    and for a dozen modes less work than an FFT. They are not meant for hundreds of modes. They want the input channels
-    last in memory and give the output so, as `weight` has its channels last: mode by mode, (rows, cols, in, out, 2),
-    so that neither it nor its gradient, most of the network's numbers, is ever moved.
+    and for a dozen modes less work than an FFT. They are not meant for hundreds of modes. The layer is fastest on
+    inputs that have their channels last in memory, and returns its output in that order. `weight` has the order in
+    which the product reads it, so that neither it nor its gradient, most of a network's numbers, is ever moved.
+
+    State dicts of version 1 hold `weight` as `(out, in, rows, cols, 2)`; they load into this layer.
     """
+
+    #: The axis of `weight` that counts output units, for `fnostab.clipping`.
+    unit_axis: ClassVar[int] = 3
+    _version = 2  # torch writes it into state dicts
 
     across: Tensor
     down: Tensor
@@ -68,8 +70,9 @@ class SpectralConv2d(nn.Module):
         self.modes = modes
         self.resolution = (height, width)
         rows, cols = self._weight_grid()
+        # Drawn in the order of version 1, so that a seed gives the weights that it always gave.
         weight = torch.randn(out_channels, in_channels, rows, cols, 2) * math.sqrt(0.5 / in_channels)
-        self.weight = nn.Parameter(weight.permute(_MODES_FIRST).contiguous().permute(_CHANNELS_FIRST))
+        self.weight = nn.Parameter(modes_first(weight))
         # Not persistent: they follow from the resolution, and a checkpoint holds what was learnt.
         for name, matrix in _transforms(height, width, *self._kept(height, width))._asdict().items():
             self.register_buffer(name, matrix.to(weight), persistent=False)
@@ -91,8 +94,20 @@ class SpectralConv2d(nn.Module):
         transforms = _Transforms(self.across, self.down, self.up)
         if size != self.resolution or x.dtype == torch.float64:  # the buffers are no better than single precision
             transforms = _Transforms(*(matrix.to(x) for matrix in _transforms(*size, *kept)))
-        weight = _lowest(self.weight, *kept).permute(_MODES_FIRST)
+        weight = _lowest(self.weight, *kept)
         return _apply(x.permute(0, 2, 3, 1), transforms, weight).permute(0, 3, 1, 2)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        """Bring the weight of a state dict of version 1 into today's order; torch calls this while it loads."""
+        key = f"{prefix}weight"
+        weight = state_dict.get(key)
+        if local_metadata.get("version", 1) < 2 and isinstance(weight, Tensor) and weight.ndim == 5:
+            weight = modes_first(weight)
+            if weight.shape == self.weight.shape:  # torch refuses any other shape
+                state_dict[key] = weight
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 class OneSidedSpectralConv2d(SpectralConv2d):
@@ -111,11 +126,16 @@ class OneSidedSpectralConv2d(SpectralConv2d):
 
 
 def _lowest(weight: Tensor, positive: int, negative: int, cols: int) -> Tensor:
-    """The modes of `weight`, `(out, in, rows, cols, 2)`, that a grid has: first and last rows, first columns."""
-    rows = weight.shape[2]
+    """The modes of `weight`, `(rows, cols, in, out, 2)`, that a grid has: first and last rows, first columns."""
+    rows = len(weight)
     if positive + negative < rows:
-        weight = torch.cat([weight[:, :, :positive], weight[:, :, rows - negative :]], dim=2)
-    return weight[:, :, :, :cols]
+        weight = torch.cat([weight[:positive], weight[rows - negative :]])
+    return weight[:, :cols]
+
+
+def modes_first(weight: Tensor) -> Tensor:
+    """`(out, in, rows, cols, 2)`, the order of version 1, -> `(rows, cols, in, out, 2)`, contiguous."""
+    return weight.permute(2, 3, 1, 0, 4).contiguous()
 
 
 class _Transforms(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from fnostab.config import CONFIG_KEYS, ConfigError
+from fnostab.config import CONFIG_KEYS, REMOVED_KEYS, ConfigError
 from fnostab.study.names import NUMBERS
 
 K = TypeVar("K", bound=Hashable)
@@ -14,8 +14,8 @@ K = TypeVar("K", bound=Hashable)
 OWN_KEYS: Final = frozenset(
     {
         *("model.arch", "model.gamma_init", "model.layerscale_init", "model.norm_centred", "model.norm_bias"),
-        *("model.pre_norm", "model.gate", "model.gate_init", "model.mix", "model.spectral_gain"),
         *("clip.algo", "clip.val", "clip.granularity"),
+        *REMOVED_KEYS,
     }
 )
 #: Names, and what changes no result by more than the last bits or not at all.
@@ -140,7 +140,7 @@ def _check_datasets(study: str, runs: Sequence[StoredRun]) -> None:
 def _check_configs(study: str, runs: Sequence[StoredRun]) -> None:
     """Runs of an arm differ in the seed alone; arms in their own keys and in those that the study varies."""
     varied = {key for run in runs for key in run.tags.get("varied", "").split(",") if key}
-    for key in sorted(CONFIG_KEYS.keys() - _IRRELEVANT):
+    for key in sorted((CONFIG_KEYS.keys() | REMOVED_KEYS) - _IRRELEVANT):
         with_key = [run for run in runs if key in run.params]  # an earlier version may not have known it
         by_value: dict[object, list[StoredRun]] = defaultdict(list)
         for run in with_key:

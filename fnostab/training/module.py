@@ -1,6 +1,5 @@
 """The LightningModule of one arm: a network trained by pushing its prediction through the physics."""
 
-import math
 from typing import Any
 
 import lightning
@@ -19,7 +18,7 @@ from fnostab.models.layers import block_statistics, first_bad_layer, norm_statis
 from fnostab.optics import far_field_amplitude
 from fnostab.training.batches import Batch, resident, split_batches
 from fnostab.training.collectives import all_gather
-from fnostab.training.optimizers import Adam, AdamW
+from fnostab.training.optimizers import make_optimizer, update_moments, warmup_cosine
 from fnostab.training.replay import Replay
 from fnostab.training.stitching import stitched_amplitude, stitched_amplitude_ssim
 
@@ -210,21 +209,15 @@ class PtychoModule(lightning.LightningModule):
         if train.learn_probe:
             largest = float(self.probe.detach().abs().max())
             groups.append({"params": [self.probe_parameter], "lr": train.probe_lr * largest, "weight_decay": 0.0})
-        common: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay, "fused": True}
-        optimizer: torch.optim.Optimizer
-        if optim.name == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=optim.momentum, **common)
-            # If the very first step is skipped, fused SGD would go on with momentum that nobody initialised.
-            for group in groups if optim.momentum else []:
-                for parameter in group["params"]:
-                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        else:
-            optimizer = {"adam": Adam, "adamw": AdamW}[optim.name](groups, **common)
+        optimizer = make_optimizer(optim, groups)
         if optim.schedule == "constant":
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _WarmupCosine(min(optim.warmup_steps, total), total))
+        schedule = warmup_cosine(optimizer, optim.warmup_steps, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a checkpoint of an earlier version go on; torch brings the weights themselves into today's order."""
+        update_moments(checkpoint, self.generator)
 
     @torch.no_grad()
     def reconstruct(self, split: Split, batch_size: int = 64) -> NDArray[np.complex64]:
@@ -234,19 +227,6 @@ class PtychoModule(lightning.LightningModule):
         patches = [self(batch.sqrt_counts).cpu() for batch in split_batches(resident(split, self.device), batch_size)]
         self.train(was_training)
         return np.asarray(torch.cat(patches).numpy())
-
-
-class _WarmupCosine:
-    """Factor of the learning rate: a linear rise over `warmup` steps, then half a cosine to zero at `total`."""
-
-    def __init__(self, warmup: int, total: int) -> None:
-        self.warmup = warmup
-        self.total = total
-
-    def __call__(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / (self.warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.total - self.warmup)))
 
 
 def object_std(patches: torch.Tensor, lit: torch.Tensor) -> torch.Tensor:

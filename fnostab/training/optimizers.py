@@ -1,45 +1,58 @@
-"""PyTorch's fused optimizers, for parameters whose axes do not lie in memory in their order."""
+"""PyTorch's fused optimizers as a config names them, their schedule, and their state in checkpoints of before."""
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fnostab.gradients import memory_order
+from fnostab.config import OptimConfig
+from fnostab.models.spectral import SpectralConv2d, modes_first
 
 
-class _InMemoryOrder(torch.optim.Optimizer):
-    """Mixed in before an optimizer: its kernel sees each parameter, its gradient and its state with axes as in memory.
+def make_optimizer(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The fused optimizer that `config` names, over parameter groups as torch takes them."""
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    if config.name == "adam":
+        return torch.optim.Adam(groups, **common)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, **common)
+    optimizer = torch.optim.SGD(groups, momentum=config.momentum, **common)
+    # If the very first step is skipped, fused SGD would go on with momentum that nobody initialised.
+    for parameter in (parameter for group in groups if config.momentum for parameter in group["params"]):
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
-    The numbers are the same. But of tensors that are not contiguous the fused kernels for CPUs copy the gradient first
-    (torch 2.13), which takes longer than the step, and they take it for granted that gradient and state lie in memory
-    as the parameter does: so `load_state_dict` lays out those of a checkpoint anew.
+
+def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """A linear rise of the learning rate over `warmup` steps, then half a cosine to zero at step `total`."""
+    warmup = min(warmup, total)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def update_moments(checkpoint: dict[str, Any], generator: nn.Module) -> None:
+    """Bring the optimizer's moments in `checkpoint` into the memory order of today's parameters, in place.
+
+    Moments have the shapes that weights had: those of `SpectralConv2d` version 1 are permuted as its weights are when
+    they are loaded. Those of convolutions were written with channels last. The fused kernels take it for granted that
+    parameter, gradient and moments have the same order.
     """
-
-    def _init_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: Any) -> Any:
-        # Where the lists for the kernel are made. A torch that made them elsewhere would go the slower way.
-        found = super()._init_group(group, params, grads, *states)  # type: ignore[misc]
-        orders = [memory_order(parameter) for parameter in params]
-        grads[:] = [tensor.permute(order).contiguous() for tensor, order in zip(grads, orders, strict=True)]
-        for tensors in (params, *states):
-            tensors[:] = [
-                tensor.permute(order) if tensor.ndim == len(order) else tensor  # the number of steps is a scalar
-                for tensor, order in zip(tensors, orders, strict=bool(tensors))
-            ]
-        return found
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave; see `torch.optim.Optimizer.load_state_dict`."""
-        super().load_state_dict(state_dict)
-        for parameter, state in self.state.items():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    state[name] = torch.empty_like(parameter).copy_(value)
-
-
-class Adam(_InMemoryOrder, torch.optim.Adam):
-    """`torch.optim.Adam`."""
-
-
-class AdamW(_InMemoryOrder, torch.optim.AdamW):
-    """`torch.optim.AdamW`."""
+    versions = getattr(checkpoint["state_dict"], "_metadata", {})
+    old = {
+        layer.weight
+        for name, layer in generator.named_modules()
+        if isinstance(layer, SpectralConv2d) and versions.get(f"generator.{name}", {}).get("version", 1) < 2
+    }
+    for state in checkpoint["optimizer_states"]:
+        # The generator's parameters are the first group, and numbered from 0.
+        for number, parameter in enumerate(generator.parameters()):
+            moments = state["state"].get(number, {})
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.ndim == parameter.ndim:
+                    moments[name] = modes_first(value) if parameter in old else value.contiguous()

@@ -1,9 +1,9 @@
 """The model that a run ships: plain PyTorch, from counts to the object."""
 
+import copy
+
 import torch
 from torch import nn
-
-from fnostab.models import contiguous_copy
 
 
 class CountsToObject(nn.Module):
@@ -14,7 +14,7 @@ class CountsToObject(nn.Module):
 
     def __init__(self, generator: nn.Module, input_scale: float) -> None:
         super().__init__()
-        self.generator = contiguous_copy(generator)
+        self.generator = copy.deepcopy(generator)
         self.input_scale = input_scale
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 
 import fnostab
 from fnostab import launch, tracking
-from fnostab.config import ArmConfig, ConfigError
+from fnostab.config import ArmConfig, ConfigError, stored_config
 from fnostab.dataset import Dataset, OnPatterns, load_or_build
 from fnostab.io.cache import cache_folder
 from fnostab.io.locks import LockTimeout, file_lock
@@ -102,7 +102,7 @@ def stage_b_of(stage_a: str, seeds: str, *, fno_blocks: int = STAGE_B_BLOCKS, st
     if winner is None:
         raise ConfigError(f"`stage_a` (={stage_a}) must have an arm that converged: every run failed")
     run_id = next(row["best_run_id"] for row in ranking.table if row["arm"] == winner)
-    config = ArmConfig.model_validate(tracking.read_config(run_id))
+    config = stored_config(tracking.read_config(run_id))
     first = min(run.seed for run in selection.runs if run.arm == winner)
     plan = plan_stage_b(stage_a, config.model_copy(update={"seed": first}), seeds, fno_blocks=fno_blocks, study=study)
     found = _dataset(plan, None).sha256

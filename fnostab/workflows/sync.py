@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from fnostab import tracking
-from fnostab.config import ArmConfig
+from fnostab.config import ArmConfig, stored_config
 from fnostab.health.history import History
 from fnostab.io.endings import CommandFailed
 from fnostab.tracking import Tracker
@@ -47,7 +47,7 @@ def _sync(run: Unfinished, store: str, report: Report) -> Synced:
     if run.store != store:
         return Synced(run, "elsewhere", f"it waits for the tracking store {run.store}")
     try:
-        config = ArmConfig.model_validate(run.config)
+        config = stored_config(run.config)
         with RunFolder(config, run.dataset_sha256, store) as folder:
             state = tracking.run_state(run.run_id)
             if state == "deleted":
