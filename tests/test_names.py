@@ -13,7 +13,7 @@ from fnostab.config import resolve_config
 from fnostab.health.history import STEP_SERIES, History
 from fnostab.metrics import SCALARS
 from fnostab.models.layers import block_statistics, norm_statistics
-from fnostab.models.registry import GENERATORS, resolve_generator
+from fnostab.models.registry import GENERATORS, build_generator
 from fnostab.ranking.arms import NUMBER_COLUMNS
 from fnostab.study.names import METRIC, NUMBERS, TAGS
 from fnostab.training.callbacks.recorder import EPOCH_SERIES
@@ -24,7 +24,7 @@ _GUIDE = Path(__file__).resolve().parents[1] / "docs" / "user-guide.md"
 def _network(arch):
     torch.manual_seed(0)
     config = resolve_config({"preset": "smoke", "arch": arch, "width": 4, "model.modes": 4})
-    return resolve_generator(arch).from_config(config.model, 16)
+    return build_generator(config.model, 16)
 
 
 def _logged(network):

@@ -22,6 +22,7 @@ from fnostab.config.sections import (
     ClipAlgorithm,
     DataConfig,
     ModelConfig,
+    OptimConfig,
 )
 from fnostab.io.endings import ConfigError
 
@@ -38,6 +39,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "ModelConfig",
+    "OptimConfig",
     "check_name",
     "dotted_keys",
     "is_left_open",

@@ -38,8 +38,8 @@ def block_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str,
 def norm_statistics(network: nn.Module) -> dict[str, float]:
     """Largest and mean magnitude of what scales the updates of stable blocks.
 
-    The values are `norm_weight_absmax`, `norm_weight_absmean`, and `norm_weight_absmax_of/<block>` of each stable block;
-    `layerscale_absmax` and `layerscale_absmean` where there is a LayerScale; nothing for other networks.
+    The values are `norm_weight_absmax`, `norm_weight_absmean`, and `norm_weight_absmax_of/<block>` of each stable
+    block; `layerscale_absmax` and `layerscale_absmean` where there is a LayerScale; nothing for other networks.
     """
     stable = {name: block for name, block in network.named_modules() if isinstance(block, StablePtychoBlock)}
     if not stable:
