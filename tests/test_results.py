@@ -1,6 +1,7 @@
 """What docs/results says is what the shipped runs give."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,14 @@ def test_the_tables_of_a_page_are_those_of_the_shipped_runs(page):
 
 @pytest.mark.parametrize("path", _STUDIES, ids=lambda path: path.stem)
 def test_a_study_can_be_planned_and_the_shipped_runs_are_of_its_arms_and_seeds(path):
-    table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if table["preset"] == "scan":
+    text = path.read_text(encoding="utf-8")
+    if yaml.safe_load(text)["preset"] == "scan":
         return  # needs the scan
     plan = plan_file(path, {})
+    gone = set(re.findall(r"^  # - \{name: (\w+)", text, flags=re.MULTILINE))
     shipped = read_runs(plan.study) if plan.study in answers.STUDIES else ()
-    assert {(run.arm, run.stored.seed) for run in shipped} <= {(run.arm, run.seed) for run in plan.runs}
+    runs = {(run.arm, run.stored.seed) for run in shipped if run.arm.partition("-")[0] not in gone}
+    assert runs <= {(run.arm, run.seed) for run in plan.runs}
 
 
 def test_compare_gives_the_numbers_of_the_pages_from_the_shipped_file(fresh_store):
