@@ -1,6 +1,4 @@
 import math
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -8,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnostab.config import (
-    ARCHITECTURES,
     AUTO_CLIP_VALUES,
     CONFIG_KEYS,
     FLAT_KEYS,
@@ -56,26 +53,10 @@ def test_values_override_the_base_and_the_base_the_preset():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"arch": "hybird"}, f"`model.arch` (=hybird) must be one of {', '.join(ARCHITECTURES)}; did you mean hybrid?"),
-        ({"clip_algo": "nrom"}, "`clip.algo` (=nrom) must be 'none', 'norm', 'value' or 'agc'"),
-        ({"preset": "qick"}, f"`preset` (=qick) must be one of {', '.join(PRESETS)}; did you mean quick?"),
-        ({"modle.width": "3"}, "`modle.width` (=3) is no parameter; did you mean model.width?"),
         ({"model.modes": "0"}, "`model.modes` (=0) must be >= 1"),
-        ({"model.modes": "40"}, "`model.modes` (=40) must be <= 33 at N=64"),
-        ({"fno_blocks": "0"}, "`model.fno_blocks` (=0) must be >= 1"),
-        ({"width": "8.5"}, "`model.width` (=8.5) must be a valid integer, unable to parse string as an integer"),
         ({"lr": "-1"}, "`optim.lr` (=-1) must be > 0"),
-        ({"lr": "nan"}, "`optim.lr` (=nan) must be a finite number"),
-        ({"train.give_up_after": "0"}, "`train.give_up_after` (=0) must be > 0"),
-        (
-            {"train.give_up_after": "true"},
-            "`train.give_up_after` (=true) must be a valid number, unable to parse string as a number",
-        ),
-        ({"N": "63"}, "`data.N` (=63) must be even"),
-        ({"data.object_size": "40"}, "`data.object_size` (=40) must be >= `data.N` (=64)"),
-        ({"data.gridsize": "2"}, "`data.gridsize` (=2) must be 1: networks over several patches at once are not built"),
-        ({"preset": "scan"}, "`data` (=) must name a measured scan (.npz or .npz.bz2) with preset scan"),
-        ({"lr": "0.1", "optim.lr": "0.2"}, "`optim.lr` (=0.2) is given twice, also as 0.1"),
+        ({"lr": "true"}, "`optim.lr` (=true) must be a valid number, unable to parse string as a number"),
+        ({"model.modes": "40"}, "`model.modes` (=40) must be <= 33 at N=64"),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line_with_parameter_value_and_rule(overrides, message):
@@ -169,21 +150,6 @@ def test_original_study_is_a_preset():
     config = resolve_config({"preset": "seed_study"})
     assert (config.data.phase, config.data.nphotons, config.train.epochs, config.seed) == ("none", 1e9, 50, 20260128)
     assert math.isclose(config.optim.lr, 1e-3)
-
-
-def test_help_loads_neither_torch_nor_mlflow():
-    code = """
-import sys
-from fnostab.cli import main
-try:
-    main(["train", "--help"])
-except SystemExit:
-    pass
-print(sorted({"torch", "mlflow", "lightning"} & set(sys.modules)), file=sys.stderr)
-"""
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--model.modes" in answer.stdout
-    assert answer.stderr.strip() == "[]"
 
 
 #: `ArmConfig.sha256` at commit 0f04361, whose `ModelConfig` had more keys. Runs in stores are found by them.
