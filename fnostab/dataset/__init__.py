@@ -6,11 +6,4 @@ from fnostab.dataset.measured import import_scan
 from fnostab.dataset.summary import describe
 from fnostab.dataset.writer import OnPatterns
 
-__all__ = [
-    "Dataset",
-    "OnPatterns",
-    "Split",
-    "describe",
-    "import_scan",
-    "load_or_build",
-]
+__all__ = ["Dataset", "OnPatterns", "Split", "describe", "import_scan", "load_or_build"]

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -80,14 +79,12 @@ def simulated_writer(config: DataConfig) -> Writer:
             np.save(directory / f"{split}_object_index.npy", plan.object_index)
             if split != "train":
                 np.save(directory / f"{split}_objects.npy", plan.objects)
-            shape = (len(plan.positions_px), config.N, config.N)
-            with _npy_stream(directory / f"{split}_counts.npy", shape) as stream:
-                start = stream.tell()
-                for place, counts in _patterns(plan, probe, scale):
-                    stream.seek(start + place * counts[0].nbytes)
-                    stream.write(counts.data)
-                    done += len(counts)
-                    progress(done, total)
+            counts = np.empty((len(plan.positions_px), config.N, config.N), np.float32)
+            for place, chunk in _patterns(plan, probe, scale):
+                counts[place : place + len(chunk)] = chunk
+                done += len(chunk)
+                progress(done, total)
+            np.save(directory / f"{split}_counts.npy", counts)
         return scale
 
     return write
@@ -129,12 +126,3 @@ def _patterns(plan: _Plan, probe: NDArray[np.complex64], scale: float) -> Iterat
             chunks = list(pool.map(lambda chunks: next(chunks, None), objects))
             yield from (chunk for chunk in chunks if chunk)
             objects = [rest for rest, chunk in zip(objects, chunks, strict=True) if chunk]
-
-
-@contextmanager
-def _npy_stream(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    """A float32 `.npy` file of `shape`, to be filled. (A memory map would crash on a full disk.)"""
-    with open(path, "wb") as stream:
-        header = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32))}
-        np.lib.format.write_array_header_1_0(stream, header)
-        yield stream

@@ -16,7 +16,7 @@ import bz2
 import io
 import warnings
 import zipfile
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,40 +161,36 @@ def _with_whole_directory(archive: zipfile.ZipFile) -> zipfile.ZipFile:
 
 @dataclass(frozen=True)
 class _Layout:
-    """The keys of one layout and what they mean."""
+    """The keys of one layout, the first known name of the patterns counting, and what the arrays mean."""
 
     patterns: tuple[str, ...]
     positions: tuple[str, ...]
     probe: str
-    object: str | None = None
+    object: str = ""
     fft_ordered: bool = False
     from_middle: bool = False
     ambiguous_quantity: bool = False
 
-    def chosen(self, present: Sequence[str]) -> list[str]:
-        """The keys to read: the first name of the patterns, the positions, and probe and object where present."""
-        first = next(key for key in self.patterns if key in present)
-        return [first, *self.positions, *(key for key in (self.probe, self.object) if key in present and key)]
-
-    def fits(self, present: Container[str]) -> bool:
-        return any(key in present for key in self.patterns) and all(key in present for key in self.positions)
-
-    def described(self) -> str:
-        return " and ".join((" or ".join(f"`{key}`" for key in self.patterns), *(f"`{key}`" for key in self.positions)))
+    def keys(self, present: Sequence[str]) -> list[str]:
+        """List the keys to read; none if `present` lacks patterns or positions."""
+        patterns = [key for key in self.patterns if key in present][:1]
+        if not patterns or not set(self.positions) <= set(present):
+            return []
+        return [*patterns, *self.positions, *(key for key in (self.probe, self.object) if key in present)]
 
 
-_LAYOUTS: Final[Mapping[str, _Layout]] = {
+_LAYOUTS: Final = {
     "fnostab": _Layout(("counts",), ("positions_px",), "probe", "object"),
     "tike": _Layout(("data",), ("scan",), "probe", fft_ordered=True),
     "ptychopinn": _Layout(
-        ("diffraction", "diff3d"),
-        ("ycoords", "xcoords"),
-        "probeGuess",
-        "objectGuess",
+        *(("diffraction", "diff3d"), ("ycoords", "xcoords"), "probeGuess", "objectGuess"),
         from_middle=True,
         ambiguous_quantity=True,
     ),
 }
+_KNOWN: Final = (
+    "`counts` and `positions_px` or `data` and `scan` or `diffraction` or `diff3d` and `ycoords` and `xcoords`"
+)
 
 
 def read_probe(path: str | Path, parameter: str = "data.probe") -> NDArray[np.complex64]:
@@ -224,17 +220,15 @@ def read_scan(path: str | Path, quantity: Quantity = "auto") -> Scan:
     `MIN_POSITIONS`, or span less than 1 px or more than `MAX_EXTENT_PX`; for a probe of another size than the patterns.
     """
     with closing(NpzFile(path)) as npz:
-        name = next((name for name, layout in _LAYOUTS.items() if layout.fits(npz.keys)), None)
+        name = next((name for name, layout in _LAYOUTS.items() if layout.keys(npz.keys)), None)
         if name is None:
-            known = " or ".join(layout.described() for layout in _LAYOUTS.values())
-            raise npz.fault(f"must hold {known}; it holds {_listed(npz.keys)}")
-        layout = _LAYOUTS[name]
-        if layout.ambiguous_quantity and quantity == "auto":
+            raise npz.fault(f"must hold {_KNOWN}; it holds {_listed(npz.keys)}")
+        if _LAYOUTS[name].ambiguous_quantity and quantity == "auto":
             raise ValueError(
                 f"`data.quantity` (=auto) must be counts or amplitude for {path}:"
                 " patterns of such files are often amplitudes, and nothing in the file says so"
             )
-        arrays = {key: npz.read(key) for key in layout.chosen(npz.keys)}
+        arrays = {key: npz.read(key) for key in _LAYOUTS[name].keys(npz.keys)}
     try:
         return _scan(arrays, name, squared=quantity == "amplitude")
     except ValueError as error:
@@ -268,24 +262,21 @@ def write_scan(
 
 
 def _scan(arrays: Mapping[str, NDArray[Any]], name: str, squared: bool = False) -> Scan:
-    """The scan in `arrays`, which are those of layout `name`."""
+    """Make a scan of `arrays`, whose keys are those of layout `name`."""
     layout = _LAYOUTS[name]
     positions = checked_positions({key: arrays[key] for key in layout.positions})
-    patterns_key = next(key for key in layout.patterns if key in arrays)
-    counts = checked_counts(arrays[patterns_key], patterns_key, len(positions), squared)
+    patterns = next(key for key in layout.patterns if key in arrays)
+    counts = checked_counts(arrays[patterns], patterns, len(positions), squared)
     M = counts.shape[-1]
     check_overlap(positions, M, ", ".join(layout.positions))
     probe = checked_probe(arrays[layout.probe], layout.probe) if layout.probe in arrays else None
     if probe is not None and len(probe) != M:
         raise ValueError(f"`{layout.probe}` (={size_text(probe)}) must be {M} x {M}, the size of the patterns")
-    reference = (
-        checked_image(arrays[layout.object], layout.object) if layout.object and layout.object in arrays else None
-    )
     return Scan(
         counts=np.fft.fftshift(counts, axes=(-2, -1)) if layout.fft_ordered else counts,
         positions_px=positions - M / 2 if layout.from_middle else positions,
         probe=probe,
-        object=reference,
+        object=checked_image(arrays[layout.object], layout.object) if layout.object in arrays else None,
         layout=name,
     )
 

@@ -1,7 +1,9 @@
 """The recorded series of a run, and the verdict on them."""
 
-from fnostab.health.history import EPOCH_SERIES, STEP_SERIES, History, plain
-from fnostab.health.verdict import HealthConfig, Spike, Verdict, VerdictLabel, judge, spikes
+from fnostab.health.config import HealthConfig
+from fnostab.health.history import EPOCH_SERIES, STEP_SERIES, History
+from fnostab.health.spikes import Spike, spikes
+from fnostab.health.verdict import Verdict, VerdictLabel, judge
 
 __all__ = [
     "EPOCH_SERIES",
@@ -12,6 +14,5 @@ __all__ = [
     "Verdict",
     "VerdictLabel",
     "judge",
-    "plain",
     "spikes",
 ]

@@ -1,54 +1,17 @@
 """What happened to a training run: its verdict and the evidence, from the series of `history.json` alone."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fnostab.health.config import DEFAULTS, HealthConfig
+from fnostab.health.evidence import gather, mapping, number, series
 from fnostab.health.history import checked_mapping
-from fnostab.metrics import progress
 
 VerdictLabel = Literal["converged", "stagnated", "collapsed", "diverged", "non_finite", "out_of_memory", "interrupted"]
-
-_Floats = NDArray[np.float64]
-
-#: Series of `health` of which the evidence holds the largest and the last value.
-_WEIGHT_SERIES: Final = tuple(
-    f"{kind}_{what}" for kind in ("norm_weight", "layerscale") for what in ("absmax", "absmean")
-)
-
-
-@dataclass(frozen=True)
-class HealthConfig:
-    """Thresholds of the verdict and of the spike detector."""
-
-    #: Progress from which on a run has learnt; a plateau at the best constant object has 0, photon noise alone 1.
-    learnt_progress: float = 0.25
-    #: A run that never learnt has diverged if its last val_loss is over this many times the first.
-    diverged_ratio: float = 2.0
-    #: The predicted object is flat where `object_std_ratio` is under this,
-    flat_ratio: float = 0.1
-    #: or under this share of its best.
-    flat_share_of_best: float = 0.1
-    #: A run that learnt has diverged if its last progress is under this share of its best.
-    lost_share: float = 0.5
-    #: Steps before a step that it is compared with: long against a spike, short against the descent.
-    spike_window: int = 64
-    #: Finite values that must be among them: with fewer, their deviation is little more than a guess.
-    spike_window_least: int = 16
-    #: A spike is this many standard deviations above the median. Batch noise is skewed, so Hampel's 3 are far too few:
-    #: lognormal noise of 30 % gets over 8 about once in 13,000 steps.
-    spike_deviations: float = 8.0
-    #: And this many times the median: in a quiet series, 8 deviations may be nothing that anyone would call a spike.
-    spike_factor: float = 2.0
-    #: Steps this close belong to one spike: Adam's momentum (beta 0.9) remembers a gradient for about ten steps.
-    spike_gap: int = 10
-
-
-_DEFAULTS: Final = HealthConfig()
 
 
 @dataclass(frozen=True)
@@ -65,16 +28,7 @@ class Verdict:
         return self.label not in ("converged", "interrupted")
 
 
-@dataclass(frozen=True)
-class Spike:
-    """A jump of a series: the step (from 0) of its largest value, that value, and its ratio to the median before."""
-
-    step: int
-    value: float
-    ratio: float
-
-
-def judge(history: Mapping[str, Any], config: HealthConfig = _DEFAULTS) -> Verdict:
+def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdict:
     """Decide what happened to the run with this `history`, as `History.to_mapping` or `history.json` give it.
 
     The first that applies: an event (out_of_memory, non_finite, interrupted; one that is false or null did not happen);
@@ -88,101 +42,57 @@ def judge(history: Mapping[str, Any], config: HealthConfig = _DEFAULTS) -> Verdi
     number that is not known is None; what comes from series that this network does not have is absent.
     """
     history = checked_mapping(history)
-    with np.errstate(over="ignore", invalid="ignore"):
-        evidence = {
-            **_epoch_evidence(history, config),
-            **_step_evidence(history, config),
-            **_layer_evidence(_mapping(history.get("health"))),
-        }
-    happened = _judge_events(history)
+    evidence = gather(history, config)
+    events = {name: event for name, event in mapping(history.get("events")).items() if event not in (None, False)}
+    happened = _judge_events(history, events)
     label, reason = happened or _judge_course(evidence, config)
-    reason += "" if happened else _given_up(history)
-    ours, twin = _number(history.get("object_correlation")), _number(history.get("twin_correlation"))
+    reason += "" if happened else _given_up(events)
+    ours, twin = number(history.get("object_correlation")), number(history.get("twin_correlation"))
     known = {"object_correlation": ours, "twin_correlation": twin}
     evidence |= {name: value for name, value in known.items() if math.isfinite(value)}
     if label == "converged" and math.isfinite(ours) and math.isfinite(twin):
         evidence["twin"] = twin > ours
         if twin > ours:
             reason += f"; but the twin image is closer (correlation {twin:.3g}) than the object ({ours:.3g})"
-    pattern, best = _number(history.get("val_loss_mean_pattern")), evidence["best_val_loss"]
+    pattern, best = number(history.get("val_loss_mean_pattern")), evidence["best_val_loss"]
     if label == "converged" and best >= pattern:
         reason += f"; but one mean pattern everywhere is no worse, with a val_loss of {pattern:.3g}"
     return Verdict(label, reason, _ready_for_json(evidence))
 
 
-def spikes(series: Sequence[float] | NDArray[np.floating], config: HealthConfig = _DEFAULTS) -> list[Spike]:
-    """Find the steps at which a series of positive numbers jumps above the steps before.
-
-    A spike is above median + `spike_deviations` * 1.4826 * MAD, and above `spike_factor` times the median, of the
-    `spike_window` steps before it; 1.4826 makes the MAD (median absolute deviation) a normal distribution's standard
-    deviation. Neither a spike in that window nor a slow drift moves them much. Values that are not finite are left out,
-    and are no spikes. Steps within `spike_gap` of each other are one spike: the one of the largest ratio. Source: the
-    Hampel identifier of Davies and Gather 1993, "The identification of multiple outliers", JASA 88.
-    """
-    values = np.asarray(series, dtype=np.float64)
-    values = np.where(np.isfinite(values), values, np.nan)
-    padded = np.concatenate([np.full(config.spike_window, np.nan), values])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, config.spike_window)[:-1]  # row i: what is before step i
-    with np.errstate(over="ignore", invalid="ignore"):
-        median = _medians_of_rows(windows)
-        enough = np.isfinite(windows).sum(axis=1) >= config.spike_window_least
-        steps = np.flatnonzero(enough & (median > 0) & (values > config.spike_factor * median))
-        deviation = 1.4826 * _medians_of_rows(np.abs(windows[steps] - median[steps, None]))
-        steps = steps[values[steps] > median[steps] + config.spike_deviations * deviation]
-        ratio = values[steps] / median[steps]
-    starts = np.flatnonzero(np.diff(steps, prepend=-np.inf) > config.spike_gap)
-    peaks = [start + int(part.argmax()) for start, part in zip(starts, np.split(ratio, starts)[1:], strict=True)]
-    return [Spike(int(steps[peak]), float(values[steps[peak]]), float(ratio[peak])) for peak in peaks]
-
-
-def _medians_of_rows(rows: _Floats) -> _Floats:
-    """Median of each row's numbers, NaN left out; `np.nanmedian` takes several times as long."""
-    ordered = np.sort(rows, axis=1)  # NaN last
-    count = np.isfinite(rows).sum(axis=1, keepdims=True)
-    middle = np.concatenate([(count - 1) // 2, np.minimum(count // 2, rows.shape[1] - 1)], axis=1)
-    medians: _Floats = np.take_along_axis(ordered, middle, axis=1).mean(axis=1)
-    return medians
-
-
-def _events(history: Mapping[str, Any]) -> dict[str, Any]:
-    """The events that happened."""
-    return {name: event for name, event in _mapping(history.get("events")).items() if event not in (None, False)}
-
-
-def _given_up(history: Mapping[str, Any]) -> str:
+def _given_up(events: Mapping[str, Any]) -> str:
     """The end of the reason of a run that was given up; empty if it was not."""
-    event = _events(history).get("given_up")
+    event = events.get("given_up")
     if event is None:
         return ""
-    epoch, epochs = (_number(_mapping(event).get(name)) for name in ("epoch", "epochs"))
+    epoch, epochs = (number(mapping(event).get(name)) for name in ("epoch", "epochs"))
     after = "" if math.isnan(epoch) else f" after epoch {epoch:.0f}"
     of = "" if math.isnan(epoch) or math.isnan(epochs) else f" of {epochs:.0f}"
     return f"; given up{after}{of}"
 
 
-def _judge_events(history: Mapping[str, Any]) -> tuple[VerdictLabel, str] | None:
-    events = _events(history)
+def _judge_events(history: Mapping[str, Any], events: Mapping[str, Any]) -> tuple[VerdictLabel, str] | None:
     if "out_of_memory" in events:
-        detail = _mapping(events["out_of_memory"])
-        peak = _number(detail.get("peak_bytes"))
+        detail = mapping(events["out_of_memory"])
+        peak = number(detail.get("peak_bytes"))
         in_use = f", with at most {peak / 2**30:.3g} GiB in use" if peak > 0 else ""
         return "out_of_memory", f"{detail.get('device') or 'the device'} ran out of memory{_at_step(detail)}{in_use}"
     if "non_finite" in events:
-        detail = _mapping(events["non_finite"])
+        detail = mapping(events["non_finite"])
         first = f", first in `{detail['layer']}`" if detail.get("layer") else ""
         if _was_taken(history, detail.get("step")):
             return "non_finite", f"the validation after step {detail['step']} was not finite{first}"
         where = f"{_at_step(detail)}{first}"
         return "non_finite", f"the loss or gradient was not finite{where}; that update was not applied"
     if "interrupted" in events:
-        steps, epochs = len(_series(history, "loss_step")), len(_series(history, "val_loss"))
+        steps, epochs = len(series(history, "loss_step")), len(series(history, "val_loss"))
         return "interrupted", f"the run was interrupted (steps done: {steps}, epochs finished: {epochs})"
     return None
 
 
 def _was_taken(history: Mapping[str, Any], step: Any) -> bool:
     """Whether loss and gradient norm of `step` were finite, so that only the validation can have been at fault."""
-    both = (_series(history, "loss_step"), _series(history, "grad_norm_preclip"))
+    both = (series(history, "loss_step"), series(history, "grad_norm_preclip"))
     return isinstance(step, int) and all(0 <= step < len(series) and np.isfinite(series[step]) for series in both)
 
 
@@ -223,95 +133,6 @@ def _judge_unlearnt(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[
     return "stagnated", moved + (
         "" if math.isnan(largest) else f"; norm weights never exceeded {largest:.3g} in magnitude"
     )
-
-
-def _epoch_evidence(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
-    val_loss, std_ratio = _series(history, "val_loss"), _series(history, "object_std_ratio")
-    val_loss = np.where(np.isnan(val_loss), np.inf, val_loss)
-    constant, floor = _number(history.get("val_loss_constant")), _number(history.get("val_loss_floor"))
-    gained = np.array([progress(value, constant, floor) for value in val_loss.tolist()])
-    learnt = np.flatnonzero(gained >= config.learnt_progress)
-    return {
-        "epochs": len(val_loss),
-        "val_loss_constant": constant,
-        "val_loss_floor": floor,
-        "first_val_loss": _at(val_loss, 0),
-        "last_val_loss": _at(val_loss, -1),
-        "best_val_loss": val_loss.min(initial=np.inf),
-        "best_epoch": int(val_loss.argmin()) + 1 if np.isfinite(val_loss).any() else None,
-        "last_progress": _at(gained, -1),
-        "best_progress": gained.max() if gained.size else np.nan,
-        "plateau_left_epoch": int(learnt[0]) + 1 if learnt.size else None,
-        "last_object_std_ratio": _at(std_ratio, -1),
-        "best_object_std_ratio": _largest(std_ratio),
-    }
-
-
-def _step_evidence(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
-    loss, norm, clipped = (_series(history, name) for name in ("loss_step", "grad_norm_preclip", "clipped_fraction"))
-    known_norm, known_clipped = norm[~np.isnan(norm)], clipped[~np.isnan(clipped)]
-    evidence: dict[str, Any] = {
-        "steps": len(loss),
-        "grad_norm_median": np.median(known_norm) if known_norm.size else np.nan,
-        "grad_norm_p99": np.percentile(known_norm, 99) if known_norm.size else np.nan,
-        "grad_norm_max": _largest(norm),
-        "clipped_fraction_mean": known_clipped.mean() if known_clipped.size else np.nan,
-        "non_finite_steps": len({*np.flatnonzero(np.isnan(loss)), *np.flatnonzero(np.isnan(norm))}),
-    }
-    for name, series in (("loss_spikes", loss), ("grad_norm_spikes", norm)):
-        found = spikes(series, config)
-        largest = max(found, key=lambda spike: spike.ratio, default=Spike(-1, np.nan, np.nan))
-        step = largest.step if found else None
-        evidence[name] = {"count": len(found), "largest": largest.ratio, "step": step}
-    return evidence
-
-
-def _layer_evidence(health: Mapping[str, Any]) -> dict[str, Any]:
-    evidence: dict[str, Any] = {}
-    for name in _WEIGHT_SERIES:
-        if name in health:
-            series = _series(health, name)
-            evidence |= {name: _largest(series), f"{name}_last": _at(series, -1)}
-    blocks = [name.removeprefix("act_mean/") for name in health if name.startswith("act_mean/")]
-    if blocks:
-        evidence["activation_drift"] = {
-            block: {
-                f"{when}_{kind}": _at(_series(health, f"act_{kind}/{block}"), place)
-                for kind in ("mean", "std")
-                for when, place in (("first", 0), ("last", -1))
-            }
-            for block in blocks
-        }
-    return evidence
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: Any) -> float:
-    """`value`, a number or its text; NaN for everything that is not finite."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-    return number if math.isfinite(number) else math.nan
-
-
-def _series(mapping: Mapping[str, Any], name: str) -> _Floats:
-    """The list `name` as an array, with NaN for everything that is not finite; empty if there is none."""
-    values = mapping.get(name)
-    if not isinstance(values, (list, tuple, np.ndarray)):
-        values = []
-    return np.array([_number(value) for value in values], dtype=np.float64)
-
-
-def _at(series: _Floats, place: int) -> float:
-    return float(series[place]) if series.size else math.nan
-
-
-def _largest(series: _Floats) -> float:
-    return float(np.fmax.reduce(series, initial=-np.inf)) if np.isfinite(series).any() else math.nan
 
 
 def _at_step(detail: Mapping[str, Any]) -> str:

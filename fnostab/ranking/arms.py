@@ -13,7 +13,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
+from operator import itemgetter
+from typing import Any, Final, get_args
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from fnostab.health import VerdictLabel
 from fnostab.ranking.decision import Decision, decide
 from fnostab.ranking.intervals import (
     Bootstrap,
+    Interval,
     Pair,
     interquartile_mean,
     probability_of_improvement,
@@ -40,15 +42,8 @@ NUMBER_COLUMNS: Final = (*QUALITY_COLUMNS, "grad_norm_median", "grad_norm_max", 
 Row = dict[str, Any]
 
 
-@runtime_checkable
-class Frame(Protocol):
-    """What is used of a pandas DataFrame."""
-
-    def to_dict(self, orient: Literal["records"], /) -> list[Any]:
-        """The rows as mappings."""
-
-
-Runs = Frame | Mapping[str, Sequence[Any]] | Iterable[Mapping[str, Any]]
+#: Columns by name, rows, or a pandas DataFrame.
+Runs = Mapping[str, Sequence[Any]] | Iterable[Any]
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,8 @@ def rank_arms(runs: Runs, rng: np.random.Generator | int, resamples: int = 4000)
     generator = np.random.default_rng(rng)
     losses = {arm: [run["best_val_loss"] for run in of_arm] for arm, of_arm in counted.items()}
     drawn = {arm: Bootstrap.draw(values, generator, resamples) for arm, values in losses.items()}
-    table = sorted((_row(arm, of_arm, drawn[arm]) for arm, of_arm in counted.items()), key=_rank_key)
+    table = [_row(arm, of_arm, drawn[arm]) for arm, of_arm in counted.items()]
+    table.sort(key=itemgetter("median_best_val_loss", "failure_rate", "iqm_best_val_loss", "arm"))
     pairs: dict[tuple[str, str], Pair] = {}
     for a, b in combinations([row["arm"] for row in table], 2):
         interval = drawn[a].improvement_interval(drawn[b])
@@ -106,17 +102,10 @@ def rank_arms(runs: Runs, rng: np.random.Generator | int, resamples: int = 4000)
     return Ranking(table, list(pairs.values()), decide(table, pairs), missing)
 
 
-def _rank_key(row: Row) -> tuple[float, float, float, str]:
-    return row["median_best_val_loss"], row["failure_rate"], row["iqm_best_val_loss"], row["arm"]
-
-
 def _row(arm: str, runs: list[Row], drawn: Bootstrap) -> Row:
     converged = [run for run in runs if run["verdict"] == "converged"]
     best = min(converged, key=lambda run: run["best_val_loss"], default={"best_val_loss": None, "run_id": None})
     failures = len(runs) - len(converged)
-    failure_low, failure_high = wilson_interval(failures, len(runs))
-    median_low, median_high = drawn.interval(np.median)
-    iqm_low, iqm_high = drawn.interval(trimmed_mean)
     return {
         "arm": arm,
         "arch": _arch(arm, runs),
@@ -127,18 +116,19 @@ def _row(arm: str, runs: list[Row], drawn: Bootstrap) -> Row:
         "runs": len(runs),
         "failures": failures,
         "failure_rate": failures / len(runs),
-        "failure_rate_low": failure_low,
-        "failure_rate_high": failure_high,
+        **_ends("failure_rate", wilson_interval(failures, len(runs))),
         "median_best_val_loss": float(np.median(drawn.values)),
-        "median_best_val_loss_low": median_low,
-        "median_best_val_loss_high": median_high,
+        **_ends("median_best_val_loss", drawn.interval(np.median)),
         "iqm_best_val_loss": interquartile_mean(drawn.values),
-        "iqm_best_val_loss_low": iqm_low,
-        "iqm_best_val_loss_high": iqm_high,
+        **_ends("iqm_best_val_loss", drawn.interval(trimmed_mean)),
         "epochs_to_leave_plateau": _median(runs, "plateau_left_epoch"),
         "seeds": [run["seed"] for run in runs],
         "best_run_id": best["run_id"],
     }
+
+
+def _ends(name: str, interval: Interval) -> Row:
+    return {f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
 def _arch(arm: str, runs: list[Row]) -> str | None:
@@ -194,7 +184,7 @@ def _records(runs: Runs) -> list[Mapping[str, Any]]:
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the columns of `runs` must be equally long, not {lengths}")
         return [dict(zip(runs, values, strict=True)) for values in zip(*runs.values(), strict=True)]
-    return runs.to_dict("records") if isinstance(runs, Frame) else list(runs)
+    return list(runs.to_dict("records") if hasattr(runs, "to_dict") else runs)
 
 
 def _checked(record: Mapping[str, Any]) -> Row:

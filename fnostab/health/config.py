@@ -1,0 +1,34 @@
+"""Thresholds of the verdict and of the spike detector."""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class HealthConfig:
+    """When a run has learnt, diverged or collapsed, and what a spike is."""
+
+    #: Progress from which on a run has learnt; a plateau at the best constant object has 0, photon noise alone 1.
+    learnt_progress: float = 0.25
+    #: A run that never learnt has diverged if its last val_loss is over this many times the first.
+    diverged_ratio: float = 2.0
+    #: The predicted object is flat where `object_std_ratio` is under this,
+    flat_ratio: float = 0.1
+    #: or under this share of its best.
+    flat_share_of_best: float = 0.1
+    #: A run that learnt has diverged if its last progress is under this share of its best.
+    lost_share: float = 0.5
+    #: Steps before a step that it is compared with: long against a spike, short against the descent.
+    spike_window: int = 64
+    #: Finite values that must be among them: with fewer, their deviation is little more than a guess.
+    spike_window_least: int = 16
+    #: A spike is this many standard deviations above the median. Batch noise is skewed, so Hampel's 3 are far too few:
+    #: lognormal noise of 30 % gets over 8 about once in 13,000 steps.
+    spike_deviations: float = 8.0
+    #: And this many times the median: in a quiet series, 8 deviations may be nothing that anyone would call a spike.
+    spike_factor: float = 2.0
+    #: Steps this close belong to one spike: Adam's momentum (beta 0.9) remembers a gradient for about ten steps.
+    spike_gap: int = 10
+
+
+DEFAULTS: Final = HealthConfig()
