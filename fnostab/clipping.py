@@ -15,6 +15,7 @@ import math
 from typing import Final, Literal, NamedTuple, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fnostab.config import ClipAlgorithm
@@ -43,17 +44,17 @@ AGC_EPS: Final = 1e-3
 class ClipStats(NamedTuple):
     """What one clipping did: three 0-d tensors on the gradients' device, none of them read yet."""
 
-    norm_preclip: Tensor  #: 2-norm of all gradients before
-    norm_postclip: Tensor  #: and after
-    clipped_fraction: Tensor  #: norm: 0 or 1; value: of elements; agc: of units; none: 0
+    norm_preclip: Float[Tensor, ""]  #: 2-norm of all gradients before
+    norm_postclip: Float[Tensor, ""]  #: and after
+    clipped_fraction: Float[Tensor, ""]  #: norm: 0 or 1; value: of elements; agc: of units; none: 0
 
 
 @torch.no_grad()
 def clip_gradients_(
     parameters_or_module: ParameterSource,
-    algorithm: ClipAlgorithm,
+    algorithm: str,
     value: float,
-    granularity: Granularity = "unit",
+    granularity: str = "unit",
 ) -> ClipStats:
     """Clip all gradients in place by one of the rules `none`, `norm`, `value` or `agc`.
 
@@ -88,8 +89,8 @@ def adaptive_gradient_clip_(
     module_or_parameters: ParameterSource,
     clip_factor: float = 0.01,
     eps: float = AGC_EPS,
-    granularity: Granularity = "unit",
-) -> Tensor:
+    granularity: str = "unit",
+) -> Float[Tensor, ""]:
     """Clip each unit's gradient G in place to the norm of its weights W: Brock et al. 2021, Algorithm 2.
 
     Where `||G|| > clip_factor * max(||W||, eps)`, G is scaled down to that limit; other gradients stay bit for bit what
@@ -130,7 +131,7 @@ def _clip_value_(gradients: list[Tensor], max_value: float, norm: Tensor) -> Cli
     return ClipStats(norm, norm_of_norms(tensor_norms(gradients)), fraction.masked_fill(~norm.isfinite(), 0.0))
 
 
-def _clip_adaptively_(source: ParameterSource, clip_factor: float, eps: float, granularity: Granularity) -> ClipStats:
+def _clip_adaptively_(source: ParameterSource, clip_factor: float, eps: float, granularity: str) -> ClipStats:
     axes_by_id = _unit_axes(source) if isinstance(source, nn.Module) else {}
     parameters = parameters_with_gradient(source)
     if not parameters:

@@ -10,6 +10,7 @@ from functools import reduce
 from typing import TypeAlias
 
 import torch
+from jaxtyping import Float, Inexact
 from torch import Tensor, nn
 
 #: Whose gradients: a module's parameters, or bare tensors.
@@ -17,7 +18,7 @@ ParameterSource: TypeAlias = nn.Module | Tensor | Iterable[Tensor]
 
 
 @torch.no_grad()
-def total_norm(parameters_or_module: ParameterSource) -> Tensor:
+def total_norm(parameters_or_module: ParameterSource) -> Float[Tensor, ""]:
     """The 2-norm of all gradients, as if they were one vector.
 
     Parameters without a gradient are skipped. Returns a 0-d real tensor on the device of the first gradient, in at
@@ -28,7 +29,7 @@ def total_norm(parameters_or_module: ParameterSource) -> Tensor:
 
 
 @torch.no_grad()
-def layer_norms(module: nn.Module) -> dict[str, Tensor]:
+def layer_norms(module: nn.Module) -> dict[str, Float[Tensor, ""]]:
     """The 2-norm of each parameter's gradient, by the parameter's qualified name.
 
     In the order of `module.named_parameters()`; parameters without a gradient are absent. The values are 0-d real
@@ -47,13 +48,13 @@ def parameters_with_gradient(parameters_or_module: ParameterSource) -> list[Tens
     return [parameter for parameter in parameters_or_module if parameter.grad is not None]
 
 
-def gradient_of(parameter: Tensor) -> Tensor:
+def gradient_of(parameter: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The real view of a parameter's gradient, which must exist."""
     assert parameter.grad is not None
     return as_real(parameter.grad)
 
 
-def as_real(tensor: Tensor) -> Tensor:
+def as_real(tensor: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
     """A real view of `tensor`: itself, or for complex ones real and imaginary parts along a last axis of length 2.
 
     Autograd may leave a lazily conjugated gradient (the conjugate bit), which has no real view. The conjugate of that
@@ -64,7 +65,7 @@ def as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
 
 
-def tensor_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+def tensor_norms(tensors: Sequence[Float[Tensor, "..."]]) -> list[Float[Tensor, ""]]:
     """The 2-norm of each real tensor, 0-d, in the widest of their precisions and at least single precision."""
     if not tensors:
         return []
@@ -72,7 +73,7 @@ def tensor_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     return list(torch._foreach_norm(list(tensors), 2.0, dtype=dtype))
 
 
-def norm_of_norms(norms: Sequence[Tensor]) -> Tensor:
+def norm_of_norms(norms: Sequence[Float[Tensor, ""]]) -> Float[Tensor, ""]:
     """The norm of a whole from the norms of its parts (0-d), on the first one's device."""
     if not norms:
         return torch.zeros(())

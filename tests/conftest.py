@@ -8,7 +8,8 @@ import jaxtyping
 import pytest
 
 # Arguments and results of these are checked against their annotations, shapes included. Before they are imported.
-jaxtyping.install_import_hook(["fnostab.optics", "fnostab.scan", "fnostab.metrics"], "typecheck.checked")
+_CHECKED = ["optics", "scan", "metrics", "models", "clipping", "gradients"]
+jaxtyping.install_import_hook([f"fnostab.{name}" for name in _CHECKED], "typecheck.checked")
 
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

@@ -1,5 +1,6 @@
 import io
 
+import jaxtyping
 import pytest
 import torch
 
@@ -219,3 +220,8 @@ def test_a_stable_block_without_a_norm_bias_never_learns_one():
     block(_image()).square().mean().backward()
     assert block.norm.bias.grad is None
     assert block.norm.weight.grad is not None
+
+
+def test_an_image_of_the_wrong_shape_is_noticed_by_the_annotations():
+    with pytest.raises(jaxtyping.TypeCheckError, match="batch in_channels H W"):
+        build("cnn", N=16, fno_blocks=1)(torch.randn(1, 16, 16))

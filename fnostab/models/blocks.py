@@ -6,6 +6,7 @@ Inside the networks images have their channels last in memory: the lifter puts t
 from typing import ClassVar, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fnostab.models.spectral import OneSidedSpectralConv2d, SpectralConv2d, require_at_least
@@ -27,13 +28,13 @@ class PtychoBlock(nn.Module):
         self.local = conv3x3(channels, channels)
         self.activation = nn.GELU()
 
-    def update(self, x: Tensor) -> Tensor:
+    def update(self, x: Float[Tensor, "batch channels H W"]) -> Float[Tensor, "batch channels H W"]:
         """What the block adds to `x`."""
         update: Tensor = self.activation(self.spectral(x) + self.local(x))
         return update
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block to `x`, `(B, channels, H, W)`."""
+    def forward(self, x: Float[Tensor, "batch channels H W"]) -> Float[Tensor, "batch channels H W"]:
+        """Apply the block to `x`."""
         return x + self.update(x)
 
 
@@ -76,7 +77,7 @@ class StablePtychoBlock(PtychoBlock):
         if layerscale_init is not None:
             self.layerscale = nn.Parameter(torch.full((channels, 1, 1), float(layerscale_init)))
 
-    def update(self, x: Tensor) -> Tensor:
+    def update(self, x: Float[Tensor, "batch channels H W"]) -> Float[Tensor, "batch channels H W"]:
         """What the block adds to `x`."""
         update: Tensor = super().update(x)
         update = self.norm(update) if self.norm_centred else self._scaled(update)
@@ -103,7 +104,7 @@ class PreNormPtychoBlock(PtychoBlock):
         super().__init__(channels, modes, resolution)
         self.pre_norm = nn.GroupNorm(channels, channels)  # a group a channel is an InstanceNorm
 
-    def update(self, x: Tensor) -> Tensor:
+    def update(self, x: Float[Tensor, "batch channels H W"]) -> Float[Tensor, "batch channels H W"]:
         """What the block adds to `x`."""
         return super().update(self.pre_norm(x))
 
@@ -120,7 +121,9 @@ class UpStage(nn.Module):
         self.up = nn.ConvTranspose2d(in_channels, skip_channels, kernel_size=2, stride=2)
         self.convs = conv_pair(2 * skip_channels, skip_channels)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch in_channels h w"], skip: Float[Tensor, "batch skip_channels H W"]
+    ) -> Float[Tensor, "batch skip_channels H W"]:
         """Bring `x` to the grid of `skip` and merge the two."""
         height, width = skip.shape[-2:]
         merged: Tensor = self.convs(torch.cat([self.up(x)[..., :height, :width], skip], dim=1))
@@ -161,7 +164,7 @@ class Lifter(nn.Sequential):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(conv3x3(in_channels, channels), nn.GELU(), conv3x3(channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch in_channels H W"]) -> Float[Tensor, "batch channels H W"]:
         """Lift `x`, in whatever order it lies in memory."""
         # With one channel every order counts as `contiguous`; torch then goes by the strides, which only a copy sets.
         lifted: Tensor = super().forward(x.clone(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
@@ -178,7 +181,7 @@ def conv_pair(in_channels: int, channels: int) -> nn.Sequential:
     return nn.Sequential(conv3x3(in_channels, channels), nn.GELU(), conv3x3(channels, channels), nn.GELU())
 
 
-def to_patches(x: Tensor, C: int) -> Tensor:
+def to_patches(x: Float[Tensor, "batch channels H W"], C: int) -> Float[Tensor, "batch H W C parts"]:
     """Channels to object patches (real, imaginary): `(B, 2 * C, H, W)` -> `(B, H, W, C, 2)`, contiguous."""
     batch, channels, height, width = x.shape
     return x.reshape(batch, channels // C, C, height, width).permute(0, 3, 4, 2, 1).contiguous()

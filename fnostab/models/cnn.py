@@ -1,5 +1,6 @@
 """A plain convolutional encoder-decoder, the network without any Fourier layer."""
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fnostab.models.blocks import Lifter, conv3x3, conv_pair, encoder_levels, to_patches
@@ -43,8 +44,8 @@ class CNNGenerator(nn.Module):
         self.decoder = nn.Sequential(*decoder)
         self.out = nn.Conv2d(hidden_channels, out_channels * C, kernel_size=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Predict the object patches of diffraction patterns `x`, `(B, in_channels * C, N, N)`."""
+    def forward(self, x: Float[Tensor, "batch in_channels H W"]) -> Float[Tensor, "batch H W C out_channels"]:
+        """Predict the object patches of diffraction patterns `x`."""
         height, width = x.shape[-2:]
         x = self.decoder(self.encoder(self.lifter(x)))[..., :height, :width]
         return to_patches(self.out(x), self.C)

@@ -1,5 +1,6 @@
 """A cascade: Fourier neural operator on the full grid, then a small convolutional network."""
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fnostab.models.blocks import Lifter, PtychoBlock, conv_pair, to_patches
@@ -38,7 +39,7 @@ class CascadedFNOGenerator(nn.Module):
         self.refine = conv_pair(hidden_channels, hidden_channels)
         self.out = nn.Conv2d(hidden_channels, out_channels * C, kernel_size=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Predict the object patches of diffraction patterns `x`, `(B, in_channels * C, N, N)`."""
+    def forward(self, x: Float[Tensor, "batch in_channels H W"]) -> Float[Tensor, "batch H W C out_channels"]:
+        """Predict the object patches of diffraction patterns `x`."""
         x = self.project(self.blocks(self.lifter(x)))
         return to_patches(self.out(self.refine(x)), self.C)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fnostab.models.blocks import (
@@ -68,8 +69,8 @@ class HybridUNOGenerator(nn.Module):
         self.ups = nn.ModuleList(UpStage(coarse.channels, fine.channels) for fine, coarse in reversed(steps))
         self.out = nn.Conv2d(hidden_channels, out_channels * C, kernel_size=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Predict the object patches of diffraction patterns `x`, `(B, in_channels * C, N, N)`."""
+    def forward(self, x: Float[Tensor, "batch in_channels H W"]) -> Float[Tensor, "batch H W C out_channels"]:
+        """Predict the object patches of diffraction patterns `x`."""
         x = self.encoder[0](self.lifter(x))
         skips = []
         for down, level in zip(self.downs, self.encoder[1:], strict=True):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -87,8 +88,8 @@ class SpectralConv2d(nn.Module):
         positive, negative, cols = self._kept(*self.resolution)
         return positive + negative, cols
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to `x`, `(B, in_channels, H, W)`."""
+    def forward(self, x: Float[Tensor, "batch in_channels H W"]) -> Float[Tensor, "batch out_channels H W"]:
+        """Apply the layer to `x`."""
         size = (x.shape[-2], x.shape[-1])
         kept = tuple(map(min, self._kept(*size), self._kept(*self.resolution)))
         transforms = _Transforms(self.across, self.down, self.up)
@@ -125,16 +126,18 @@ class OneSidedSpectralConv2d(SpectralConv2d):
         return self.modes, self.modes
 
 
-def _lowest(weight: Tensor, positive: int, negative: int, cols: int) -> Tensor:
-    """The modes of `weight`, `(rows, cols, in, out, 2)`, that a grid has: first and last rows, first columns."""
+def _lowest(
+    weight: Float[Tensor, "rows cols in out 2"], positive: int, negative: int, cols: int
+) -> Float[Tensor, "fewer_rows fewer_cols in out 2"]:
+    """The modes of `weight` that a grid has: first and last rows, first columns."""
     rows = len(weight)
     if positive + negative < rows:
         weight = torch.cat([weight[:positive], weight[rows - negative :]])
     return weight[:, :cols]
 
 
-def modes_first(weight: Tensor) -> Tensor:
-    """`(out, in, rows, cols, 2)`, the order of version 1, -> `(rows, cols, in, out, 2)`, contiguous."""
+def modes_first(weight: Float[Tensor, "out in rows cols 2"]) -> Float[Tensor, "rows cols in out 2"]:
+    """Bring a weight of version 1 into today's order, contiguous."""
     return weight.permute(2, 3, 1, 0, 4).contiguous()
 
 
@@ -165,11 +168,12 @@ def _transforms(height: int, width: int, positive: int, negative: int, cols: int
     return _Transforms(across.flatten(0, 1), down.flatten(2).flatten(0, 1), up.flatten(2).flatten(0, 1))
 
 
-def _apply(x: Tensor, transforms: _Transforms, weight: Tensor) -> Tensor:
-    """Transform, multiply mode by mode, transform back: `(B, H, W, in)` -> `(B, H, W, out)`.
+def _apply(
+    x: Float[Tensor, "batch H W in"], transforms: _Transforms, weight: Float[Tensor, "rows cols in out 2"]
+) -> Float[Tensor, "batch H W out"]:
+    """Transform, multiply mode by mode, transform back.
 
-    `weight` is `(rows, cols, in, out, 2)`. Matrix products alone, each of contiguous arrays, and two copies that bring
-    the modes to the front and back again.
+    Matrix products alone, each of contiguous arrays, and two copies that bring the modes to the front and back again.
     """
     batch, height, width, channels = x.shape
     rows, cols, _, out, _ = weight.shape
