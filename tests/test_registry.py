@@ -384,11 +384,11 @@ def test_of_two_runs_registered_at_once_the_better_one_ends_as_champion(store, f
 
 def test_processes_on_a_server_wait_for_each_other_model_by_model(fresh_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://registry.example")
-    monkeypatch.setattr(model_registry, "_LOCK_TIMEOUT_S", 0.05)
-    with model_registry._registry_lock("fnostab-a"):
-        with model_registry._registry_lock("fnostab-b"):
+    monkeypatch.setattr(model_registry, "LOCK_TIMEOUT_S", 0.05)
+    with model_registry._locked_model("fnostab-a"):
+        with model_registry._locked_model("fnostab-b"):
             pass
-        with pytest.raises(LockTimeout), model_registry._registry_lock("fnostab-a"):
+        with pytest.raises(LockTimeout), model_registry._locked_model("fnostab-a"):
             pass
     assert len(list((fresh_store / "cache" / "locks").iterdir())) == 2
 

@@ -156,7 +156,7 @@ with file_lock(Path("mlflow.db.lock")):
 
 
 def test_a_lock_on_the_store_that_is_never_free_ends_a_command_in_one_line(client, fresh_store, monkeypatch, capsys):
-    monkeypatch.setattr(store, "_LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(store, "LOCK_TIMEOUT_S", 0.1)
     command = [sys.executable, "-c", _HOLDER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         holder.stdout.readline()

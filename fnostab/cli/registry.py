@@ -3,6 +3,8 @@
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
     versions = read_registry(model_name(arguments.study) if arguments.study else arguments.model)
     if arguments.json:
-        say(json.dumps([_plain(version) for version in versions], indent=2))
+        say(json.dumps(list(map(asdict, versions)), indent=2, default=datetime.isoformat))
     elif versions:
         say("\n\n".join(_table(model, list(group)) for model, group in groupby(versions, key=lambda each: each.model)))
     else:
@@ -46,17 +48,6 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
     say(rollback(arguments.model))
     return 0
-
-
-def _plain(version: "RegistryVersion") -> dict[str, Any]:
-    return {
-        "model": version.model,
-        "version": version.version,
-        "aliases": list(version.aliases),
-        "tags": version.tags,
-        "created": version.created.isoformat(),
-        "run_id": version.run_id,
-    }
 
 
 def _table(model: str, versions: Sequence["RegistryVersion"]) -> str:

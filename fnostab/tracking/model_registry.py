@@ -30,12 +30,11 @@ from fnostab.study.champion import (
     choose_champion,
 )
 from fnostab.tracking.errors import HOW_TO_REPEAT, has_code, redacted, translated_store_errors
-from fnostab.tracking.store import all_pages, open_store, sqlite_file, sqlite_lock
+from fnostab.tracking.store import LOCK_TIMEOUT_S, all_pages, open_store, sqlite_file, sqlite_lock
 
 _PREFIX: Final = "fnostab-"
 #: MLflow's databases hold no longer description.
 _MAX_DESCRIPTION: Final = 5000
-_LOCK_TIMEOUT_S: Final = 120.0
 _LOOK_AGAIN_S: Final = 1.0
 _MAX_LOOKS: Final = 10
 _PAGE: Final = 100
@@ -76,20 +75,19 @@ def register_winner(candidate: Candidate, description: str, *, promote: bool = F
     if not math.isfinite(candidate.best_val_loss):
         raise ConfigError(f"`best_val_loss` (={candidate.best_val_loss}) of run {candidate.run_id} must be finite")
     open_store()
-    name = model_name(candidate.study)
-    with translated_store_errors(HOW_TO_REPEAT), _registry_lock(name):
-        client = mlflow.MlflowClient()
-        there = _versions_of_run(client, name, candidate.run_id)
-        number, is_new = (there[0], False) if there else _create_version(client, name, candidate)
-        _describe(client, name, number, candidate, description)
-        is_champion, reason = _compete(client, name, number, candidate, promote=promote)
+    with translated_store_errors(HOW_TO_REPEAT), _locked_model(model_name(candidate.study)) as model:
+        numbers = model.versions_of_run(candidate.run_id)
+        number, is_new = (numbers[0], False) if numbers else model.create_version(candidate)
+        model.describe(number, candidate, description)
+        is_champion, reason = model.compete(number, candidate, promote=promote)
         looks = 0 if _is_sqlite() else _MAX_LOOKS
-        while is_champion and looks and _is_overtaken(client, name, number):
-            is_champion, reason = _compete(client, name, number, candidate, promote=False)
+        while is_champion and looks and model.is_overtaken(number):
+            is_champion, reason = model.compete(number, candidate, promote=False)
             looks -= 1
     state = "is registered as" if is_new else "was registered already as"
     run = f"run {candidate.run_id} ({candidate.arm}, seed {candidate.seed})"
-    return Registration(name, number, is_new, is_champion, f"{run} {state} {name} version {number}; {reason}")
+    text = f"{run} {state} {model.name} version {number}; {reason}"
+    return Registration(model.name, number, is_new, is_champion, text)
 
 
 def read_registry(name: str | None = None) -> list[RegistryVersion]:
@@ -98,9 +96,8 @@ def read_registry(name: str | None = None) -> list[RegistryVersion]:
     Raises `ConfigError` if there is no such model or store, and `StoreUnavailable` if it stops answering.
     """
     with _existing_registry():
-        client = mlflow.MlflowClient()
-        names = _our_models(client) if name is None else [name]
-        return [version for each in names for version in _named_model(client, each).versions.values()]
+        names = _our_models() if name is None else [name]
+        return [version for each in names for version in _Model(each).read_if_there().versions.values()]
 
 
 def rollback(name: str) -> str:
@@ -110,94 +107,152 @@ def rollback(name: str) -> str:
     make it champion. A second rollback puts everything back, the tag too. Raises `ConfigError` if there is no such
     model or if no version that is there is `previous`, and `StoreUnavailable` if the registry does not answer.
     """
-    with _existing_registry(), _registry_lock(name):
-        client = mlflow.MlflowClient()
-        model = _named_model(client, name)
-        champion, target = model.holder(CHAMPION), model.holder(PREVIOUS)
+    with _existing_registry(), _locked_model(name) as model:
+        before = model.read_if_there()
+        champion, target = before.holder(CHAMPION), before.holder(PREVIOUS)
         if target is None or target == champion:
-            raise ConfigError(f"`model` (={name}) must have a version to go back to: {model.why_no_previous()}")
-        if champion is not None and not target.is_rolled_back:
-            client.set_model_version_tag(name, str(champion.version), ROLLED_BACK, "true")
-        _crown(client, target, None)
-        if champion is None:
-            client.delete_registered_model_alias(name, PREVIOUS)
-        else:
-            _set_alias(client, champion, PREVIOUS)
+            raise ConfigError(f"`model` (={name}) must have a version to go back to: {before.why_no_previous()}")
+        model.roll_back(champion, target)
     text = f"the champion of {name} is version {target.version} again"
     if champion is None:
-        text += "; there was none before"
-    elif target.is_rolled_back:
-        text += f", version {champion.version} is `previous`: the rollback is undone"
-    else:
-        text += (
-            f", version {champion.version} is `previous` and tagged {ROLLED_BACK}: only --promote or a second "
-            "rollback makes it champion again"
+        return f"{text}; there was none before"
+    text += f", version {champion.version} is `previous`"
+    if target.is_rolled_back:
+        return f"{text}: the rollback is undone"
+    return f"{text} and tagged {ROLLED_BACK}: only --promote or a second rollback makes it champion again"
+
+
+class _Model:
+    """A registered model, by its name; whether there is one shows when it is read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._client = mlflow.MlflowClient()
+
+    def read(self) -> RegisteredModel:
+        """Read versions and aliases; a search gives versions without their aliases."""
+        aliases = {key: int(of) for key, of in self._client.get_registered_model(self.name).aliases.items()}
+        versions = {}
+        for found in all_pages(self._client.search_model_versions, f"name = '{self.name}'", _PAGE):
+            number = int(found.version)
+            own = tuple(sorted(alias for alias, of in aliases.items() if of == number))
+            created = datetime.fromtimestamp(found.creation_timestamp / 1000, timezone.utc)
+            versions[number] = RegistryVersion(self.name, number, own, dict(found.tags), created, found.run_id or None)
+        return RegisteredModel(dict(sorted(versions.items())), aliases)
+
+    def read_if_there(self) -> RegisteredModel:
+        """Read it; raises `ConfigError` with the names of those that are there if it is not."""
+        try:
+            return self.read()
+        except MlflowException as error:
+            # The second is said of a name that none can have.
+            if not has_code(error, codes.RESOURCE_DOES_NOT_EXIST, codes.INVALID_PARAMETER_VALUE):
+                raise
+            there = ", ".join(_our_models()) or "none of this package"
+            registry = redacted(mlflow.get_registry_uri())
+            raise ConfigError(
+                f"`model` (={self.name}) must be a model in the registry {registry}: it has {there}"
+            ) from None
+
+    def versions_of_run(self, run_id: str) -> list[int]:
+        """The numbers of the versions that a run was registered as, ascending; deleted ones do not count."""
+        query = f"name = '{self.name}' and run_id = '{run_id}'"
+        return sorted(int(found.version) for found in all_pages(self._client.search_model_versions, query, _PAGE))
+
+    def compete(self, number: int, candidate: Candidate, *, promote: bool) -> tuple[bool, str]:
+        """Move `champion` to version `number` if the rule says so; tells whether it has it now, and the reason."""
+        model = self.read()
+        own, old = model.versions[number], model.holder(CHAMPION)
+        moves, reason = choose_champion(own, candidate, model, promote=promote)
+        if moves:
+            if old is not None:
+                self._set_alias(old, PREVIOUS)
+            self._crown(own)
+        return moves or CHAMPION in own.aliases, reason
+
+    def is_overtaken(self, number: int) -> bool:
+        """Whether a moment later another version is champion: a machine that decided when we did wrote after us."""
+        time.sleep(_LOOK_AGAIN_S)
+        return self.read().aliases.get(CHAMPION) != number
+
+    def roll_back(self, champion: RegistryVersion | None, target: RegistryVersion) -> None:
+        """Make `target` champion and `champion` previous, with a tag unless `target` had it."""
+        if champion is not None and not target.is_rolled_back:
+            self._client.set_model_version_tag(self.name, str(champion.version), ROLLED_BACK, "true")
+        self._crown(target)
+        if champion is None:
+            self._client.delete_registered_model_alias(self.name, PREVIOUS)
+        else:
+            self._set_alias(champion, PREVIOUS)
+
+    def _crown(self, own: RegistryVersion) -> None:
+        """Move `champion` to a version, which then is not rolled back any more."""
+        self._set_alias(own, CHAMPION)
+        if ROLLED_BACK in own.tags:
+            self._client.delete_model_version_tag(self.name, str(own.version), ROLLED_BACK)
+
+    def _set_alias(self, version: RegistryVersion, alias: str) -> None:
+        """Give a version an alias; of two machines that add one at once, MLflow's database refuses one, but once."""
+        try:
+            self._client.set_registered_model_alias(self.name, alias, str(version.version))
+        except MlflowException:
+            self._client.set_registered_model_alias(self.name, alias, str(version.version))
+
+    def create_version(self, candidate: Candidate) -> tuple[int, bool]:
+        """Register the run as a new version; gives its number, or the lower one that another machine made meanwhile."""
+        client = self._client
+        logged = _logged_model(client, candidate.run_id)
+        try:
+            client.create_registered_model(
+                self.name, description=f"The best runs of the fnostab study {candidate.study}."
+            )
+        except MlflowException as error:
+            if not has_code(error, codes.RESOURCE_ALREADY_EXISTS, codes.ALREADY_EXISTS):
+                raise
+        is_same_store = mlflow.get_registry_uri() == mlflow.get_tracking_uri()
+        created = client.create_model_version(
+            self.name,
+            # A registry of its own does not know the tracking store's logged models, only where their files lie.
+            source=f"models:/{logged.model_id}" if is_same_store else logged.artifact_location,
+            run_id=candidate.run_id,
+            tags=candidate.tags(),
+            model_id=logged.model_id if is_same_store else None,
         )
-    return text
+        number = int(created.version)
+        first = min([number, *self.versions_of_run(candidate.run_id)])
+        if first < number:
+            client.delete_model_version(self.name, str(number))
+            return first, False
+        # As `mlflow.register_model` does, so that the UI leads from the logged model to its versions.
+        links = json.loads(logged.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+        links.append({"name": self.name, "version": number})
+        client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(links)})
+        return number, True
+
+    def describe(self, number: int, candidate: Candidate, description: str) -> None:
+        """Put the description and the tags on a version, also on one that was registered by hand or long ago."""
+        if len(description) > _MAX_DESCRIPTION:
+            description = description[: _MAX_DESCRIPTION - 1] + "…"
+        self._client.update_model_version(self.name, str(number), description)
+        there = self._client.get_model_version(self.name, str(number)).tags
+        for key, value in candidate.tags().items():
+            if there.get(key) != value:
+                self._client.set_model_version_tag(self.name, str(number), key, value)
 
 
-def _compete(
-    client: mlflow.MlflowClient, name: str, number: int, candidate: Candidate, *, promote: bool
-) -> tuple[bool, str]:
-    """Move `champion` to version `number` if the rule says so; tells whether it has it now, and the reason in words."""
-    model = _read_model(client, name)
-    own = model.versions[number]
-    moves, reason = choose_champion(own, candidate, model, promote=promote)
-    if moves:
-        _crown(client, own, model.holder(CHAMPION))
-    return moves or CHAMPION in own.aliases, reason
-
-
-def _is_overtaken(client: mlflow.MlflowClient, name: str, number: int) -> bool:
-    """Whether a moment later another version is champion: a machine that decided when we did wrote after us."""
-    time.sleep(_LOOK_AGAIN_S)
-    return _read_model(client, name).aliases.get(CHAMPION) != number
-
-
-def _crown(client: mlflow.MlflowClient, own: RegistryVersion, old: RegistryVersion | None) -> None:
-    """Move `champion` to `own`, which then is not rolled back any more, and first `previous` to `old`."""
-    if old is not None:
-        _set_alias(client, old, PREVIOUS)
-    _set_alias(client, own, CHAMPION)
-    if ROLLED_BACK in own.tags:
-        client.delete_model_version_tag(own.model, str(own.version), ROLLED_BACK)
-
-
-def _set_alias(client: mlflow.MlflowClient, version: RegistryVersion, alias: str) -> None:
-    """Give `alias` to a version; of two machines that add it at once, MLflow's database refuses one, but once only."""
-    try:
-        client.set_registered_model_alias(version.model, alias, str(version.version))
-    except MlflowException:
-        client.set_registered_model_alias(version.model, alias, str(version.version))
-
-
-def _create_version(client: mlflow.MlflowClient, name: str, candidate: Candidate) -> tuple[int, bool]:
-    """Register the run as a new version; gives its number, or the lower one that another machine made meanwhile."""
-    logged = _logged_model(client, candidate.run_id)
-    try:
-        client.create_registered_model(name, description=f"The best runs of the fnostab study {candidate.study}.")
-    except MlflowException as error:
-        if not has_code(error, codes.RESOURCE_ALREADY_EXISTS, codes.ALREADY_EXISTS):
-            raise
-    is_same_store = mlflow.get_registry_uri() == mlflow.get_tracking_uri()
-    created = client.create_model_version(
-        name,
-        # A registry of its own does not know the tracking store's logged models, only where their files lie.
-        source=f"models:/{logged.model_id}" if is_same_store else logged.artifact_location,
-        run_id=candidate.run_id,
-        tags=candidate.tags(),
-        model_id=logged.model_id if is_same_store else None,
-    )
-    number = int(created.version)
-    first = min([number, *_versions_of_run(client, name, candidate.run_id)])
-    if first < number:
-        client.delete_model_version(name, str(number))
-        return first, False
-    # As `mlflow.register_model` does, so that the UI leads from the logged model to its versions.
-    links = json.loads(logged.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
-    links.append({"name": name, "version": number})
-    client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(links)})
-    return number, True
+@contextmanager
+def _locked_model(name: str) -> Iterator[_Model]:
+    """The model, which one process of this machine at a time changes: a lock beside a sqlite store, or in the cache."""
+    uri = mlflow.get_registry_uri()
+    if _is_sqlite():
+        with sqlite_lock(uri):
+            yield _Model(name)
+        return
+    folder = cache_folder() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(f"{uri}\n{name}".encode()).hexdigest()[:16]
+    with file_lock(folder / f"registry-{key}.lock", timeout_s=LOCK_TIMEOUT_S):
+        yield _Model(name)
 
 
 def _logged_model(client: mlflow.MlflowClient, run_id: str) -> LoggedModel:
@@ -217,68 +272,13 @@ def _logged_model(client: mlflow.MlflowClient, run_id: str) -> LoggedModel:
     return max(whole, key=lambda model: model.creation_timestamp)
 
 
-def _describe(client: mlflow.MlflowClient, name: str, number: int, candidate: Candidate, description: str) -> None:
-    """Put the description and the tags on a version, also on one that was registered by hand or long ago."""
-    if len(description) > _MAX_DESCRIPTION:
-        description = description[: _MAX_DESCRIPTION - 1] + "…"
-    client.update_model_version(name, str(number), description)
-    there = client.get_model_version(name, str(number)).tags
-    for key, value in candidate.tags().items():
-        if there.get(key) != value:
-            client.set_model_version_tag(name, str(number), key, value)
-
-
-def _versions_of_run(client: mlflow.MlflowClient, name: str, run_id: str) -> list[int]:
-    """The numbers of the versions that a run was registered as, ascending; deleted ones do not count."""
-    query = f"name = '{name}' and run_id = '{run_id}'"
-    return sorted(int(version.version) for version in all_pages(client.search_model_versions, query, _PAGE))
-
-
-def _our_models(client: mlflow.MlflowClient) -> list[str]:
-    return sorted(model.name for model in all_pages(client.search_registered_models, f"name LIKE '{_PREFIX}%'", _PAGE))
-
-
-def _named_model(client: mlflow.MlflowClient, name: str) -> RegisteredModel:
-    try:
-        return _read_model(client, name)
-    except MlflowException as error:
-        if not has_code(error, codes.RESOURCE_DOES_NOT_EXIST, codes.INVALID_PARAMETER_VALUE):  # no such name can exist
-            raise
-        there = ", ".join(_our_models(client)) or "none of this package"
-        raise ConfigError(
-            f"`model` (={name}) must be a model in the registry {mlflow.get_registry_uri()}: it has {there}"
-        ) from None
-
-
-def _read_model(client: mlflow.MlflowClient, name: str) -> RegisteredModel:
-    """Read versions and aliases; a search gives versions without their aliases."""
-    aliases = {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
-    versions = {}
-    for found in all_pages(client.search_model_versions, f"name = '{name}'", _PAGE):
-        number = int(found.version)
-        own = tuple(sorted(alias for alias, of in aliases.items() if of == number))
-        created = datetime.fromtimestamp(found.creation_timestamp / 1000, timezone.utc)
-        versions[number] = RegistryVersion(name, number, own, dict(found.tags), created, found.run_id or None)
-    return RegisteredModel(dict(sorted(versions.items())), aliases)
+def _our_models() -> list[str]:
+    search = mlflow.MlflowClient().search_registered_models
+    return sorted(model.name for model in all_pages(search, f"name LIKE '{_PREFIX}%'", _PAGE))
 
 
 def _is_sqlite() -> bool:
     return mlflow.get_registry_uri().startswith("sqlite:")
-
-
-@contextmanager
-def _registry_lock(name: str) -> Iterator[None]:
-    """Let one process of this machine at a time change a model: a lock beside a sqlite store, else in the cache."""
-    uri = mlflow.get_registry_uri()
-    if _is_sqlite():
-        with sqlite_lock(uri):
-            yield
-        return
-    folder = cache_folder() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(f"{uri}\n{name}".encode()).hexdigest()[:16]
-    with file_lock(folder / f"registry-{key}.lock", timeout_s=_LOCK_TIMEOUT_S):
-        yield
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from fnostab.tracking.target import check_target
 
 _DATABASE_PORTS: Final = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _REACH_TIMEOUT_S: Final = 5.0
-_LOCK_TIMEOUT_S: Final = 120.0
+LOCK_TIMEOUT_S: Final = 120.0
 
 
 def open_store(*, must_exist: bool = False) -> str:
@@ -200,7 +200,7 @@ def sqlite_lock(uri: str) -> Iterator[None]:
     if database is None:
         yield
         return
-    with file_lock(database.with_name(database.name + ".lock"), timeout_s=_LOCK_TIMEOUT_S):
+    with file_lock(database.with_name(database.name + ".lock"), timeout_s=LOCK_TIMEOUT_S):
         yield
 
 
