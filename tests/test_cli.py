@@ -61,6 +61,22 @@ def test_each_ending_of_a_command_has_its_exit_code_and_one_line(monkeypatch, ca
     assert (said.err.count("\n"), said.out) == (1, "")
 
 
+@pytest.mark.parametrize("nothing", ["", "auto"])
+def test_an_option_that_is_left_open_is_as_if_it_were_not_there(fresh_store, capsys, nothing):
+    """`MLproject` hands over every parameter, so those that nobody gave as well."""
+    (fresh_store / "arm.yaml").write_text("preset: smoke\nwidth: 6\n")
+    assert main(["train", "--config", "arm.yaml", "--width", nothing, "--study", nothing, "--print-config"]) == 0
+    assert main(["train", "--config", "arm.yaml", "--print-config"]) == 0
+    first, second = capsys.readouterr().out.split("preset:")[1:]
+    assert first == second
+    options = ("seeds", "arms", "stage_a", "launcher", "workers", "gpus_per_run", "ray_address", "width", "data")
+    given = [f"--{name}={nothing}" for name in options]
+    assert main(["study", "--preset", "smoke", "--plan", *given]) == 0
+    assert main(["study", "--preset", "smoke", "--plan"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == lines[3:]
+
+
 def test_print_config_prints_yaml_that_resolves_to_the_same_config(fresh_store, capsys):
     assert main(["train", "--preset", "quick", "--clip_algo", "agc", "--print-config"]) == 0
     (fresh_store / "arm.yaml").write_text(capsys.readouterr().out)

@@ -7,7 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fnostab.config import CONFIG_KEYS, FLAT_KEYS, PRESETS, ArmConfig, ConfigError, read_config_file, resolve_config
+from fnostab.config import (
+    CONFIG_KEYS,
+    FLAT_KEYS,
+    PRESETS,
+    ArmConfig,
+    ConfigError,
+    is_left_open,
+    read_config_file,
+    resolve_config,
+)
 from fnostab.io.untrusted import printable, shown
 
 
@@ -35,24 +44,20 @@ def add_group(commands: Any, name: str, text: str, actions: str = "actions") -> 
 def add_config_arguments(parser: argparse.ArgumentParser, without: frozenset[str] = frozenset()) -> None:
     """Every flat and dotted key as `--key VALUE`; keys that are not there are refused with a suggestion."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of nested or dotted keys; options override it")
-    short = parser.add_argument_group("parameters")
-    for key, dotted in FLAT_KEYS.items():
-        text = f"one of {', '.join(PRESETS)}" if key == "preset" else CONFIG_KEYS[dotted]
-        if key not in without:
-            short.add_argument(f"--{key}", dest=f"key:{key}", metavar="VALUE", help=text.replace("%", "%%"))
-    dotted_keys = parser.add_argument_group("any other key")
-    for key, text in CONFIG_KEYS.items():
-        if key not in FLAT_KEYS and key not in without:
-            dotted_keys.add_argument(f"--{key}", dest=f"key:{key}", metavar="VALUE", help=text.replace("%", "%%"))
+    short, other = parser.add_argument_group("parameters"), parser.add_argument_group("any other key")
+    texts = {**CONFIG_KEYS, **{key: CONFIG_KEYS[dotted] for key, dotted in FLAT_KEYS.items()}}
+    texts["preset"] = f"one of {', '.join(PRESETS)}"
+    for key in dict.fromkeys([*FLAT_KEYS, *CONFIG_KEYS]):
+        if key in without:
+            continue
+        group, kind = (short, unless_open) if key in FLAT_KEYS else (other, str)
+        group.add_argument(f"--{key}", dest=f"key:{key}", type=kind, metavar="VALUE", help=texts[key])
 
 
 def given_values(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keys that were given as options, and those of the `--config` file."""
-    given = {
-        name.removeprefix("key:"): value
-        for name, value in vars(arguments).items()
-        if name.startswith("key:") and value is not None
-    }
+    options = ((name.partition(":"), value) for name, value in vars(arguments).items() if value is not None)
+    given = {key: value for (kind, _, key), value in options if kind == "key"}
     return given, read_config_file(Path(arguments.config)) if arguments.config else {}
 
 
@@ -62,13 +67,13 @@ def arm_config(arguments: argparse.Namespace) -> ArmConfig:
     return resolve_config(given, base=base)
 
 
-def is_given(value: str | None) -> bool:
-    """Whether an option has a value: MLproject hands over `auto` or an empty text where nobody gave one."""
-    return value not in (None, "", "auto")
+def unless_open(text: str) -> str | None:
+    """The type of an option that may be left open: its value is None then, as if it were not there."""
+    return None if is_left_open(text) else text
 
 
 def whole_number(name: str, value: str, at_least: int) -> int:
-    """The whole number that an option was given."""
+    """The number that `value`, given for the option `name`, means; raises `ConfigError`."""
     try:
         number = int(value)
     except ValueError:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fnostab.cli.common import add_command, is_given, say
+from fnostab.cli.common import add_command, say, unless_open
 from fnostab.config import ConfigError, check_name
 
 if TYPE_CHECKING:
@@ -18,15 +18,15 @@ def add(commands: Any) -> None:
     """Add the command."""
     compare = add_command(commands, "compare", "rank the arms of a study and register the winner", _compare)
     compare.add_argument("--study", default="stage_a", help="tag of the runs (default stage_a)")
-    compare.add_argument("--dataset", default="", metavar="HASH", help="which dataset, where the study has several")
-    compare.add_argument("--parent", default="", metavar="RUN", help="the runs of this parent run only")
+    compare.add_argument("--dataset", type=unless_open, metavar="HASH", help="which dataset, if the study has several")
+    compare.add_argument("--parent", type=unless_open, metavar="RUN", help="the runs of this parent run only")
     compare.add_argument("--promote", default="false", nargs="?", const="true", help="move champion also to a model")
     compare.add_argument("--register", default="true", help="false: rank and report only")
-    compare.add_argument("--out", default="", metavar="FOLDER", help="also write the files into this folder")
+    compare.add_argument("--out", type=unless_open, metavar="FOLDER", help="also write the files into this folder")
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    out = Path(arguments.out) if is_given(arguments.out) else None
+    out = Path(arguments.out) if arguments.out else None
     if out is not None and not (out.is_dir() or (out.parent.is_dir() and not out.exists())):
         raise ConfigError(f"`out` (={out}) must be a folder, or a new one in a folder that exists")
     check_name("study", arguments.study)  # the files are named after it
@@ -35,8 +35,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     found = compare_study(
         arguments.study,
-        dataset=arguments.dataset if is_given(arguments.dataset) else None,
-        parent=arguments.parent if is_given(arguments.parent) else None,
+        dataset=arguments.dataset,
+        parent=arguments.parent,
         promote=promote,
         register=register,
         out=out,

@@ -9,11 +9,11 @@ from fnostab.cli.common import (
     add_command,
     add_config_arguments,
     given_values,
-    is_given,
     say,
+    unless_open,
     whole_number,
 )
-from fnostab.config import ConfigError, check_name
+from fnostab.config import ConfigError, check_name, is_left_open
 from fnostab.launch import LaunchConfig, Launcher
 from fnostab.study.plan import STAGE_B_BLOCKS, StudyPlan, plan_file, plan_stage_a
 
@@ -34,12 +34,12 @@ def add(commands: Any) -> None:
     )
     study.add_argument("--stage", choices=("a", "b"), default="a", help="b: the winner of Stage A in a deeper network")
     study.add_argument("--seeds", default="auto", help="how many, or the seeds themselves: 1,2,5")
-    study.add_argument("--arms", default="", metavar="FILE", help="YAML file with a table of arms instead of Stage A's")
-    study.add_argument("--stage_a", default="auto", metavar="STUDY", help="whose winner Stage B takes")
-    study.add_argument("--launcher", default="auto", help=f"{', '.join(_LAUNCHERS)} (default processes)")
-    study.add_argument("--workers", default="auto", help="runs at once (default: as cores and memory allow)")
-    study.add_argument("--gpus_per_run", default="auto", help="share of a GPU that a run takes (launcher ray)")
-    study.add_argument("--ray_address", default="auto", help="a Ray cluster; default: RAY_ADDRESS, or this machine")
+    study.add_argument("--arms", type=unless_open, metavar="FILE", help="YAML file with another table of arms")
+    study.add_argument("--stage_a", type=unless_open, metavar="STUDY", help="whose winner Stage B takes")
+    study.add_argument("--launcher", type=unless_open, help=f"{', '.join(_LAUNCHERS)} (default processes)")
+    study.add_argument("--workers", type=unless_open, help="runs at once (default: as cores and memory allow)")
+    study.add_argument("--gpus_per_run", type=unless_open, help="share of a GPU that a run takes (launcher ray)")
+    study.add_argument("--ray_address", type=unless_open, help="a Ray cluster; default: RAY_ADDRESS, or this machine")
     study.add_argument("--plan", action="store_true", help="print the runs that the study has, and stop")
     add_config_arguments(study, without=_ARM_KEYS)
 
@@ -60,14 +60,12 @@ def _study(arguments: argparse.Namespace) -> int:
 
 
 def _where(arguments: argparse.Namespace) -> LaunchConfig:
-    launcher = arguments.launcher if is_given(arguments.launcher) else "processes"
+    launcher = arguments.launcher or "processes"
     if launcher not in _LAUNCHERS:
         raise ConfigError(f"`launcher` (={launcher}) must be one of {', '.join(_LAUNCHERS)}")
-    workers = whole_number("workers", arguments.workers, 1) if is_given(arguments.workers) else None
-    gpus_per_run = 0.0
-    if is_given(arguments.gpus_per_run):
-        gpus_per_run = _share(arguments.gpus_per_run)
-    address = arguments.ray_address if is_given(arguments.ray_address) else None
+    workers = whole_number("workers", arguments.workers, 1) if arguments.workers else None
+    gpus_per_run = _share(arguments.gpus_per_run) if arguments.gpus_per_run else 0.0
+    address = arguments.ray_address
     if launcher != "ray" and (gpus_per_run or address):
         name, value = ("gpus_per_run", gpus_per_run) if gpus_per_run else ("ray_address", address)
         raise ConfigError(f"`{name}` (={value}) is for launcher ray")
@@ -87,9 +85,9 @@ def _share(text: str) -> float:
 def _plan(arguments: argparse.Namespace) -> StudyPlan:
     given, base = given_values(arguments)
     if arguments.stage == "a":
-        if is_given(arguments.stage_a):
+        if arguments.stage_a:
             raise ConfigError(f"`stage_a` (={arguments.stage_a}) is for Stage B")
-        if not is_given(arguments.arms):
+        if not arguments.arms:
             return plan_stage_a(given, base, arguments.seeds)
         if base:
             raise ConfigError(f"`config` (={arguments.config}) must be given within the table of arms")
@@ -98,20 +96,19 @@ def _plan(arguments: argparse.Namespace) -> StudyPlan:
 
 
 def _stage_b(arguments: argparse.Namespace, given: dict[str, Any], base: dict[str, Any]) -> StudyPlan:
-    if is_given(arguments.arms):
+    if arguments.arms:
         raise ConfigError(f"`arms` (={arguments.arms}) is for Stage A: Stage B has the winner alone")
     study = given.get("study", "auto")
     check_name("study", study)
     for key, value in {**base, **given}.items():
-        if key not in _STAGE_B_KEYS and is_given(str(value)):
+        if key not in _STAGE_B_KEYS and not is_left_open(value):
             raise ConfigError(f"`{key}` (={value}) must be that of Stage A: Stage B changes the depth alone")
     stage_a = arguments.stage_a
-    if not is_given(stage_a):
-        preset = given.get("preset", "auto")
-        stage_a = "stage_a" if preset in ("auto", "stage_a") else "scan" if preset == "scan" else f"stage_a_{preset}"
+    if stage_a is None:
+        preset = given.get("preset", "stage_a")
+        stage_a = preset if preset in ("stage_a", "scan") else f"stage_a_{preset}"
     check_name("stage_a", stage_a)  # the study is named after it
-    blocks = given.get("fno_blocks", "auto")
-    fno_blocks = whole_number("fno_blocks", blocks, 1) if is_given(blocks) else STAGE_B_BLOCKS
+    fno_blocks = whole_number("fno_blocks", given.get("fno_blocks", str(STAGE_B_BLOCKS)), 1)
     from fnostab.workflows.study import stage_b_of
 
     return stage_b_of(stage_a, arguments.seeds, fno_blocks=fno_blocks, study=study)

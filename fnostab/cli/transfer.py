@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fnostab.cli.common import add_command, is_given, say
+from fnostab.cli.common import add_command, say, unless_open
 from fnostab.config import ConfigError, check_name
 
 
@@ -12,7 +12,7 @@ def add(commands: Any) -> None:
     """Add the commands."""
     export = add_command(commands, "export", "write the numbers of a study's runs to a file", _export)
     export.add_argument("--study", default="stage_a", help="tag of the runs (default stage_a)")
-    export.add_argument("--out", default="", metavar="FILE", help="where to (default STUDY.jsonl.gz)")
+    export.add_argument("--out", type=unless_open, metavar="FILE", help="where to (default STUDY.jsonl.gz)")
     export.add_argument("--steps", action="store_true", help="the series of optimizer steps as well")
     bring = add_command(commands, "import", "put runs that were exported into the tracking store, once", _import)
     bring.add_argument("files", nargs="+", metavar="FILE", help="what export wrote")
@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     study = arguments.study
     check_name("study", study)
-    out = Path(arguments.out if is_given(arguments.out) else f"{study}.jsonl.gz")
+    out = Path(arguments.out or f"{study}.jsonl.gz")
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"`out` (={out}) must be a file in a folder that exists")
     from fnostab import tracking

@@ -12,7 +12,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from fnostab.config import STANDARD_ARMS, ArmConfig, ConfigError, dotted_keys, read_config_file, resolve_config
+from fnostab.config import (
+    STANDARD_ARMS,
+    ArmConfig,
+    ConfigError,
+    dotted_keys,
+    is_left_open,
+    read_config_file,
+    resolve_config,
+)
 from fnostab.io.untrusted import shown
 from fnostab.study.selection import OWN_KEYS
 
@@ -102,7 +110,7 @@ def read_seeds(text: str, first: int, default: int) -> tuple[int, ...]:
         if "," in text:
             seeds = tuple(int(part) for part in text.split(",") if part.strip())
         else:
-            count = default if text in ("", "auto") else int(text)
+            count = default if is_left_open(text) else int(text)
             seeds = tuple(range(first, first + min(count, MOST_RUNS + 1)))
     except ValueError:
         seeds = ()
@@ -136,7 +144,7 @@ def plan_file(path: Path, overrides: Mapping[str, Any], seeds: str = "auto") -> 
             raise ConfigError(f"`grid.{key}` (={axis}) must be a list of values, in {path}")
     if isinstance(in_file, list):
         in_file = ",".join(map(str, in_file)) + ","
-    return plan_table(arms, grid, overrides, values, str(in_file) if seeds in ("", "auto") else seeds)
+    return plan_table(arms, grid, overrides, values, str(in_file) if is_left_open(seeds) else seeds)
 
 
 def plan_table(
@@ -149,7 +157,7 @@ def plan_table(
     """A study of `arms`, each with a `name` and its keys, times `grid`; see `plan_file`."""
     given = {**base, **overrides}
     for key in ("arch", "clip_algo", "clip_val", "model.arch", "clip.algo", "clip.val", "arm"):
-        if given.get(key, "auto") != "auto":
+        if not is_left_open(given.get(key, "auto")):
             raise ConfigError(f"`{key}` (={given[key]}) belongs to the arms of a study: give a table of arms with it")
     _check_number(len(arms) * math.prod(map(len, grid.values())))
     table: dict[str, dict[str, Any]] = {}
@@ -176,7 +184,7 @@ def plan_stage_b(
         raise ConfigError(
             f"`fno_blocks` (={fno_blocks}) must be > {winner.model.fno_blocks}, the depth of study {stage_a}"
         )
-    name = stage_b_name(stage_a) if study in ("", "auto") else study
+    name = stage_b_name(stage_a) if is_left_open(study) else study
     if name == stage_a:
         raise ConfigError(f"`study` (={name}) must differ from that of Stage A")
     model = winner.model.model_copy(update={"fno_blocks": fno_blocks})
@@ -213,7 +221,7 @@ def _combined(
     axes = [[(key, value) for value in values] for key, values in grid.items()]
     for arm in arms:
         name = arm.get("name")
-        if not isinstance(name, str) or name in ("", "auto"):
+        if not isinstance(name, str) or is_left_open(name):
             raise ConfigError(f"`name` (={name}) of an arm must be a name")
         keys = {key: value for key, value in arm.items() if key != "name"}
         for combination in product(*axes):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import fnostab
 from fnostab import metrics
-from fnostab.config import ConfigError
+from fnostab.config import ConfigError, is_left_open
 from fnostab.dataset import OnPatterns, import_scan
 from fnostab.evaluation import Reconstruction, can_be_stitched, in_mean_phase
 from fnostab.formats.scan import Quantity, Scan
@@ -76,7 +76,7 @@ def reconstruct_scan(
     out, data = Path(out), Path(data)
     _check_arguments(out, data, quantity, batch_size)
     model = load_model(model_uri)
-    scan = _import(data, model, quantity, None if probe in ("auto", "") else probe, report)
+    scan = _import(data, model, quantity, None if is_left_open(probe) else probe, report)
     used = model.probe if model.probe is not None else np.asarray(scan.probe)
     _compare(scan, model, report)
     report(f"reconstructing {len(scan.counts)} patterns of {model.N} x {model.N} with {model.source}")
