@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -102,26 +103,20 @@ def fail(code: int, error: BaseException | str) -> int:
     return code
 
 
-class PatternBar:
-    """A bar of patterns on a terminal, opened by the first `update`."""
+@contextmanager
+def pattern_bar(name: str = "dataset") -> Iterator[Callable[[int, int], None]]:
+    """A function that shows on a terminal how many of how many patterns are done; the bar opens when it is called."""
+    with ExitStack() as opened:
+        bar: Any = None
 
-    def __init__(self, name: str = "dataset") -> None:
-        self._name = name
-        self._bar: Any = None
+        def show(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                from tqdm import tqdm
 
-    def __enter__(self) -> "PatternBar":
-        return self
+                bar = opened.enter_context(tqdm(total=total, unit="pattern", desc=name, disable=None, leave=False))
+            bar.update(done - bar.n)
+            if done == total:
+                bar.close()
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def update(self, done: int, total: int) -> None:
-        """Show `done` of `total` patterns."""
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit="pattern", desc=self._name, disable=None, leave=False)
-        self._bar.update(done - self._bar.n)
-        if done == total:
-            self._bar.close()
+        yield show

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fnostab.cli.common import PatternBar, add_command, add_config_arguments, add_group, arm_config, say
+from fnostab.cli.common import add_command, add_config_arguments, add_group, arm_config, pattern_bar, say
 from fnostab.config import ConfigError, DataConfig, resolve_config
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _data_show(arguments: argparse.Namespace) -> int:
 
 def _data_import(arguments: argparse.Namespace) -> int:
     values = {"data.path": arguments.scan, "data.N": arguments.N, "data.quantity": arguments.quantity}
-    # No network is meant, and its default modes must not refuse a small N.
+    # No network is made; with its default modes, the config would be refused at a small N.
     config = resolve_config({**values, "data.probe": arguments.probe, "model.modes": 1})
     if arguments.out is not None:
         _check_out(arguments.out, (".npz", ".npz.bz2"))
@@ -69,7 +69,7 @@ def _data_import(arguments: argparse.Namespace) -> int:
 
 
 def _check_out(path: Path, endings: tuple[str, ...]) -> None:
-    """Refuse an output file of another kind, or in a folder that is not there, before anything is computed."""
+    """Raise `ConfigError` for an output file of another kind, or in a folder that is not there."""
     if not path.name.endswith(endings):
         raise ConfigError(f"`out` (={path}) must end in {' or '.join(endings)}")
     if not path.parent.is_dir():
@@ -81,8 +81,8 @@ def _dataset(config: DataConfig) -> "Dataset":
     from fnostab.dataset import load_or_build
 
     try:
-        with PatternBar() as bar:
-            return load_or_build(config, progress=bar.update)
+        with pattern_bar() as progress:
+            return load_or_build(config, progress=progress)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from fnostab.cli.common import PatternBar, add_command, say, whole_number
+from fnostab.cli.common import add_command, pattern_bar, say, whole_number
 
 
 def add(commands: Any) -> None:
@@ -27,7 +27,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     batch_size = whole_number("batch_size", arguments.batch_size, at_least=1)
     from fnostab.workflows.reconstruct import reconstruct_scan
 
-    with PatternBar("patches") as bar:
+    with pattern_bar("patches") as progress:
         result = reconstruct_scan(
             arguments.model,
             arguments.data,
@@ -36,7 +36,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
             probe=arguments.probe,
             batch_size=batch_size,
             report=say,
-            progress=bar.update,
+            progress=progress,
         )
     say(
         f"R-factor: {result.r_factor:.4f} for the stitched object (one mean pattern everywhere, no information: "

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fnostab.cli.common import (
-    PatternBar,
     add_command,
     add_config_arguments,
     given_values,
+    pattern_bar,
     say,
     unless_open,
     whole_number,
@@ -53,8 +53,8 @@ def _study(arguments: argparse.Namespace) -> int:
     from fnostab.cli.table import study_view
     from fnostab.workflows.study import run_study
 
-    with PatternBar() as bar, study_view(plan.study, say) as view:
-        outcome = run_study(plan, where, view, bar.update)
+    with pattern_bar() as progress, study_view(plan.study, say) as view:
+        outcome = run_study(plan, where, view, progress)
     say(_summary(outcome))
     return 1 if outcome.without_result else 0
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from fnostab.cli.common import PatternBar, add_command, add_config_arguments, arm_config, say
+from fnostab.cli.common import add_command, add_config_arguments, arm_config, pattern_bar, say
 
 if TYPE_CHECKING:
     from fnostab.workflows.train import ArmResult
@@ -28,8 +28,8 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     from fnostab.workflows.train import train_arm
 
-    with PatternBar() as bar:
-        result = train_arm(config, say, bar.update)
+    with pattern_bar() as progress:
+        result = train_arm(config, say, progress)
     say(_summary(result))
     return 0
 

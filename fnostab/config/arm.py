@@ -1,4 +1,4 @@
-"""The configuration of one run, its default names and its hash."""
+"""The configuration of one run, with its default names and its hash."""
 
 import hashlib
 import json
@@ -93,15 +93,15 @@ class ArmConfig(Section):
 
     @property
     def left_out(self) -> set[str]:
-        """Keys that came later and are null: identities leave them out, so that what was made before stays the same."""
+        """Keys that are newer than stored runs, and null: hashes leave them out, so that those of stored runs stay."""
         return {"train.give_up_after"} if self.train.give_up_after is None else set()
 
     def sha256(self) -> str:
-        """Hash of everything that decides the numbers: the tags and the pace of checkpoints and pictures do not.
+        """Hash of everything that decides the numbers.
 
-        Nor does the strategy, of which there is one only, whatever it is called, nor how kernels are launched. What is
-        kept is in the hash: a run that kept its numbers alone does not count as finished where all is asked for. Keys
-        that are `left_out` are not.
+        It leaves out the tags, the pace of checkpoints and pictures, the strategy (there is only one, under two names),
+        how kernels are launched, and the keys `left_out`. `artifacts` is in it: a run that kept its numbers alone is
+        not the finished run of a config that asks for all artifacts.
         """
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
         config["model"] |= REMOVED_OPTIONS
@@ -114,7 +114,7 @@ class ArmConfig(Section):
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of all that `tree` holds."""
+    """Every dotted key of `tree` with its value, at any depth."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")

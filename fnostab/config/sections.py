@@ -1,4 +1,4 @@
-"""What a run has settings for, a frozen model each; every default stands here once."""
+"""The sections of a run's configuration, a frozen model each; every default stands here once."""
 
 import difflib
 import math
@@ -29,13 +29,13 @@ _MAX_POSITIONS: Final = 2**24
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message that refuses `word`: which of the `known` words is like it, if any is."""
+    """The end of a message that refuses `word`: the one of the `known` words that is most like it, if any is."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 class Section(BaseModel):
-    """What all of them have in common: frozen, unknown keys refused, no value converted that means something else."""
+    """A part of the configuration: frozen, and strict about unknown keys and about values of another kind."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""What others wrote, read and shown without trust: text in messages, and YAML files."""
+"""Text and YAML files from outside: shown in messages as one line that prints, read within limits."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,7 +15,7 @@ _LONGEST: Final = 200
 
 
 def printable(text: str) -> str:
-    r"""`text` as one line: what ends lines, drives terminals or does not print is written as `\n`, `\x1b` and so on."""
+    r"""`text` on one line: whatever ends a line, drives a terminal or does not print becomes `\n`, `\x1b` and so on."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -30,10 +30,11 @@ def shown(value: object) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """What the YAML file at `path` holds, in plain Python types.
+    """The content of the YAML file at `path`, in plain Python types.
 
-    Raises ValueError, whose one line is the broken rule, for what is unreadable, larger than `MAX_YAML_BYTES`, no YAML
-    in UTF-8, not plain data, contains itself, has a key twice, or has more than `MAX_YAML_NODES` keys and values.
+    Raises ValueError, whose one line is the broken rule, for a file that cannot be read, is larger than
+    `MAX_YAML_BYTES` or is no YAML in UTF-8, and for content that is not plain data, contains itself, has a key twice,
+    or has more than `MAX_YAML_NODES` keys and values.
     """
     try:
         with path.open("rb") as stream:
