@@ -19,7 +19,7 @@ def test_a_card_says_what_goes_in_how_good_it_is_and_how_to_use_it():
         "counts, float32 (n, 64, 64), zero frequency\nat index 32",
         'mlflow.pyfunc.load_model("models:/fnostab-champion@champion")',
         "**Network:** prenorm_hybrid, width 16, 4 encoder blocks; clipping none; arm pre, seed 2.",
-        "**Data:** simulated objects (lines, phase tanh), 1024 patches; probe curved\\_disk; 1e+09 photons a pattern.",
+        "**Data:** simulated objects (lines, phase tanh), 1024 patches; probe curved_disk; 1e+09 photons a pattern.",
         "R-factor 0.0585 on patterns",
         "stitched test object\n  0.0503",
         "SSIM 0.915, its phase's –.",

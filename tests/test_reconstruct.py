@@ -73,7 +73,7 @@ def folder_of(model, tmp_path):
 def _reconstruct(model, scan, **options):
     """Reconstruct into `recon.npz` beside the scan; the result and the lines for people."""
     lines: list[str] = []
-    return reconstruct_scan(model, scan, scan.with_name("recon.npz"), report=lines.append, **options), lines
+    return reconstruct_scan(model, scan, scan.with_name("recon.npz"), print_line=lines.append, **options), lines
 
 
 def _warnings(lines):
@@ -112,7 +112,7 @@ def test_npz_and_png_are_whole_and_nothing_else_is_left(model, write):
 
 def test_patterns_go_in_batches_that_are_told_and_change_nothing(run, model, write, dataset):
     told = []
-    result, _ = _reconstruct(model, write(), batch_size=50, progress=lambda done, total: told.append((done, total)))
+    result, _ = _reconstruct(model, write(), batch_size=50, on_patterns=lambda done, total: told.append((done, total)))
     n = len(dataset.test.counts)
     assert told == [(min(done, n), n) for done in range(50, n + 50, 50)]
     assert result.r_factor == pytest.approx(run.data.metrics["test/r_factor"], rel=1e-4)
@@ -451,7 +451,7 @@ def test_a_measured_scan_with_a_learnt_probe_gives_the_runs_r_factor(tmp_path):
     result = train_arm(config, lambda line: None)
     model = f"runs:/{result.run_id}/model"
     lines: list[str] = []
-    found = reconstruct_scan(model, path, tmp_path / "recon.npz", report=lines.append)
+    found = reconstruct_scan(model, path, tmp_path / "recon.npz", print_line=lines.append)
     assert found.r_factor == pytest.approx(result.metrics["test/r_factor"], rel=1e-3)
     assert found.r_factor_mean_pattern == pytest.approx(result.metrics["test/r_factor_mean_pattern"], rel=1e-3)
     assert found.stitched.consistency == pytest.approx(result.metrics["test/overlap_consistency"], rel=1e-2)

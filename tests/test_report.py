@@ -7,7 +7,8 @@ from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import evaluate
 from fnostab.health.history import History
-from fnostab.report.run import dataset_figure, frc_figure, reconstruction_figure, to_rgb, training_figure
+from fnostab.report.axes import to_rgb, try_to_draw
+from fnostab.report.run import dataset_figure, frc_figure, reconstruction_figure, training_figure
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +102,27 @@ def test_pixels_of_a_figure_are_a_colour_picture(reconstruction, dataset):
     assert pixels.ndim == 3
     assert pixels.shape[2] == 3
     assert pixels.std() > 10
+
+
+@pytest.mark.parametrize("name", ["a$_b$^{", "$", r"\$x^$ and \\$\frac{$", "two\nlines", "x" * 500])
+def test_whatever_a_run_or_a_scan_is_called_is_drawn_letter_by_letter(name, reconstruction, dataset):
+    title = f"{name}, seed 1"
+    named = replace(dataset, config=dataset.config.model_copy(update={"path": f"scans/{name}.npz"}))
+    figures = [
+        reconstruction_figure(reconstruction, dataset.probe, title),
+        frc_figure([reconstruction], title),
+        training_figure(_history(), title),
+        dataset_figure(named),
+    ]
+    for figure in figures:
+        assert to_rgb(figure).std() > 1
+        parsed, is_mathematics = figure._suptitle._preprocess_math(figure._suptitle.get_text())
+        assert not is_mathematics
+        assert parsed.startswith(" ".join(name.split())[:40])
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_of_and_raises_nothing():
+    def draw():
+        raise ValueError("no\nfigure")
+
+    assert try_to_draw(draw) == (None, "ValueError: no figure")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from fnostab.ranking import rank_arms
-from fnostab.report.curves import condensed, gradient_norms, learning_curves
-from fnostab.report.study import StudyResult, StudyRun, best_and_worst, figures, html_report, summary_markdown
+from fnostab.report.figures import FIGURES
+from fnostab.report.study import html_report, summary_markdown
+from fnostab.study.curves import Curves
+from fnostab.study.result import StudyResult, StudyRun, best_and_worst
 
 _CONSTANTS = {"val_loss_constant": 0.164, "val_loss_floor": 0.011}
 
@@ -18,7 +20,7 @@ def _history(rng, steps=2000):
     return {"val_loss": losses, "grad_norm_preclip": [*norms, "NaN", "Infinity"], "loss_step": norms, **_CONSTANTS}
 
 
-def _study(arms, seeds, shorten=lambda history: history):
+def _study(arms, seeds):
     rng = np.random.default_rng(0)
     runs = []
     for arm in range(arms):
@@ -26,30 +28,16 @@ def _study(arms, seeds, shorten=lambda history: history):
             verdict = "stagnated" if seed % 10 == 7 else "converged"
             loss = (0.01 + 0.001 * arm) * float(rng.lognormal(0, 0.2))
             run_id, name = f"{arm:08x}{seed:08x}", f"arm{arm:02d}"
-            runs.append(StudyRun(name, seed, run_id, verdict, "told", loss, shorten(_history(rng, 50 + arms))))
+            runs.append(StudyRun(name, seed, run_id, verdict, "told", loss, Curves.of(_history(rng, 50 + arms))))
     rows = [
         {"arm": run.arm, "seed": run.seed, "verdict": run.verdict, "best_val_loss": run.best_val_loss} for run in runs
     ]
     return StudyResult("large", rank_arms(rows, 0, resamples=100), runs, "5f" * 32)
 
 
-def _lines(figure):
-    return [
-        (line.get_gid(), np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist())
-        for axes in figure.axes
-        for line in axes.lines
-    ]
-
-
-@pytest.mark.parametrize("draw", [learning_curves, gradient_norms])
-def test_what_is_kept_of_a_history_draws_the_same_curves(draw):
-    whole, kept = _study(2, 3), _study(2, 3, shorten=condensed)
-    np.testing.assert_equal(_lines(draw(kept)), _lines(draw(whole)))
-
-
 def test_what_is_kept_of_a_history_does_not_grow_with_its_steps():
-    short, long = (condensed(_history(np.random.default_rng(0), steps)) for steps in (2_000, 40_000))
-    sizes = [sum(len(part) for part in vars(kept["grad_norm_preclip"]).values()) for kept in (short, long)]
+    short, long = (Curves.of(_history(np.random.default_rng(0), steps)) for steps in (2_000, 40_000))
+    sizes = [sum(len(part) for part in vars(kept.grad_norm).values()) for kept in (short, long)]
     assert sizes[0] == sizes[1]
 
 
@@ -63,11 +51,11 @@ def test_what_is_kept_of_a_history_does_not_grow_with_its_steps():
 )
 def test_what_is_no_history_is_refused(text, rule):
     with pytest.raises(ValueError, match=rule):
-        condensed(json.loads(text))
+        Curves.of(json.loads(text))
 
 
 def test_a_number_that_no_float_holds_is_not_drawn():
-    assert np.isnan(condensed({"grad_norm_preclip": [10**400]})["grad_norm_preclip"].median).all()
+    assert np.isnan(Curves.of({"grad_norm_preclip": [10**400]}).grad_norm.median).all()
 
 
 def test_of_many_seeds_some_are_drawn_from_the_best_to_the_worst_in_their_order():
@@ -83,12 +71,11 @@ def test_of_many_seeds_some_are_drawn_from_the_best_to_the_worst_in_their_order(
 
 def test_of_many_arms_the_first_in_rank_are_drawn_and_the_report_says_so():
     result = _study(30, 2)
-    drawn = figures(result)
-    titles = [axes.get_title(loc="left") for axes in drawn["learning_curves"].axes]
+    titles = [axes.get_title(loc="left") for axes in FIGURES["learning_curves"](result).axes]
     assert titles == result.arms[:12]
-    names = [label.get_text() for label in drawn["failure_rates"].axes[0].get_yticklabels()]
+    names = [label.get_text() for label in FIGURES["failure_rates"](result).axes[0].get_yticklabels()]
     assert names == result.arms[:24]
-    page = html_report(result, drawn)
+    page = html_report(result)
     assert page.count("The first 12 of 30 arms in rank.") >= 2
     assert page.count("The first 24 of 30 arms in rank.") >= 2
     assert "Of 18 more arms there are no pictures here" in page

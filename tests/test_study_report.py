@@ -7,19 +7,13 @@ import numpy as np
 import pytest
 
 from fnostab.ranking import rank_arms
-from fnostab.report.axes import colours
-from fnostab.report.curves import binned
-from fnostab.report.run import to_rgb
-from fnostab.report.study import (
-    StudyResult,
-    StudyRun,
-    best_and_worst,
-    figures,
-    html_report,
-    short_summary,
-    summary_markdown,
-)
+from fnostab.report import figures as figures_module
+from fnostab.report.axes import colours, to_rgb
+from fnostab.report.figures import FIGURES, draw_figures
+from fnostab.report.study import html_report, short_summary, summary_markdown
+from fnostab.study.curves import NO_CURVES, Curves, binned
 from fnostab.study.depth import compare_depth
+from fnostab.study.result import StudyResult, StudyRun, best_and_worst
 
 CONSTANT, FLOOR = 0.164, 0.011
 REASONS = {
@@ -73,7 +67,8 @@ def study(arms, name="stage_a", history=history_of, **changes):
             loss = float(level * rng.lognormal(0, 0.2))
             run_id = rng.bytes(16).hex()
             series = history(verdict, rng, best=loss) if history else None
-            runs.append(StudyRun(arm, seed, run_id, verdict, REASONS[verdict], loss, series))
+            curves = Curves.of(series) if series else NO_CURVES
+            runs.append(StudyRun(arm, seed, run_id, verdict, REASONS[verdict], loss, curves))
             norms = [value for value in (series or {}).get("grad_norm_preclip", []) if value != "NaN"]
             rows.append(
                 {
@@ -105,6 +100,12 @@ HOSTILE = (
 @pytest.fixture(scope="module")
 def three():
     return study(THREE, notes=["No run of arm wide was found."])
+
+
+@pytest.fixture(scope="module")
+def drawn(three):
+    """The figures of the study `three` by name."""
+    return {name: draw(three) for name, draw in FIGURES.items() if name != "depth"}
 
 
 def lines(figure, gid):
@@ -233,8 +234,7 @@ def test_hostile_text_is_inert(name):
     assert not re.search(r"(?<!\\)\]\(", summary_markdown(result))
 
 
-def test_every_run_is_a_line_of_its_arms_panel_and_failed_ones_are_marked(three):
-    drawn = figures(three)
+def test_every_run_is_a_line_of_its_arms_panel_and_failed_ones_are_marked(three, drawn):
     for figure in (drawn["learning_curves"], drawn["gradient_norms"]):
         assert [axes.get_title(loc="left") for axes in figure.axes] == three.arms
     assert len(lines(drawn["learning_curves"], "run")) == 15
@@ -248,24 +248,24 @@ def test_every_run_is_a_line_of_its_arms_panel_and_failed_ones_are_marked(three)
         assert levels == [CONSTANT, FLOOR]
 
 
-def test_the_median_curve_counts_a_run_that_ended_as_infinite(three):
-    axes = figures(three)["learning_curves"].axes[three.arms.index("agc")]
+def test_the_median_curve_counts_a_run_that_ended_as_infinite(three, drawn):
+    axes = drawn["learning_curves"].axes[three.arms.index("agc")]
     (middle,) = [line.get_ydata() for line in axes.lines if line.get_gid() == "median"]
-    curves = [run.history["val_loss"] for run in three.of_arm("agc") if run.verdict != "interrupted"]
+    curves = [run.curves.val_loss for run in three.of_arm("agc") if run.verdict != "interrupted"]
     assert middle[0] == pytest.approx(np.median([curve[0] for curve in curves]))
     assert middle[-1] == pytest.approx(np.median([curves[0][-1], curves[1][-1], curves[2][-1], math.inf]))
 
 
 def test_the_median_curve_counts_what_is_not_a_number_as_infinite():
     result = study({"control": ("hybrid", 0.02, ["converged"] * 3)})
-    curves = [run.history["val_loss"] for run in result.runs]
-    curves[0][5] = "NaN"
-    (middle,) = lines(figures(result)["learning_curves"], "median")
+    curves = [run.curves.val_loss for run in result.runs]
+    curves[0][5] = np.nan
+    (middle,) = lines(FIGURES["learning_curves"](result), "median")
     assert middle.get_ydata()[5] == max(curves[1][5], curves[2][5])
 
 
-def test_every_counted_run_is_a_dot_and_failed_ones_lie_in_the_band(three):
-    figure = figures(three)["best_val_loss"]
+def test_every_counted_run_is_a_dot_and_failed_ones_lie_in_the_band(three, drawn):
+    figure = drawn["best_val_loss"]
     band, axes = figure.axes
     dots = sorted(line.get_ydata()[0] for line in axes.lines if line.get_gid() == "run")
     assert dots == sorted(run.best_val_loss for run in three.runs if run.verdict == "converged")
@@ -275,10 +275,10 @@ def test_every_counted_run_is_a_dot_and_failed_ones_lie_in_the_band(three):
     assert len([line for line in band.lines if line.get_gid() == "median"]) == 1
 
 
-def test_failure_rates_have_their_intervals(three):
-    axes = figures(three)["failure_rates"].axes[0]
+def test_failure_rates_have_their_intervals(three, drawn):
+    axes = drawn["failure_rates"].axes[0]
     assert [text.get_text() for text in axes.texts] == [f"{r['failures']} of {r['runs']}" for r in three.ranking.table]
-    for bar, row in zip(lines(figures(three)["failure_rates"], "interval"), three.ranking.table, strict=True):
+    for bar, row in zip(lines(drawn["failure_rates"], "interval"), three.ranking.table, strict=True):
         expected = [100 * row["failure_rate_low"], 100 * row["failure_rate_high"]]
         np.testing.assert_allclose(bar.get_xdata(), expected)
 
@@ -328,10 +328,8 @@ def broken(verdict, rng, best):
 )
 def test_any_study_can_be_told(arms, history):
     result = study(arms, history=history)
-    drawn = figures(result)
-    assert set(drawn) == {"best_val_loss", "failure_rates", "learning_curves", "gradient_norms"}
-    for figure in drawn.values():
-        assert to_rgb(figure).std() > 1
+    for name in ("best_val_loss", "failure_rates", "learning_curves", "gradient_norms"):
+        assert to_rgb(FIGURES[name](result)).std() > 1
     page = Page(html_report(result))
     assert len(page.all("img")) == 4 + sum(bool(run.pictures) for run in result.runs)
     assert "nan" not in summary_markdown(result).lower().replace("dominant", "")
@@ -358,17 +356,54 @@ def test_an_arm_keeps_its_colour_whatever_its_rank_and_company():
     assert len(set(colours(twelve).values())) == 12
 
 
+def in_both_stages(a, *verdicts_by_arm):
+    """A Stage B of control and agc, compared with the rows of Stage A's study."""
+    rows = {row["arm"]: row for row in a.ranking.table}
+    names = ("control", "agc")[: len(verdicts_by_arm)]
+    deep = study({arm: ("hybrid", 0.02, of) for arm, of in zip(names, verdicts_by_arm, strict=True)}, name="stage_b")
+    return replace(
+        deep,
+        depths=[compare_depth(rows[row["arm"]], row, depth_a=4, depth_b=8) for row in deep.ranking.table],
+    )
+
+
 def test_stage_b_is_told_beside_stage_a(three):
-    deep = study({"control": ("hybrid", 0.02, ["converged", "diverged", "collapsed"])}, name="stage_b")
-    (shallow_row,) = [row for row in three.ranking.table if row["arm"] == "control"]
-    result = replace(deep, depth=compare_depth(shallow_row, deep.ranking.table[0], depth_a=4, depth_b=8))
+    result = in_both_stages(three, ["converged", "diverged", "collapsed"])
+    (depth,) = result.depths
     assert "Instability emerged from 4 to 8 blocks" in summary_markdown(result)
-    assert result.depth.advice.split(",")[0] in short_summary(result)
+    advice = "Stay at 4 blocks, or try control at 8 blocks with clip_algo=agc or another clip_val"
+    assert advice in short_summary(result)
     found = cells(summary_markdown(result), "Stage A and Stage B", "failure rate")
     assert found[1:] == ["20 % [4, 62 %]", "67 % [21, 94 %]", "+47 points"]
-    figure = figures(result)["depth"]
+    figure = FIGURES["depth"](result)
     points = {tuple(np.round(line.get_ydata(), 6)) for line in lines(figure, "metric")}
     assert (20.0, 66.666667) in points
-    assert (round(shallow_row["amp_ssim"], 6), round(deep.ranking.table[0]["amp_ssim"], 6)) in points
+    assert (round(depth["amp_ssim"].a.value, 6), round(result.ranking.table[0]["amp_ssim"], 6)) in points
     assert to_rgb(figure).std() > 1
-    assert result.depth.advice in Page(html_report(result)).text
+    assert advice in Page(html_report(result)).text
+
+
+def test_a_stage_b_of_two_arms_tells_each_beside_its_own_stage_a(three):
+    result = in_both_stages(three, ["diverged"] * 3, ["converged"] * 3)
+    text = summary_markdown(result)
+    assert "**Instability of agc did not emerge from 4 to 8 blocks; of control emerged from 4 to 8 blocks.**" in text
+    rates = {arm: cells(text, f"Stage A and Stage B: {arm}", "failure rate")[2] for arm in ("control", "agc")}
+    assert rates == {"control": "100 % [44, 100 %]", "agc": "0 % [0, 56 %]"}
+    figure = FIGURES["depth"](result)
+    assert [part.get_suptitle() for part in figure.subfigs] == ["agc: 4 and 8 blocks", "control: 4 and 8 blocks"]
+    assert len(Page(html_report(result)).all("table")) == 5  # ranking, both depths, runs, pairs
+
+
+def test_a_figure_that_cannot_be_drawn_is_said_and_costs_nothing_else(three, monkeypatch):
+    def broken_figure(result):
+        raise ValueError("Expected end of text, found '$'")
+
+    monkeypatch.setitem(figures_module.FIGURES, "failure_rates", broken_figure)
+    pictures, faults = draw_figures(three)
+    assert list(pictures) == ["best_val_loss", "learning_curves", "gradient_norms"]
+    assert faults == [
+        "The figure failure_rates could not be drawn: ValueError: Expected end of text, found '$'.",
+    ]
+    page = html_report(replace(three, notes=faults), pictures)
+    assert page.count("Failure rates") == 0
+    assert "The figure failure_rates could not be drawn" in page

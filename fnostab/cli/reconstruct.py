@@ -35,13 +35,13 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
             quantity=arguments.quantity,
             probe=arguments.probe,
             batch_size=batch_size,
-            report=say,
-            progress=progress,
+            print_line=say,
+            on_patterns=progress,
         )
     say(
         f"R-factor: {result.r_factor:.4f} for the stitched object (one mean pattern everywhere, no information: "
         f"{result.r_factor_mean_pattern:.4f})\n"
         f"overlap consistency: {result.stitched.consistency:.3f} (1: all patches agree)\n"
-        f"object: {result.npz.absolute()}; picture: {result.png.absolute()}"
+        f"object: {result.npz.absolute()}" + (f"; picture: {result.png.absolute()}" if result.png else "")
     )
     return 0

@@ -1,12 +1,16 @@
-"""What the figures of a study share: colours of the arms, names, logarithmic axes."""
+"""What all figures share: colours of the arms, names, axes, and the way to a PNG."""
 
+import io
 import math
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import NDArray
 
 from fnostab.study.text import shortened
 
@@ -19,6 +23,15 @@ OTHER_COLOURS: Final = (
     *OWN_COLOURS.values(),
 )
 FAILED_COLOUR: Final = "#4A4A4A"
+#: Pixels per inch of a PNG: sharp on a screen, small in a file.
+DPI: Final = 120
+
+
+class Picture(NamedTuple):
+    """A drawn figure: the content of a PNG file, and how wide it is meant to be shown, in CSS pixels."""
+
+    png: bytes
+    width_px: int
 
 
 def colours(arms: Sequence[str]) -> dict[str, str]:
@@ -62,3 +75,26 @@ def log_axis(axes: Axes, low: float, high: float) -> None:
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
     tidy(axes)
+
+
+def try_to_draw(draw: Callable[[], Figure]) -> tuple[Picture | None, str]:
+    """What `draw` draws; or None, and why it could not be drawn, since no result may be lost for want of a picture."""
+    try:
+        figure = draw()
+        return Picture(to_png(figure), round(96 * figure.get_figwidth())), ""
+    except Exception as error:
+        return None, f"{type(error).__name__}: {shortened(str(error), 200)}"
+
+
+def to_png(figure: Figure, dpi: int = DPI) -> bytes:
+    """The figure as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    return content.getvalue()
+
+
+def to_rgb(figure: Figure) -> NDArray[np.uint8]:
+    """The figure as pixels (H, W, 3)."""
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

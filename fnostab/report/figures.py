@@ -1,30 +1,42 @@
 """Figures of a ranked study: how each arm's runs went, how often they failed, and what depth did."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fnostab.report.axes import colours, label, log_axis, new_figure, tidy
+from fnostab.report.axes import Picture, colours, label, log_axis, new_figure, tidy, try_to_draw
 from fnostab.report.curves import gradient_norms, learning_curves
-from fnostab.study.depth import DepthChange, DepthComparison, Estimate
+from fnostab.study.depth import DepthChange, Estimate
 from fnostab.study.result import StudyResult, StudyRun
 
 #: Arms beside each other in one figure; a figure of more is no overview.
 MOST_ARMS: Final = 24
+#: Panels of the figure `depth`: title, whether the axis is logarithmic, and the metrics by what they are called in it.
+_DEPTH_PANELS: Final = (
+    ("val_loss", True, {"median": "median_best_val_loss", "best": "best_val_loss"}),
+    ("SSIM", False, {"amplitude": "amp_ssim", "phase": "phase_ssim"}),
+    ("MAE", True, {"amplitude": "amp_mae", "phase": "phase_mae"}),
+    ("gradient norm", True, {"median": "grad_norm_median", "maximum": "grad_norm_max"}),
+    ("failure rate / %", False, {"failure rate": "failure_rate"}),
+)
 
 
-def figures(result: StudyResult) -> dict[str, Figure]:
-    """The figures by name: best_val_loss, failure_rates, learning_curves, gradient_norms, and depth where known."""
-    drawn = {
-        "best_val_loss": best_val_loss(result),
-        "failure_rates": failure_rates(result),
-        "learning_curves": learning_curves(result),
-        "gradient_norms": gradient_norms(result),
-    }
-    return drawn if result.depth is None else {**drawn, "depth": depth(result.depth)}
+def draw_figures(result: StudyResult) -> tuple[dict[str, Picture], list[str]]:
+    """Draw the figures of a study; returns them by name, and a sentence for each that could not be drawn."""
+    pictures, faults = {}, []
+    for name, draw in FIGURES.items():
+        if name == "depth" and not result.depths:
+            continue
+        picture, fault = try_to_draw(partial(draw, result))
+        if picture is None:
+            faults.append(f"The figure {name} could not be drawn: {fault}.")
+        else:
+            pictures[name] = picture
+    return pictures, faults
 
 
 def best_val_loss(result: StudyResult) -> Figure:
@@ -111,25 +123,19 @@ def failure_rates(result: StudyResult) -> Figure:
     return figure
 
 
-def depth(comparison: DepthComparison) -> Figure:
-    """Each metric of Stage A beside Stage B."""
-    figure = new_figure(9.5, 5.6)
-    grid = figure.subplots(2, 3)
-    figure.suptitle(f"{label(comparison.arm, 50)}: {comparison.depth_a} and {comparison.depth_b} blocks", fontsize=10.5)
-    panels = (
-        ("val_loss", True, {"median": "median_best_val_loss", "best": "best_val_loss"}),
-        ("SSIM", False, {"amplitude": "amp_ssim", "phase": "phase_ssim"}),
-        ("MAE", True, {"amplitude": "amp_mae", "phase": "phase_mae"}),
-        ("gradient norm", True, {"median": "grad_norm_median", "maximum": "grad_norm_max"}),
-        ("failure rate / %", False, {"failure rate": "failure_rate"}),
-    )
-    for axes, (title, logarithmic, metrics) in zip(grid.flat, panels, strict=False):
-        _slopes(axes, logarithmic, {name: comparison[metric] for name, metric in metrics.items()})
-        axes.set_title(title, fontsize=9.5, loc="left")
-        ticks = [f"{comparison.depth_a} blocks\n(Stage A)", f"{comparison.depth_b} blocks\n(Stage B)"]
-        axes.set_xticks([0, 1], ticks, fontsize=8)
-        axes.set_xlim(-0.4, 1.4)
-    grid.flat[-1].remove()
+def depth(result: StudyResult) -> Figure:
+    """Each metric of Stage A beside Stage B, arm by arm."""
+    figure = new_figure(9.5, 5.6 * len(result.depths))
+    for comparison, part in zip(result.depths, figure.subfigures(len(result.depths), squeeze=False).flat, strict=True):
+        blocks = comparison.depths
+        part.suptitle(f"{label(comparison.arm, 50)}: {blocks[0]} and {blocks[1]} blocks", fontsize=10.5)
+        grid = part.subplots(2, 3)
+        for axes, (title, logarithmic, metrics) in zip(grid.flat, _DEPTH_PANELS, strict=False):
+            _slopes(axes, logarithmic, {name: comparison[metric] for name, metric in metrics.items()})
+            axes.set_title(title, fontsize=9.5, loc="left")
+            axes.set_xticks([0, 1], [f"{blocks[0]} blocks\n(Stage A)", f"{blocks[1]} blocks\n(Stage B)"], fontsize=8)
+            axes.set_xlim(-0.4, 1.4)
+        grid.flat[-1].remove()
     return figure
 
 
@@ -173,3 +179,13 @@ def _drawn(estimate: Estimate, change: DepthChange) -> Estimate:
     if change.kind != "rate":
         return estimate
     return Estimate(*(None if end is None else 100 * end for end in (estimate.value, estimate.low, estimate.high)))
+
+
+#: The figures by name, in the order in which they are shown.
+FIGURES: Final[Mapping[str, Callable[[StudyResult], Figure]]] = {
+    "depth": depth,
+    "best_val_loss": best_val_loss,
+    "failure_rates": failure_rates,
+    "learning_curves": learning_curves,
+    "gradient_norms": gradient_norms,
+}

@@ -1,13 +1,10 @@
-"""Figures, drawn from arrays; every map has a colour bar with its unit."""
+"""Figures of one run and of a dataset, drawn from arrays; every map has a colour bar with its unit."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -15,12 +12,13 @@ from fnostab.dataset import Dataset
 from fnostab.evaluation import Reconstruction
 from fnostab.health import spikes
 from fnostab.health.history import History
+from fnostab.report.axes import label, new_figure
 
 
 def _figure(rows: int, columns: int, title: str) -> tuple[Figure, NDArray[np.object_]]:
-    """A figure outside of pyplot: no global state, no window."""
-    figure = Figure(figsize=(3.6 * columns, 3.3 * rows), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    """A figure with room for a square map and its colour bar in each place of a grid."""
+    figure = new_figure(3.6 * columns, 3.3 * rows)
+    figure.suptitle(label(title, 100), fontsize=11)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -79,8 +77,8 @@ def frc_figure(reconstructions: Sequence[Reconstruction], title: str) -> Figure:
     for index, reconstruction in enumerate(reconstructions):
         found = reconstruction.comparison
         if found is not None:
-            label = f"object {index}: {found['frc50']:.3f} and {found['frc_one_seventh']:.3f} cycles/px"
-            axis.plot(found["frc_frequency"], found["frc"], label=label)
+            told = f"object {index}: {found['frc50']:.3f} and {found['frc_one_seventh']:.3f} cycles/px"
+            axis.plot(found["frc_frequency"], found["frc"], label=told)
     for threshold, name in ((0.5, "1/2"), (1 / 7, "1/7")):
         axis.axhline(threshold, color="gray", linestyle="--", linewidth=0.8)
         axis.annotate(name, (0.49, threshold), ha="right", va="bottom", fontsize=8)
@@ -92,8 +90,8 @@ def frc_figure(reconstructions: Sequence[Reconstruction], title: str) -> Figure:
 
 def training_figure(history: History, title: str) -> Figure:
     """Loss and gradient norm of every optimizer step, with spikes marked, and the R-factor on validation patches."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure = new_figure(9, 6)
+    figure.suptitle(label(title, 100), fontsize=11)
     losses, norms = figure.subplots(2, 1, sharex=True)
     steps = np.arange(history.steps)
     _plot_with_spikes(losses, history.loss_step, "training loss", "C0")
@@ -162,17 +160,3 @@ def dataset_figure(dataset: Dataset) -> Figure:
         counts = np.asarray(dataset.train.counts[place])
         _show(axis, np.log10(1 + counts), f"pattern {place}", "log10(1 + counts)", None, "magma")
     return figure
-
-
-def to_rgb(figure: Figure) -> NDArray[np.uint8]:
-    """The figure as pixels (H, W, 3)."""
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def to_png(figure: Figure, dpi: int = 120) -> bytes:
-    """The figure as the content of a PNG file."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
-    return content.getvalue()

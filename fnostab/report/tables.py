@@ -2,25 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 from fnostab.ranking import Ranking
 from fnostab.study.depth import DepthChange, DepthComparison, Estimate
-from fnostab.study.result import StudyResult, StudyRun
-from fnostab.study.text import UNKNOWN, interval, markdown, number, percent_interval
+from fnostab.study.result import StudyResult
+from fnostab.study.text import UNKNOWN, interval, number, percent_interval
 
-HOW_TO_READ: Final = (
-    "val_loss is the R-factor on validation patches, and best val_loss the lowest of a run: lower is better.",
-    "A failed run (every verdict but converged and interrupted) counts as ∞, so a median of ∞ means that half of the "
-    "runs or more failed. Interrupted runs are missing, not failed.",
-    "Brackets hold 95 % intervals: Wilson's for failure rates, else percentile bootstrap over the seeds of an arm. "
-    "With few seeds they are too narrow; with one there is none.",
-    "The probability of improvement is the chance that a run of the first arm has the lower val_loss. An interval that "
-    "holds 0.5 leaves it open which is better.",
-    "IQM is the mean of the middle half of the runs. SSIM and MAE are those of the stitched test object, medians over "
-    "converged runs; a dash is a value that is not known or means nothing.",
-)
+#: What the metrics of a depth comparison are called.
+_METRIC_NAMES: Final = {
+    "median_best_val_loss": "median val_loss",
+    "best_val_loss": "best val_loss",
+    "amp_ssim": "amplitude SSIM",
+    "phase_ssim": "phase SSIM",
+    "amp_mae": "amplitude MAE",
+    "phase_mae": "phase MAE",
+    "grad_norm_median": "gradient norm, median",
+    "grad_norm_max": "gradient norm, maximum",
+    "failure_rate": "failure rate",
+}
 
 
 class Cell(NamedTuple):
@@ -38,12 +39,6 @@ class Table:
     rows: Sequence[tuple[Cell, ...]]
     texts: int = 1
     name: int = 0
-
-    def markdown(self) -> str:
-        """The table in GitHub's Markdown."""
-        rule = ["---" if place < self.texts else "---:" for place in range(len(self.head))]
-        rows = [[f"{markdown(cell.text)} {cell.interval}".rstrip() for cell in row] for row in self.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (list(self.head), rule, *rows))
 
 
 def ranking_table(ranking: Ranking) -> Table:
@@ -98,16 +93,12 @@ def runs_table(result: StudyResult) -> Table:
 
 def depth_table(depth: DepthComparison) -> Table:
     """Every metric in both stages."""
-    head = ("metric", f"{depth.depth_a} blocks (Stage A)", f"{depth.depth_b} blocks (Stage B)", "change")
+    head = ("metric", *(f"{blocks} blocks (Stage {stage})" for blocks, stage in zip(depth.depths, "AB", strict=True)))
     rows = [
-        (
-            Cell(change.name),
-            *(_estimated(of, change.kind) for of in (change.a, change.b)),
-            Cell(change_in_words(change)),
-        )
-        for change in depth.changes
+        (Cell(_METRIC_NAMES[metric]), *(_estimated(of, change.kind) for of in (change.a, change.b)), _changed(change))
+        for metric, change in depth.changes.items()
     ]
-    return Table(head, rows)
+    return Table((*head, "change"), rows)
 
 
 def _estimated(of: Estimate, kind: str) -> Cell:
@@ -116,33 +107,13 @@ def _estimated(of: Estimate, kind: str) -> Cell:
     return Cell(number(of.value), interval(of.low, of.high))
 
 
-def depth_headline(depth: DepthComparison) -> str:
-    """Whether instability emerged, in one line."""
-    emerged = "emerged" if depth.emerged else "did not emerge"
-    return f"Instability {emerged} from {depth.depth_a} to {depth.depth_b} blocks"
-
-
-def change_in_words(change: DepthChange) -> str:
+def _changed(change: DepthChange) -> Cell:
     """`+12 %`, from a factor of 3 on `× 3.4`, or the difference, for rates in percentage points."""
-    if change.change is None:
-        return UNKNOWN
+    value = change.change
+    if value is None:
+        return Cell(UNKNOWN)
     if change.kind == "rate":
-        return f"{100 * change.change:+.0f} points"
+        return Cell(f"{100 * value:+.0f} points")
     if change.kind == "difference":
-        return number(change.change, "+.3f")
-    return number(100 * (change.change - 1), "+.0f") + " %" if change.change < 3 else f"× {number(change.change)}"
-
-
-def what_is_missing(result: StudyResult) -> list[str]:
-    """A sentence for each arm and reason for which there is no result, then the notes."""
-    missing = sorted((arm, reason, seed) for (arm, seed), reason in result.ranking.missing.items())
-    sentences = []
-    for (arm, reason), found in groupby(missing, key=lambda entry: entry[:2]):
-        seeds = [str(seed) for *_, seed in found]
-        sentences.append(f"{arm}, seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}: {reason}.")
-    return [*sentences, *result.notes]
-
-
-def reasons_of_failures(runs: Sequence[StudyRun]) -> list[str]:
-    """Why each failed run failed."""
-    return [f"{run.arm}, seed {run.seed}: {run.verdict}: {run.verdict_reason}" for run in runs if run.failed]
+        return Cell(number(value, "+.3f"))
+    return Cell(number(100 * (value - 1), "+.0f") + " %" if value < 3 else f"× {number(value)}")

@@ -5,9 +5,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 from fnostab.ranking import FAILED, Ranking
+from fnostab.study.curves import NO_CURVES, Curves
 from fnostab.study.depth import DepthComparison
 
 #: More panels of curves, or pictures of more arms, are not looked at, and more lines in one panel hide each other.
@@ -19,9 +20,8 @@ MOST_LINES: Final = 25
 class StudyRun:
     """One run of a study.
 
-    `best_val_loss` is infinite where there is none. `history` is the content of `history.json`, or what
-    `curves.condensed` leaves of it; only `StudyResult.drawn` runs need it. `pictures` holds PNG bytes by name, and is
-    empty but for the runs that `best_and_worst` names. `url` leads to the run's page.
+    `best_val_loss` is infinite where there is none. Only the `StudyResult.drawn` runs need `curves`, and only those
+    that `best_and_worst` names have `pictures`, PNG bytes by name. `url` leads to the run's page.
     """
 
     arm: str
@@ -30,7 +30,7 @@ class StudyRun:
     verdict: str
     verdict_reason: str
     best_val_loss: float = math.inf
-    history: Mapping[str, Any] | None = None
+    curves: Curves = NO_CURVES
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     url: str | None = None
 
@@ -45,7 +45,7 @@ class StudyResult:
     """All that the report of a study is made from; `runs` holds an arm and seed once, as `rank_arms` takes them.
 
     `facts` is shown as a small table (preset, device, commit, versions), `notes` as sentences: warnings, and what is
-    missing beside the runs in `ranking.missing`. `depth` is there for a study that repeats one arm in deeper networks.
+    missing beside the runs in `ranking.missing`. `depths` compares each arm of a Stage B with the same arm of Stage A.
     """
 
     study: str
@@ -54,13 +54,27 @@ class StudyResult:
     dataset_sha256: str
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    depth: DepthComparison | None = None
+    depths: Sequence[DepthComparison] = ()
 
     @cached_property
     def arms(self) -> list[str]:
         """Arms, best first; at the end those that have runs, but none that counts."""
         ranked = [row["arm"] for row in self.ranking.table]
         return ranked + sorted({run.arm for run in self.runs} - set(ranked))
+
+    @property
+    def first_beats_all(self) -> bool:
+        """Whether the first arm in rank is better than each other one beyond doubt."""
+        first = self.ranking.table[0]["arm"]
+        return all(pair.a_is_better for pair in self.ranking.pairs if pair.a == first)
+
+    @property
+    def missing(self) -> list[tuple[str, str, list[int]]]:
+        """The seeds without a result, by arm and by the reason."""
+        seeds = defaultdict(list)
+        for (arm, seed), reason in sorted(self.ranking.missing.items()):
+            seeds[arm, reason].append(seed)
+        return [(*key, of_key) for key, of_key in sorted(seeds.items())]
 
     def of_arm(self, arm: str) -> list[StudyRun]:
         """The arm's runs by seed."""
@@ -88,6 +102,16 @@ class StudyResult:
         return sorted((order[place] for place in places), key=lambda run: run.seed)
 
     @property
+    def drawn_runs(self) -> list[StudyRun]:
+        """The runs whose curves are shown."""
+        return [run for arm in self.drawn_arms for run in self.drawn(arm)]
+
+    @property
+    def thinned(self) -> bool:
+        """Whether not all runs of the drawn arms are drawn."""
+        return any(len(self.of_arm(arm)) > MOST_LINES for arm in self.drawn_arms)
+
+    @property
     def all_runs(self) -> list[StudyRun]:
         """The runs in the order of the ranking, and within an arm by seed."""
         return [run for arm in self.arms for run in self.of_arm(arm)]
@@ -104,8 +128,8 @@ def best_and_worst(runs: Sequence[StudyRun]) -> list[StudyRun]:
 
 def in_order(runs: Sequence[StudyRun]) -> list[StudyRun]:
     """The runs of an arm, the best first: converged before failed, then by best_val_loss, then by seed."""
-    return sorted(runs, key=lambda run: (run.failed, _comparable(run.best_val_loss), run.seed))
 
+    def place(run: StudyRun) -> tuple[bool, float, int]:
+        return run.failed, math.inf if math.isnan(run.best_val_loss) else run.best_val_loss, run.seed
 
-def _comparable(loss: float) -> float:
-    return math.inf if math.isnan(loss) else loss
+    return sorted(runs, key=place)

@@ -4,7 +4,14 @@ import logging
 
 from fnostab.study.champion import Candidate, RegistryVersion
 from fnostab.tracking.errors import StoreUnavailable, redacted
-from fnostab.tracking.model_registry import Registration, model_name, read_registry, register_winner, rollback
+from fnostab.tracking.model_registry import (
+    Registration,
+    has_logged_model,
+    model_name,
+    read_registry,
+    register_winner,
+    rollback,
+)
 from fnostab.tracking.run import (
     RunRecord,
     Tracker,
@@ -21,6 +28,7 @@ from fnostab.tracking.run import (
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import (
     StudyFolder,
+    Unreadable,
     find_parents,
     find_results,
     find_runs,
@@ -48,6 +56,7 @@ __all__ = [
     "StoreUnavailable",
     "StudyFolder",
     "Tracker",
+    "Unreadable",
     "check_store",
     "export_study",
     "fail_projects_run",
@@ -56,6 +65,7 @@ __all__ = [
     "find_results",
     "find_runs",
     "git_commit",
+    "has_logged_model",
     "how_to_open",
     "import_runs",
     "model_name",

@@ -90,6 +90,12 @@ def register_winner(candidate: Candidate, description: str, *, promote: bool = F
     return Registration(model.name, number, is_new, is_champion, text)
 
 
+@translated_store_errors(HOW_TO_REPEAT)
+def has_logged_model(run_id: str) -> bool:
+    """Whether `register_winner` finds a model of this run."""
+    return bool(_whole_models(mlflow.MlflowClient(), run_id))
+
+
 def read_registry(name: str | None = None) -> list[RegistryVersion]:
     """Every version of the model `name`, or of all models of this package, by model and number.
 
@@ -258,18 +264,22 @@ def _locked_model(name: str) -> Iterator[_Model]:
 def _logged_model(client: mlflow.MlflowClient, run_id: str) -> LoggedModel:
     """The newest whole `model` of a run: one that was resumed may have logged it twice."""
     try:
-        experiment = client.get_run(run_id).info.experiment_id
+        whole = _whole_models(client, run_id)
     except MlflowException as error:
         if not has_code(error, codes.RESOURCE_DOES_NOT_EXIST):
             raise
         raise ConfigError(
             f"`run` (={run_id}) must be a run in the tracking store {mlflow.get_tracking_uri()}"
         ) from None
-    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = 'model'")
-    whole = [model for model in found if model.status == LoggedModelStatus.READY]
     if not whole:
         raise ConfigError(f"`run` (={run_id}) must have a logged model named `model` to be registered: it has none")
     return max(whole, key=lambda model: model.creation_timestamp)
+
+
+def _whole_models(client: mlflow.MlflowClient, run_id: str) -> list[LoggedModel]:
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = 'model'")
+    return [model for model in found if model.status == LoggedModelStatus.READY]
 
 
 def _our_models() -> list[str]:

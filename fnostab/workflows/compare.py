@@ -2,8 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -12,19 +11,24 @@ from fnostab import tracking
 from fnostab.config import ConfigError
 from fnostab.io.files import atomic_write
 from fnostab.ranking import BOOTSTRAP_SEED, FAILED, Ranking, rank_arms
+from fnostab.report.axes import Picture
 from fnostab.report.card import model_card
-from fnostab.report.curves import condensed
-from fnostab.report.study import figures, html_report, short_summary, summary_markdown
+from fnostab.report.figures import draw_figures
+from fnostab.report.study import html_report, short_summary, summary_markdown
+from fnostab.study.curves import Curves
 from fnostab.study.depth import DepthComparison, compare_depth
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
 from fnostab.study.selection import Selection, StoredRun, select_runs
-from fnostab.tracking import Candidate, Registration, StudyFolder
-from fnostab.tracking.studies import Unreadable, read_artifacts
+from fnostab.tracking import Candidate, Registration, Unreadable
 
-#: Pixels per inch of the figures that are files.
-_DPI: Final = 150
-#: Pictures of a run that the report shows: artifact and caption.
-_PICTURES: Final = {"recon/object_0.png": "first test object"}
+#: The picture of a run that the report shows, and its caption.
+_PICTURE, _CAPTION = "recon/object_0.png", "first test object"
+#: Facts of the report and the tags and parameters that they are.
+_TAGS: Final = {"device": "device", "fnostab": "fnostab_version", "commit": "git_commit"}
+_PARAMS: Final = {
+    **{"preset": "preset", "blocks": "model.fno_blocks", "width": "model.width"},
+    **{"epochs": "train.epochs", "threads": "train.threads"},
+}
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,23 @@ def compare_study(
     selection, ranking = rank_study(study, dataset=dataset, parent=parent)
     home = _parent_of(study, selection, parent)
     result = _result(study, selection, ranking, home)
+    candidate, registry = _candidate(result, selection) if register else (None, "Nothing registered.")
+    registration = None
+    pictures, faults = draw_figures(result)
+    result = replace(result, notes=[*result.notes, *faults])
     with tempfile.TemporaryDirectory(prefix="fnostab-compare-") as folder:
-        names = _write(result, Path(folder))
-        with _opened(study, home) as run:
+        names = _write(result, pictures, Path(folder))
+        with tracking.open_comparison(study) if home is None else tracking.open_existing_parent(home) as run:
             run.log_files(Path(folder))
-            registration, words = _register(result, selection, promote) if register else (None, "Nothing registered.")
-            decision = ranking.decision
+            if candidate is not None:
+                winner = next(run for run in selection.runs if run.run_id == candidate.run_id)
+                card = model_card(tracking.model_name(study), winner)
+                registration = tracking.register_winner(candidate, card + summary_markdown(result), promote=promote)
+                registry = registration.text
             run.set_tags(
                 {
-                    "decision": decision.label,
-                    "winner": decision.winner or "",
+                    "decision": ranking.decision.label,
+                    "winner": ranking.decision.winner or "",
                     "dataset_sha256": selection.dataset_sha256,
                     "mlflow.note.content": short_summary(result),
                 }
@@ -76,7 +87,7 @@ def compare_study(
             for name in names:
                 _copy(Path(folder) / name, out / name)
     how_to_open = tracking.how_to_open(run.run_id, run.experiment_id)
-    return Comparison(result, run.run_id, how_to_open, names, registration, words)
+    return Comparison(result, run.run_id, how_to_open, names, registration, registry)
 
 
 def rank_study(study: str, *, dataset: str | None = None, parent: str | None = None) -> tuple[Selection, Ranking]:
@@ -101,21 +112,19 @@ def _parent_of(study: str, selection: Selection, parent: str | None) -> StoredRu
     return None
 
 
-def _opened(study: str, home: StoredRun | None) -> AbstractContextManager[StudyFolder]:
-    return tracking.open_comparison(study) if home is None else tracking.open_existing_parent(home)
-
-
 def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun | None) -> StudyResult:
+    stage_a = home.tags.get("stage_a") if home else None
+    depths, notes = _depths(stage_a, selection, ranking) if stage_a else ([], [])
     result = StudyResult(
         study=study,
         ranking=ranking,
         runs=[_study_run(run) for run in selection.runs],
         dataset_sha256=selection.dataset_sha256,
         facts=_facts(selection.runs),
-        notes=selection.notes,
-        depth=_depth(selection, ranking, home),
+        notes=[*selection.notes, *notes],
+        depths=depths,
     )
-    return _with_pictures(_with_histories(result, selection), selection)
+    return _with_artifacts(result, {run.run_id: run for run in selection.runs})
 
 
 def _study_run(run: StoredRun) -> StudyRun:
@@ -132,18 +141,23 @@ def _study_run(run: StoredRun) -> StudyRun:
     )
 
 
-def _with_histories(result: StudyResult, selection: Selection) -> StudyResult:
-    """`result` with what is drawn of each run's `history.json`; what cannot be read is left out and said."""
-    drawn = {run.run_id for arm in result.drawn_arms for run in result.drawn(arm)}
-    stored = [run for run in selection.runs if run.run_id in drawn]
-    found = read_artifacts(stored, "history.json", lambda content: condensed(json.loads(content)))
-    histories = {run.run_id: history for run, history in zip(stored, found, strict=True)}
-    unreadable = [history for history in found if isinstance(history, Unreadable)]
+def _with_artifacts(result: StudyResult, stored: Mapping[str, StoredRun]) -> StudyResult:
+    """`result` with the curves of the runs that are drawn, and a picture of the best and the worst run of each arm.
+
+    Curves that cannot be read are left out, and a note says so.
+    """
+    drawn = [stored[run.run_id] for run in result.drawn_runs]
+    shown = [stored[run.run_id] for arm in result.drawn_arms for run in best_and_worst(result.of_arm(arm))]
+    histories = tracking.read_artifacts(drawn, "history.json", lambda content: Curves.of(json.loads(content)))
+    pngs = tracking.read_artifacts(shown, _PICTURE, bytes)
+    curves = {run.run_id: found for run, found in zip(drawn, histories, strict=True) if isinstance(found, Curves)}
+    pictures = {run.run_id: {_CAPTION: png} for run, png in zip(shown, pngs, strict=True) if isinstance(png, bytes)}
     runs = [
-        replace(run, history=None if isinstance(history := histories.get(run.run_id), Unreadable) else history)
+        replace(run, curves=curves.get(run.run_id, run.curves), pictures=pictures.get(run.run_id, {}))
         for run in result.runs
     ]
-    return replace(result, runs=runs, notes=[*result.notes, *_unreadable_notes(unreadable, len(stored))])
+    unreadable = [found for found in histories if isinstance(found, Unreadable)]
+    return replace(result, runs=runs, notes=[*result.notes, *_unreadable_notes(unreadable, len(drawn))])
 
 
 def _unreadable_notes(unreadable: Sequence[Unreadable], of: int) -> list[str]:
@@ -157,69 +171,50 @@ def _unreadable_notes(unreadable: Sequence[Unreadable], of: int) -> list[str]:
     return notes
 
 
-def _with_pictures(result: StudyResult, selection: Selection) -> StudyResult:
-    """`result` with the pictures of the best and the worst run of each arm that is drawn."""
-    shown = {run.run_id for arm in result.drawn_arms for run in best_and_worst(result.of_arm(arm))}
-    stored = [run for run in selection.runs if run.run_id in shown]
-    pictures: dict[str, dict[str, bytes]] = {run.run_id: {} for run in stored}
-    for path, caption in _PICTURES.items():
-        for run, png in zip(stored, tracking.read_artifacts(stored, path, bytes), strict=True):
-            if isinstance(png, bytes):
-                pictures[run.run_id][caption] = png
-    return replace(result, runs=[replace(run, pictures=pictures.get(run.run_id, {})) for run in result.runs])
-
-
 def _facts(runs: Sequence[StoredRun]) -> dict[str, str]:
     """What the runs were made with; several values where they differ."""
-    facts = {}
-    for name, key in (("device", "device"), ("fnostab", "fnostab_version"), ("commit", "git_commit")):
-        values = sorted({run.tags[key] for run in runs if key in run.tags})
-        facts[name] = ", ".join(values) or "unknown"
-    for name, key in (
-        ("preset", "preset"),
-        ("blocks", "model.fno_blocks"),
-        ("width", "model.width"),
-        ("epochs", "train.epochs"),
-        ("threads", "train.threads"),
-    ):
-        values = sorted({run.params[key] for run in runs if key in run.params})
-        facts[name] = ", ".join(values) or "unknown"
-    return facts
+    found = {name: {run.tags[key] for run in runs if key in run.tags} for name, key in _TAGS.items()}
+    found |= {name: {run.params[key] for run in runs if key in run.params} for name, key in _PARAMS.items()}
+    return {name: ", ".join(sorted(values)) or "unknown" for name, values in found.items()}
 
 
-def _depth(selection: Selection, ranking: Ranking, home: StoredRun | None) -> DepthComparison | None:
-    """The comparison with Stage A, for a study that says which it was."""
-    stage_a = home.tags.get("stage_a") if home else None
-    if stage_a is None:
-        return None
-    shallow, before = rank_study(stage_a, dataset=selection.dataset_sha256)
-    (row,) = ranking.table
-    earlier = next((other for other in before.table if other["arm"] == row["arm"]), None)
-    if earlier is None:
-        raise ConfigError(f"`stage_a` (={stage_a}) must have runs of arm {row['arm']}")
-    blocks_a, blocks_b = (
-        int(next(run.params["model.fno_blocks"] for run in of.runs if run.arm == row["arm"]))
-        for of in (shallow, selection)
-    )
-    return compare_depth(earlier, row, depth_a=blocks_a, depth_b=blocks_b)
+def _depths(stage_a: str, deep: Selection, after: Ranking) -> tuple[list[DepthComparison], list[str]]:
+    """Each arm against the same arm of Stage A, and a sentence for each that cannot be compared."""
+    try:
+        shallow, before = rank_study(stage_a, dataset=deep.dataset_sha256)
+    except ConfigError as error:
+        return [], [f"There is no comparison with Stage A: {error}."]
+    earlier = {row["arm"]: row for row in before.table}
+    depths, notes = [], []
+    for row in after.table:
+        arm = row["arm"]
+        if arm not in earlier:
+            notes.append(f"{arm} is not compared with Stage A: study {stage_a} has no result of it.")
+            continue
+        blocks_a, blocks_b = (
+            int(next(run.params["model.fno_blocks"] for run in of.runs if run.arm == arm)) for of in (shallow, deep)
+        )
+        try:
+            depths.append(compare_depth(earlier[arm], row, depth_a=blocks_a, depth_b=blocks_b))
+        except ValueError as error:
+            notes.append(f"{arm} is not compared with Stage A: {error}.")
+    return depths, notes
 
 
-def _write(result: StudyResult, folder: Path) -> list[str]:
+def _write(result: StudyResult, pictures: Mapping[str, Picture], folder: Path) -> list[str]:
     """Write all files of the comparison; returns their names, the report first."""
-    study, drawn = result.study, figures(result)
+    study = result.study
     texts = {
-        f"{study}_report.html": html_report(result, drawn),
+        f"{study}_report.html": html_report(result, pictures),
         f"{study}_summary.md": summary_markdown(result),
         f"{study}_metrics.json": json.dumps(result.ranking.to_json_rows(), indent=2, allow_nan=False) + "\n",
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    names = list(texts)
     (folder / "figures").mkdir()
-    for name, figure in drawn.items():
-        names.append(f"figures/{study}_{name}.png")
-        figure.savefig(folder / names[-1], dpi=_DPI)
-    return names
+    for name, picture in pictures.items():
+        (folder / "figures" / f"{study}_{name}.png").write_bytes(picture.png)
+    return [*texts, *(f"figures/{study}_{name}.png" for name in pictures)]
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -228,16 +223,18 @@ def _copy(source: Path, target: Path) -> None:
         partial.write_bytes(source.read_bytes())
 
 
-def _register(result: StudyResult, selection: Selection, promote: bool) -> tuple[Registration | None, str]:
-    """Register the best run of the first arm; what became of it, in words too."""
+def _candidate(result: StudyResult, selection: Selection) -> tuple[Candidate | None, str]:
+    """The best run of the first arm, or None and why it is not registered."""
     first = result.ranking.table[0]
     if result.ranking.decision.winner is None:
         return None, "Nothing registered: every run failed."
     run = next(run for run in selection.runs if run.run_id == first["best_run_id"])
     if run.params.get("train.artifacts") == "numbers" or tracking.CAME_FROM in run.tags:
-        how = "one that is trained with `train.artifacts=all` into this store has one"
-        return None, f"Nothing registered: of the best run, {run.run_id}, the numbers are here, but no model; {how}."
-    candidate = Candidate(result.study, run.arm, run.seed, run.run_id, first["best_val_loss"], selection.dataset_sha256)
-    card = model_card(tracking.model_name(result.study), run)
-    registration = tracking.register_winner(candidate, card + summary_markdown(result), promote=promote)
-    return registration, registration.text
+        fault = "the numbers are here, but no model"
+    elif not tracking.has_logged_model(run.run_id):
+        fault = "there is no logged model named `model` that is whole"
+    else:
+        loss = first["best_val_loss"]
+        return Candidate(result.study, run.arm, run.seed, run.run_id, loss, selection.dataset_sha256), ""
+    how = "one that is trained with `train.artifacts=all` into this store has one"
+    return None, f"Nothing registered: of the best run, {run.run_id}, {fault}; {how}."

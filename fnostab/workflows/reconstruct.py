@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast, get_args
@@ -19,12 +18,12 @@ from fnostab.evaluation import Reconstruction, can_be_stitched, in_mean_phase
 from fnostab.formats.scan import Quantity, Scan
 from fnostab.io.files import atomic_write
 from fnostab.optics import measured_scale
-from fnostab.report.run import reconstruction_figure, to_png
+from fnostab.report.axes import try_to_draw
+from fnostab.report.run import reconstruction_figure
 from fnostab.scan import Reassembly, reassemble, stitched_r_factor
 from fnostab.tracking import check_store
 from fnostab.tracking.models import ShippedModel, load_model, log_to_projects_run
-
-Report = Callable[[str], None]
+from fnostab.workflows import PrintLine
 
 #: A scan's probe that differs from the model's by less than this share is taken as the same.
 _PROBE_TOLERANCE: Final = 0.05
@@ -34,7 +33,7 @@ _COUNTS_TOLERANCE: Final = 0.1
 
 @dataclass(frozen=True, eq=False)
 class ScanReconstruction:
-    """One object from a whole scan, and the files that hold it.
+    """One object from a whole scan, and the files that hold it; `png` is None if the object could not be drawn.
 
     `r_factor` is that of the ONE stitched object, `r_factor_mean_pattern` that of one mean pattern everywhere, which is
     no information; `source` is the model, an alias replaced by its version; `run_id` the run of `mlflow run` that it
@@ -42,7 +41,7 @@ class ScanReconstruction:
     """
 
     npz: Path
-    png: Path
+    png: Path | None
     source: str
     run_id: str | None
     stitched: Reassembly
@@ -58,16 +57,17 @@ def reconstruct_scan(
     quantity: str = "auto",
     probe: str = "auto",
     batch_size: int = 64,
-    report: Report = lambda line: None,
-    progress: OnPatterns = lambda done, total: None,
+    print_line: PrintLine = lambda line: None,
+    on_patterns: OnPatterns = lambda done, total: None,
 ) -> ScanReconstruction:
     """Reconstruct the scan in `data` with the model at `model_uri` and write `out` (.npz), and a PNG beside it.
 
     The patterns are cropped to the model's N as for training. The model's probe is what its patches fit, so it is the
     one that they are stitched with; the scan's own, or that of the NPZ file `probe`, only where the model brings none.
-    `report` takes lines for people, a warning among them for a scan whose probe or counts are not what the model was
-    trained with. Amplitudes are in the model's units; a model without `scale` counts as one that was trained on this
-    scan. Under `mlflow run` the files and the numbers go to its run.
+    `print_line` takes lines for people: a warning for a scan whose probe or counts are not what the model was trained
+    with, and why there is no PNG where the object could not be drawn. Amplitudes are in the model's units; a model
+    without `scale` counts as one that was trained on this scan. Under `mlflow run` the files and the numbers go to its
+    run.
 
     `out` holds `object` complex64 (H, W), its `light` float32 (H, W), `origin_px` (2,) in the frame of `positions_px`
     (n, 2), which start at 0; `probe` complex64 (N, N); `r_factor`, `consistency` and the URI `model`. Either file
@@ -76,11 +76,11 @@ def reconstruct_scan(
     out, data = Path(out), Path(data)
     _check_arguments(out, data, quantity, batch_size)
     model = load_model(model_uri)
-    scan = _import(data, model, quantity, None if is_left_open(probe) else probe, report)
+    scan = _import(data, model, quantity, None if is_left_open(probe) else probe, print_line)
     used = model.probe if model.probe is not None else np.asarray(scan.probe)
-    _compare(scan, model, report)
-    report(f"reconstructing {len(scan.counts)} patterns of {model.N} x {model.N} with {model.source}")
-    patches = _predict(model, scan.counts, batch_size, progress)
+    _compare(scan, model, print_line)
+    print_line(f"reconstructing {len(scan.counts)} patterns of {model.N} x {model.N} with {model.source}")
+    patches = _predict(model, scan.counts, batch_size, on_patterns)
     if not can_be_stitched(patches):
         raise ConfigError(f"`model` (={model_uri}) must predict finite patches of this scan, and does not")
     positions = scan.positions_px - scan.positions_px.min(axis=0)
@@ -88,11 +88,14 @@ def reconstruct_scan(
     amplitudes = np.sqrt(scan.counts) / (model.scale or measured_scale(scan.counts, used))
     r_factor = stitched_r_factor(stitched, positions, used, amplitudes)
     r_factor_mean_pattern = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
-    png = out.with_name(out.name.removesuffix(".npz") + ".png")
-    picture = _picture(stitched, r_factor, used, f"{data.name}, {model_uri}: R = {r_factor:.4f}")
-    with atomic_write(out) as partial_npz, atomic_write(png) as partial_png:
+    title = f"{data.name}, {model_uri}: R = {r_factor:.4f}"
+    picture, fault = try_to_draw(lambda: reconstruction_figure(_in_mean_phase(stitched, r_factor), used, title))
+    png = out.with_name(out.name.removesuffix(".npz") + ".png") if picture else None
+    if picture is None:
+        print_line(f"warning: the object could not be drawn, so there is no picture: {fault}")
+    with contextlib.ExitStack() as files:  # both appear, or neither
         np.savez_compressed(
-            partial_npz,
+            files.enter_context(atomic_write(out)),
             object=stitched.object,
             light=stitched.light,
             origin_px=stitched.origin_px,
@@ -102,14 +105,16 @@ def reconstruct_scan(
             consistency=stitched.consistency,
             model=model.source,
         )
-        partial_png.write_bytes(picture)
+        if picture and png:
+            files.enter_context(atomic_write(png)).write_bytes(picture.png)
     numbers = {
         "test/r_factor": r_factor,
         "test/r_factor_mean_pattern": r_factor_mean_pattern,
         "test/overlap_consistency": stitched.consistency,
     }
     tags = {"model": model.source, "scan": str(data), "fnostab_version": fnostab.__version__}
-    run_id = log_to_projects_run([out, png], numbers, tags | ({"model_run": model.run_id} if model.run_id else {}))
+    tags |= {"model_run": model.run_id} if model.run_id else {}
+    run_id = log_to_projects_run([path for path in (out, png) if path], numbers, tags)
     return ScanReconstruction(out, png, model.source, run_id, stitched, r_factor, r_factor_mean_pattern)
 
 
@@ -143,7 +148,7 @@ def _check_arguments(out: Path, data: Path, quantity: str, batch_size: int) -> N
         check_store()  # it is written to at the end
 
 
-def _import(data: Path, model: ShippedModel, quantity: str, probe: str | None, report: Report) -> Scan:
+def _import(data: Path, model: ShippedModel, quantity: str, probe: str | None, print_line: PrintLine) -> Scan:
     """The scan at the model's N, with its own probe, or else with the model's."""
     kind = cast(Quantity, quantity or "auto")
     try:
@@ -153,49 +158,52 @@ def _import(data: Path, model: ShippedModel, quantity: str, probe: str | None, r
     if model.probe is not None and probe is None:
         with contextlib.suppress(ValueError):  # whatever else is wrong with the scan was already said
             scan = import_scan(data, model.N, kind, model.probe)
-            report("the scan brings no probe: the model's is used")
+            print_line("the scan brings no probe: the model's is used")
             return scan
     hint = "; N is the model's" if str(fault).startswith("`data.N`") else ""
     raise ConfigError(f"{fault}{hint}")
 
 
-def _compare(scan: Scan, model: ShippedModel, report: Report) -> None:
+def _compare(scan: Scan, model: ShippedModel, print_line: PrintLine) -> None:
     """Warn if the scan's probe or its counts are not those that the model was trained with."""
     if model.probe is None:
-        report("warning: the model brings no probe: the scan's is used, and the R-factor means little if it is another")
+        print_line(
+            "warning: the model brings no probe: the scan's is used, and the R-factor means little if it is another"
+        )
     else:
         difference = probe_difference(np.asarray(scan.probe), model.probe)
         if difference >= _PROBE_TOLERANCE:
-            report(
+            print_line(
                 f"warning: the scan's probe differs from the model's by {100 * difference:.1f} % (after the best "
                 "complex factor); the model's is used. Where it was not learnt from such a probe, train the model anew"
             )
     if model.scale is None:
-        report("warning: the model does not say its scale: the R-factor holds if it was trained on this measured scan")
+        print_line(
+            "warning: the model does not say its scale: the R-factor holds if it was trained on this measured scan"
+        )
     if model.mean_counts is not None:
         mean_counts = float(scan.counts.sum(dtype=np.float64)) / len(scan.counts)
         factor = mean_counts / model.mean_counts
         if not 1 / (1 + _COUNTS_TOLERANCE) <= factor <= 1 + _COUNTS_TOLERANCE:
-            report(
+            print_line(
                 f"warning: the scan's mean pattern holds {factor:.3g} times the counts that the model was trained with "
                 f"({mean_counts:.4g}, not {model.mean_counts:.4g}); its input is not rescaled"
             )
 
 
 def _predict(
-    model: ShippedModel, counts: NDArray[np.float32], batch_size: int, progress: OnPatterns
+    model: ShippedModel, counts: NDArray[np.float32], batch_size: int, on_patterns: OnPatterns
 ) -> NDArray[np.complex64]:
     """Predict all patches, complex64 (n, N, N), a batch at a time."""
     patches = np.empty(counts.shape, np.complex64)
     for start in range(0, len(counts), batch_size):
         batch = slice(start, start + batch_size)
         patches[batch] = model.predict(counts[batch])
-        progress(min(start + batch_size, len(counts)), len(counts))
+        on_patterns(min(start + batch_size, len(counts)), len(counts))
     return patches
 
 
-def _picture(stitched: Reassembly, r_factor: float, probe: NDArray[np.complex64], title: str) -> bytes:
-    """A PNG of object and probe, the object's phase so that its mean is real."""
+def _in_mean_phase(stitched: Reassembly, r_factor: float) -> Reconstruction:
+    """What is drawn: the object's phase is turned so that the mean of what was lit is real."""
     lit = stitched.light > metrics.LIT_SHARE * stitched.light.max()
-    reconstruction = Reconstruction(in_mean_phase(stitched.object, lit), lit, stitched, r_factor)
-    return to_png(reconstruction_figure(reconstruction, probe, title))
+    return Reconstruction(in_mean_phase(stitched.object, lit), lit, stitched, r_factor)

@@ -20,7 +20,8 @@ from fnostab.health import Verdict, judge
 from fnostab.health.history import History, plain
 from fnostab.io.endings import Interrupted
 from fnostab.io.files import is_disk_full
-from fnostab.report.run import frc_figure, reconstruction_figure, to_rgb, training_figure
+from fnostab.report.axes import to_rgb
+from fnostab.report.run import frc_figure, reconstruction_figure, training_figure
 from fnostab.tracking import Tracker
 from fnostab.training.callbacks import (
     Checkpoints,

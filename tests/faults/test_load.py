@@ -18,7 +18,8 @@ from servers import client_environment
 from skimage.io import imread
 
 from fnostab.ranking import rank_arms
-from fnostab.report.study import StudyResult, StudyRun, html_report, summary_markdown
+from fnostab.report.study import html_report, summary_markdown
+from fnostab.study.result import StudyResult, StudyRun
 from fnostab.study.selection import StoredRun, select_runs
 
 pytestmark = pytest.mark.faults
