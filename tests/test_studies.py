@@ -246,15 +246,14 @@ def test_stage_b_takes_the_winner_deeper_on_the_same_data_and_compares_with_stag
     assert run.data.tags["dataset_sha256"] == comparison.result.dataset_sha256
     deeper = compare_study("small_stage_b")
     assert deeper.run_id == outcome.run_id
-    depth = deeper.result.depth
-    assert depth is not None
-    assert (depth.depth_a, depth.depth_b, depth.runs_a, depth.runs_b) == (2, 3, 2, 1)
+    (depth,) = deeper.result.depths
+    assert (depth.depths, depth.runs) == ((2, 3), (2, 1))
     summary = mlflow.artifacts.load_text(
         f"{mlflow.MlflowClient().get_run(outcome.run_id).info.artifact_uri}/small_stage_b_summary.md"
     )
     assert "Instability " in summary
     assert "2 blocks (Stage A)" in summary
-    assert depth.advice.split(":")[0] in summary
+    assert "Seeds: 2 in Stage A and 1 in Stage B." in summary
 
 
 def test_runs_on_two_datasets_are_not_compared_and_both_are_named(unbroken, monkeypatch, capsys):
