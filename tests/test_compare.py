@@ -1,0 +1,95 @@
+"""`fnostab compare` on runs that are only recorded, not trained: what it says where something is missing or broken."""
+
+import json
+
+import mlflow
+import pytest
+from mlflow.entities import Param
+
+from fnostab.cli import main
+from fnostab.config import resolve_config
+from fnostab.report import figures
+from fnostab.workflows.compare import compare_study
+
+_HISTORY = {"val_loss": [0.1, 0.05], "grad_norm_preclip": [1.0, 2.0], "val_loss_constant": 0.16}
+
+
+def _record_run(study, arm, seed=1, blocks=2, parent=None):
+    """Leave what a finished run of this arm would have left in the store; gives its ID."""
+    config = resolve_config({"preset": "smoke", "study": study, "arm": arm, "seed": seed, "fno_blocks": blocks})
+    client = mlflow.MlflowClient()
+    tags = {"study": study, "arm": arm, "seed": str(seed), "arch": "hybrid", "dataset_sha256": "5f" * 32}
+    tags |= {"verdict": "converged", "verdict_reason": "told"}
+    tags |= {"mlflow.parentRunId": parent} if parent else {}
+    run_id = client.create_run("0", tags=tags).info.run_id
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in config.flat().items()])
+    client.log_metric(run_id, "best_val_loss", 0.05 + 0.01 * seed)
+    client.log_text(run_id, json.dumps(_HISTORY), "history.json")
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _record_parent(study, **tags):
+    client = mlflow.MlflowClient()
+    tags = {"study": study, "study_role": "parent", "dataset_sha256": "5f" * 32, **tags}
+    run_id = client.create_run("0", tags=tags).info.run_id
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _artifacts(run_id):
+    return {entry.path for entry in mlflow.MlflowClient().list_artifacts(run_id)}
+
+
+def test_each_arm_of_a_stage_b_is_compared_with_its_own_stage_a_and_the_rest_is_noted(fresh_store):
+    for arm in ("control", "agc"):
+        _record_run("first", arm)
+    parent = _record_parent("second", stage_a="first")
+    for arm in ("control", "agc", "stable"):
+        _record_run("second", arm, blocks=4, parent=parent)
+    found = compare_study("second", register=False)
+    assert [(depth.arm, depth.depths) for depth in found.result.depths] == [("agc", (2, 4)), ("control", (2, 4))]
+    assert "stable is not compared with Stage A: study first has no result of it." in found.result.notes
+    assert "figures/second_depth.png" in found.files
+
+
+def test_a_stage_b_whose_stage_a_is_gone_or_no_shallower_is_ranked_all_the_same(fresh_store):
+    parent = _record_parent("second", stage_a="gone")
+    _record_run("second", "control", blocks=4, parent=parent)
+    found = compare_study("second", register=False)
+    assert found.result.depths == []
+    assert found.result.notes[-1].startswith("There is no comparison with Stage A: `study` (=gone) must be the tag of")
+    _record_run("gone", "control", blocks=4)
+    found = compare_study("second", register=False)
+    assert found.result.notes[-1].startswith("control is not compared with Stage A: `depth_b` (=4) must be > ")
+
+
+def test_a_winner_without_a_logged_model_is_said_before_anything_is_written_and_the_rest_is_done(fresh_store, capsys):
+    run_id = _record_run("bare", "control")
+    assert main(["compare", "--study", "bare", "--out", "out"]) == 0
+    said = f"Nothing registered: of the best run, {run_id}, there is no logged model named `model` that is whole"
+    assert said in capsys.readouterr().out
+    assert (fresh_store / "out" / "bare_report.html").exists()
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+def test_a_figure_that_fails_costs_a_comparison_no_more_than_that_figure(fresh_store, monkeypatch):
+    def broken_figure(result):
+        raise ValueError("Unknown symbol")
+
+    _record_run("drawn", "control")
+    monkeypatch.setitem(figures.FIGURES, "learning_curves", broken_figure)
+    found = compare_study("drawn", register=False)
+    assert {"drawn_report.html", "drawn_summary.md", "drawn_metrics.json", "figures"} <= _artifacts(found.run_id)
+    assert not [name for name in found.files if "learning_curves" in name]
+    note = "The figure learning_curves could not be drawn: ValueError: Unknown symbol."
+    assert note in found.result.notes
+    assert note in (mlflow.artifacts.load_text(f"runs:/{found.run_id}/drawn_summary.md"))
+
+
+@pytest.mark.parametrize("arm", ["a$_b$^{", "$"])
+def test_arms_with_dollars_in_their_names_are_compared(arm, fresh_store):
+    _record_run("money", arm)
+    found = compare_study("money", register=False)
+    assert found.result.notes == []
+    assert len([name for name in found.files if name.startswith("figures/")]) == 4
