@@ -14,7 +14,7 @@ import pytest
 from fnostab.cli import main
 from fnostab.launch import Job, LaunchConfig
 from fnostab.study.plan import plan_file, plan_stage_a
-from fnostab.workflows.child import run_job
+from fnostab.workflows.child import train_job
 from fnostab.workflows.compare import compare_study
 from fnostab.workflows.study import run_study, stage_b_of
 
@@ -174,7 +174,7 @@ def test_a_run_that_was_finished_since_it_was_planned_is_not_trained_again(unbro
     told = []
     for planned in plan_file(table, {}).runs:
         job = Job(planned.name, planned.config.model_dump(mode="json"), {"mlflow.parentRunId": outcome.run_id}, cpus=1)
-        run_job(job, told.append)
+        train_job(job, told.append)
     done = [update for update in told if update.state != "running"]
     wanted = [(end.run_id, end.verdict, end.val_loss) for _, end in outcome.ends]
     assert [(update.run_id, update.verdict, update.val_loss) for update in done] == wanted
