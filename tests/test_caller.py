@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+
+from fnostab.mlproject.caller import callers_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,6 +57,16 @@ def test_a_command_runs_where_the_user_stands_and_its_processes_import_the_proje
     lines = _run(project, "--data", "scan.npz", "--out", "x", through=through)
     imported = project / "fnostab" / "cli" / "__init__.py"
     assert lines == [str(user), "train", "--data", "scan.npz", "--out", "x", str(imported)]
+
+
+@pytest.mark.parametrize("ailing", ["parents", "cwd", "environ"])
+def test_a_caller_that_cannot_be_looked_at_leaves_the_process_where_it_is(monkeypatch, ailing):
+    def deny(*_: object) -> None:
+        raise psutil.AccessDenied(1)
+
+    monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
+    monkeypatch.setattr(psutil.Process, ailing, deny)
+    assert callers_folder() == Path.cwd()
 
 
 def test_an_input_that_only_the_project_has_is_taken_from_there(project):

@@ -36,10 +36,10 @@ def add_command(commands: Any, name: str, text: str, run: Callable[[argparse.Nam
     return parser
 
 
-def add_group(commands: Any, name: str, text: str, actions: str = "actions") -> Any:
+def add_group(commands: Any, name: str, text: str) -> Any:
     """Add a command that has commands of its own; returns what they are added to."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    return parser.add_subparsers(title=actions, metavar=actions.removesuffix("s").upper(), required=True)
+    return parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, without: frozenset[str] = frozenset()) -> None:

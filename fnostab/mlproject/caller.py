@@ -1,4 +1,4 @@
-"""Commands under `mlflow run`: in the folder where the user stands, not in the project's, where MLflow starts them."""
+"""`mlflow run` starts commands in the project's folder or its clone; here they move to the folder of the caller."""
 
 import os
 import sys
@@ -34,13 +34,14 @@ def run_for_caller(command: str) -> int:
 def callers_folder() -> Path:
     """The working directory of the process that called MLflow; this process's own if that cannot be found.
 
-    MLflow changes the directory and tells nobody, but only what it starts has its run's ID in the environment.
+    MLflow does not hand that directory on, but only processes that it starts have its run's ID in their environment.
     """
     folder, run_id = Path.cwd(), os.environ.get("MLFLOW_RUN_ID")
     try:
         for process in psutil.Process().parents() if run_id else ():
+            is_caller = process.environ().get("MLFLOW_RUN_ID") != run_id
             folder = Path(process.cwd())
-            if process.environ().get("MLFLOW_RUN_ID") != run_id:
+            if is_caller:
                 break
     except psutil.Error:  # that process has ended, or is another user's
         pass
