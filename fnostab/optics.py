@@ -15,6 +15,8 @@ from scipy.special import erf
 
 from fnostab.formats.npz import read_probe
 
+Probe = Complex64[NDArray[np.complex64], "N N"]
+
 
 def far_field_amplitude(
     patches: Inexact[torch.Tensor, "... N N"], probe: Inexact[torch.Tensor, "..."]
@@ -22,8 +24,8 @@ def far_field_amplitude(
     """Propagate exit waves `probe * patches` to the far field and return the amplitude.
 
     `patches` is complex, or real where it has no phase; `probe` (N, N) or anything that broadcasts against it. Returns
-    `|FFT2(probe * patch)|` with orthonormal scaling and zero frequency at the centre, so that the energy
-    of exit wave and pattern agree (Parseval). Differentiable in both arguments.
+    `|FFT2(probe * patch)|` with orthonormal scaling and zero frequency at the centre, so that the energy of exit wave
+    and pattern agree (Parseval). Differentiable in both arguments.
     """
     field: torch.Tensor = torch.fft.fftshift(torch.fft.fft2(probe * patches, norm="ortho"), dim=(-2, -1))
     return field.abs()
@@ -34,10 +36,9 @@ def fourier_shift(
 ) -> Complex[torch.Tensor, "... N M"]:
     """Shift periodic fields by any fraction of a pixel; the content moves by `+shift_px`.
 
-    `field` is complex (..., N, M), `shift_px` real (..., 2) in (row, column), leading axes broadcasting. Returns
-    complex (..., N, M). Multiplies the spectrum by exp(-2 pi i k.s) (Fourier shift theorem): unitary, undone exactly by
-    the opposite shift, equal to `torch.roll` for whole pixels and exact interpolation of band-limited fields.
-    Differentiable in both arguments.
+    `shift_px` is in (row, column); leading axes broadcast. Multiplies the spectrum by exp(-2 pi i k.s) (Fourier shift
+    theorem): unitary, undone exactly by the opposite shift, equal to `torch.roll` for whole pixels and exact
+    interpolation of band-limited fields. Differentiable in both arguments.
     """
     shift = shift_px.to(device=field.device, dtype=field.real.dtype)
     rows, cols = (_phase_ramp(shift[..., axis], field.shape[axis - 2]) for axis in (0, 1))
@@ -52,34 +53,31 @@ def _phase_ramp(shift_px: torch.Tensor, length: int) -> torch.Tensor:
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def disk(N: int, radius_px: float | None = None) -> Complex64[NDArray[np.complex64], "{N} {N}"]:
+def disk(N: int, radius_px: float | None = None) -> Probe:
     """Make a flat disk with a smooth edge, the probe that leaves the twin image possible.
 
-    Returns complex64 (N, N), real and at most 1, half of it at `radius_px` (default 15 px at N = 64, in proportion)
-    from the middle of the array, with an error-function edge of N / 64 px. Raises ValueError unless
-    0 < radius_px <= N / 4: beyond that the pattern no longer samples the exit wave's autocorrelation (Miao, Sayre and
-    Chapman 1998, oversampling at least 2 along each axis).
+    It is real and at most 1, half of it at `radius_px` (default 15 px at N = 64, in proportion) from the middle, with
+    an error-function edge of N / 64 px. Raises ValueError unless 0 < radius_px <= N / 4: beyond that the pattern no
+    longer samples the exit wave's autocorrelation (Miao, Sayre and Chapman 1998, oversampling at least 2 along each
+    axis).
     """
     radius, edge = _radius(N, radius_px), N / 64
     amplitude = 0.5 * (1 - erf((_distance_px(N) - radius) / (np.sqrt(2) * edge)))
     return np.asarray(amplitude, dtype=np.complex64)
 
 
-def curved_disk(
-    N: int, radius_px: float | None = None, curvature_rad: float = 8.0
-) -> Complex64[NDArray[np.complex64], "{N} {N}"]:
+def curved_disk(N: int, radius_px: float | None = None, curvature_rad: float = 8.0) -> Probe:
     """Make the default probe: the smooth `disk` with a quadratic phase, as a defocused lens gives.
 
-    Returns complex64 (N, N); the phase is `curvature_rad * (r / radius_px)**2`, zero in the middle and `curvature_rad`
-    at the rim. The curvature tells an object from its twin, which a real centrosymmetric probe cannot. Raises
-    ValueError as `disk` does.
+    The phase is `curvature_rad * (r / radius_px)**2`, zero in the middle and `curvature_rad` at the rim. The curvature
+    tells an object from its twin, which a real centrosymmetric probe cannot. Raises ValueError as `disk` does.
     """
     radius = _radius(N, radius_px)
     phase = curvature_rad * (_distance_px(N) / radius) ** 2
     return np.asarray(disk(N, radius) * np.exp(1j * phase), dtype=np.complex64)
 
 
-def from_npz(path: str | Path) -> Complex64[NDArray[np.complex64], "N N"]:
+def from_npz(path: str | Path) -> Probe:
     """Read a probe, complex64 (N, N), from an NPZ file; `formats.npz.read_probe` says from which keys, and raises."""
     return read_probe(path)
 
@@ -92,9 +90,8 @@ def energy(fields: Complex64[NDArray[np.complex64], "*shape N N"]) -> Float64[ND
 def photon_scale(amplitudes: ArrayLike | torch.Tensor, nphotons: float) -> float:
     """Find the scale s at which the mean pattern holds `nphotons` counts.
 
-    `amplitudes` is real (..., N, N), the leading axes counting patterns. Returns s > 0 with
-    mean over patterns of sum (s A)^2 = nphotons. Raises ValueError if `nphotons` is not positive, or the amplitudes
-    are not finite or all zero.
+    `amplitudes` is real (..., N, N), the leading axes counting patterns; the mean over patterns of sum (s A)^2 becomes
+    `nphotons`. Raises ValueError if `nphotons` is not positive, or the amplitudes are not finite or all zero.
     """
     if not nphotons > 0:
         raise ValueError(f"`nphotons` (={nphotons}) must be > 0")
@@ -106,9 +103,7 @@ def photon_scale(amplitudes: ArrayLike | torch.Tensor, nphotons: float) -> float
     return float(np.sqrt(nphotons / mean))
 
 
-def measured_scale(
-    counts: Float32[NDArray[np.float32], "n N N"], probe: Complex64[NDArray[np.complex64], "N N"]
-) -> float:
+def measured_scale(counts: Float32[NDArray[np.float32], "n N N"], probe: Probe) -> float:
     """Find the scale at which an object of ones gives as many counts as measured patterns (n, N, N) hold on average."""
     return photon_scale(np.abs(probe), float(counts.sum(dtype=np.float64)) / len(counts))
 
@@ -118,21 +113,20 @@ def poisson_counts(
 ) -> Float32[NDArray[np.float32], "..."]:
     """Draw photon counts, Poisson distributed with mean `(scale * amplitudes)**2`.
 
-    `amplitudes` is real, any shape. Returns float32 of that shape; rates and draws are 64-bit, and counts above 2^24
-    in one pixel are rounded to float32 (a relative error of at most 6e-8, far under the photon noise there).
+    Rates and draws are 64-bit, and counts above 2^24 in one pixel are rounded to float32 (a relative error of at most
+    6e-8, far under the photon noise there).
     """
     rates = np.square(np.asarray(amplitudes, dtype=np.float64) * scale)
     return rng.poisson(rates).astype(np.float32)
 
 
-def crop_probe(probe: Shaped[NDArray[Any], "M M"], N: int) -> Complex64[NDArray[np.complex64], "{N} {N}"]:
+def crop_probe(probe: Shaped[NDArray[Any], "M M"], N: int) -> Probe:
     """Resample a probe to the coarser grid that goes with the central N x N of its patterns.
 
-    `probe` is complex (M, M) with M >= N; returns complex64 (N, N): the central N x N of its orthonormal spectrum, with
-    no further factor, transformed back. The field of view stays, pixels grow by M / N, so positions in pixels shrink
-    by N / M. In real space the value at pixel n is M / N times the band-limited probe at pixel n M / N of the old
-    grid; with that, the N x N model of an object sampled at those points gives the cropped patterns themselves
-    (exactly, if the exit wave's band fits the crop).
+    Returns the central N x N of its orthonormal spectrum, with no further factor, transformed back; M >= N. The field
+    of view stays, pixels grow by M / N, so positions in pixels shrink by N / M. In real space the value at pixel n is M
+    / N times the band-limited probe at pixel n M / N of the old grid; with that, the N x N model of an object sampled
+    at those points gives the cropped patterns themselves (exactly, if the exit wave's band fits the crop).
     """
     rows, cols = _central(probe.shape, N)
     spectrum = np.fft.fftshift(np.fft.fft2(np.asarray(probe, dtype=np.complex128), norm="ortho"))
@@ -157,8 +151,7 @@ def _central(shape: tuple[int, ...], N: int) -> tuple[slice, slice]:
 def _distance_px(N: int) -> NDArray[np.float64]:
     """Distance of every pixel from the middle of the array, which is also the middle of the stitched tile."""
     axis = np.arange(N) - (N - 1) / 2
-    distance: NDArray[np.float64] = np.hypot(axis[:, None], axis[None, :])
-    return distance
+    return np.asarray(np.hypot(axis[:, None], axis[None, :]))
 
 
 def _radius(N: int, radius_px: float | None) -> float:

@@ -19,6 +19,10 @@ from scipy.sparse.linalg import eigsh
 
 from fnostab.optics import far_field_amplitude, fourier_shift
 
+Waves = Complex[torch.Tensor, "n N N"]
+Probes = Complex[torch.Tensor, "... N N"]
+Corners = Int64[torch.Tensor, "n 2"]
+
 #: Light under this share of its maximum counts as dark: there the object is free, and is drawn to zero.
 _DARK = 1e-7
 #: Patches whose variance is under this share of their energy are taken as constant: single precision cannot tell.
@@ -41,8 +45,8 @@ class Reassembly:
 def grid_positions(size: int, N: int, stride_px: int) -> Int64[NDArray[np.int64], "n 2"]:
     """List the top-left corners of a square grid of N x N patches on a `size` x `size` object.
 
-    Returns int64 (n, 2), (row, column), row by row from (0, 0), every patch inside the object. Raises ValueError if no
-    patch fits or the stride is not positive.
+    They are (row, column), row by row from (0, 0), every patch inside the object. Raises ValueError if no patch fits or
+    the stride is not positive.
     """
     if not 1 <= N <= size:
         raise ValueError(f"`N` (={N}) must be between 1 and the object's size, {size}")
@@ -57,8 +61,8 @@ def extract_patches(
 ) -> Shaped[NDArray[Any], "n {N} {N}"]:
     """Cut N x N patches out of an object at whole-pixel positions.
 
-    `obj` is (H, W), `positions_px` (n, 2). Returns a copy, (n, N, N), of the object's dtype. Raises ValueError if a
-    position is not whole or its patch leaves the object.
+    `positions_px` is (n, 2); the patches are copies, of the object's dtype. Raises ValueError if a position is not
+    whole or its patch leaves the object.
     """
     corners = _whole(positions_px)
     last = np.array(obj.shape) - N
@@ -105,10 +109,8 @@ def split_positions(
     return corners.astype(np.int64), (positions - corners).astype(np.float32)
 
 
-def read_windows(
-    canvas: Shaped[torch.Tensor, "H W"], corners: Int64[torch.Tensor, "n 2"], N: int
-) -> Shaped[torch.Tensor, "n {N} {N}"]:
-    """Read N x N windows (n, N, N) of a canvas (H, W) at int64 `corners` (n, 2); differentiable.
+def read_windows(canvas: Shaped[torch.Tensor, "H W"], corners: Corners, N: int) -> Shaped[torch.Tensor, "n {N} {N}"]:
+    """Read N x N windows of a canvas at `corners`; differentiable.
 
     The windows must lie inside the canvas, which is not checked: that would make a GPU wait.
     """
@@ -117,17 +119,14 @@ def read_windows(
 
 
 def stitch(
-    exit_waves: Complex[torch.Tensor, "n N N"],
-    probes: Complex[torch.Tensor, "... N N"],
-    corners: Int64[torch.Tensor, "n 2"],
-    shape: tuple[int, int],
+    exit_waves: Waves, probes: Probes, corners: Corners, shape: tuple[int, int]
 ) -> tuple[Complex[torch.Tensor, "H W"], Float[torch.Tensor, "H W"]]:
     """Sum exit waves into the numerator and the light of the least-squares object; differentiable.
 
-    `exit_waves` complex (n, N, N) and `probes` (n, N, N) or (N, N), both shifted by their positions' remainders;
-    `corners` int64 (n, 2) on a canvas of `shape`, not checked to lie inside. Returns the numerator sum conj(P_j) psi_j,
-    complex (H, W), and the light sum |P_j|^2, real (H, W): their quotient is the object that minimises
-    sum |psi_j - P_j O|^2 (Thibault et al. 2009, Ultramicroscopy 109, 338, eq. 9).
+    `exit_waves` and `probes`, (n, N, N) or (N, N), are both shifted by their positions' remainders; `corners` are not
+    checked to lie inside the canvas of `shape`. Returns the numerator sum conj(P_j) psi_j and the light sum |P_j|^2:
+    their quotient is the object that minimises sum |psi_j - P_j O|^2 (Thibault et al. 2009, Ultramicroscopy 109, 338,
+    eq. 9).
     """
     index = _window_index(corners, exit_waves.shape[-1], shape[1])
     products = probes.conj() * exit_waves
@@ -140,20 +139,17 @@ def stitch(
 
 @torch.no_grad()
 def synchronise_phases(
-    exit_waves: Complex[torch.Tensor, "n N N"],
-    probes: Complex[torch.Tensor, "... N N"],
-    corners: Int64[torch.Tensor, "n 2"],
-    n_iterations: int = 100,
+    exit_waves: Waves, probes: Probes, corners: Corners, n_iterations: int = 100
 ) -> Float[torch.Tensor, " n"]:
     """Estimate the global phase that each exit wave has over the one object common to all.
 
-    Arguments as for `stitch`. Returns real (n,): psi_j is best explained as exp(i phase_j) P_j O. The least-squares
-    phases maximise z* A z over unit z_j = exp(i phase_j), where A_jk = sum psi_j conj(P_j) P_k conj(psi_k) / light over
-    the overlap of j and k. Start: the leading eigenvector of A without diagonal, normalised by its degrees D (Singer
-    2011, Appl. Comput. Harmon. Anal. 30, 20). Then at most `n_iterations` of z <- sgn(A z + D z), which never lower
-    z* A z (Boumal 2016, SIAM J. Optim. 26, 2355) and end where phase_j = arg <P_j O, psi_j> for every patch. A common
-    phase is free: the mean of z is made positive in every group of patches that overlap, so agreeing patches keep
-    their phases. The phases are solved for on the CPU.
+    Arguments as for `stitch`. Then psi_j is best explained as exp(i phase_j) P_j O. The least-squares phases maximise
+    z* A z over unit z_j = exp(i phase_j), where A_jk = sum psi_j conj(P_j) P_k conj(psi_k) / light over the overlap of
+    j and k. Start: the leading eigenvector of A without diagonal, normalised by its degrees D (Singer 2011, Appl.
+    Comput. Harmon. Anal. 30, 20). Then at most `n_iterations` of z <- sgn(A z + D z), which never lower z* A z (Boumal
+    2016, SIAM J. Optim. 26, 2355) and end where phase_j = arg <P_j O, psi_j> for every patch. A common phase is free:
+    the mean of z is made positive in every group of patches that overlap, so agreeing patches keep their phases. The
+    phases are solved for on the CPU.
     """
     matrix = _overlap_matrix(exit_waves, probes.expand_as(exit_waves), corners)
     z = np.ones(len(exit_waves), dtype=np.complex128)
@@ -180,12 +176,12 @@ def reassemble(
 
     `patches` complex (n, N, N), `positions_px` (n, 2), `probe` complex (N, N); `n_sync` limits the iterations that
     settle the patches' global phases, 0 keeps the patches' own. Patch j sees the object at its exact position; its exit
-    wave and the probe are shifted by the remainder to whole pixels (exact where band limits allow), then
-    O = sum conj(P_j) psi_j exp(-i phase_j) / (sum |P_j|^2 + 1e-7 of its maximum). Runs on the device of `patches`.
-    Raises ValueError if the shapes do not fit.
+    wave and the probe are shifted by the remainder to whole pixels (exact where band limits allow), then O = sum
+    conj(P_j) psi_j exp(-i phase_j) / (sum |P_j|^2 + 1e-7 of its maximum). Runs on the device of `patches`. Raises
+    ValueError if the shapes do not fit.
 
-    `consistency` is the coefficient of determination of the patches by the object, weighted by the probe's intensity:
-    1 - sum |psi_j - P_j O|^2 / sum |psi_j - P_j m|^2, m being the mean of all patches. Patches that share nothing but
+    `consistency` is the coefficient of determination of the patches by the object, weighted by the probe's intensity: 1
+    - sum |psi_j - P_j O|^2 / sum |psi_j - P_j m|^2, m being the mean of all patches. Patches that share nothing but
     their number on a pixel, k, come to about 1 / k; constant ones to NaN.
     """
     waves = torch.as_tensor(patches).to(torch.complex64)
@@ -237,9 +233,9 @@ def stitched_r_factor(
 ) -> float:
     """Compare the patterns of the ONE reassembled object with the measured amplitudes.
 
-    `amplitudes` real (n, N, N), centred, may be memory-mapped; `positions_px` (n, 2) within the reassembly's canvas;
-    `probe` complex (N, N), in the amplitudes' scale. Returns R = sum |A_model - A| / sum A. Raises ValueError if a
-    position leaves the canvas.
+    `amplitudes` are centred and may be memory-mapped; `positions_px` (n, 2) lie on the reassembly's canvas; `probe` is
+    complex (N, N), in the amplitudes' scale. Returns R = sum |A_model - A| / sum A. Raises ValueError if a position
+    leaves the canvas.
     """
     canvas = torch.from_numpy(reassembly.object)
     light_field = torch.as_tensor(probe).to(canvas)
@@ -273,14 +269,14 @@ def _shifted(field: torch.Tensor, remainders: NDArray[np.float32]) -> torch.Tens
     return fourier_shift(field, torch.from_numpy(remainders).to(field.device))
 
 
-def _window_index(corners: torch.Tensor, N: int, width: int) -> torch.Tensor:
+def _window_index(corners: Corners, N: int, width: int) -> torch.Tensor:
     """Flat canvas indices, int64 (n * N * N), of the windows at `corners`."""
     step = torch.arange(N, device=corners.device)
     rows, cols = corners[:, 0, None] + step, corners[:, 1, None] + step
     return (rows[:, :, None] * width + cols[:, None, :]).reshape(-1)
 
 
-def _overlap_matrix(exit_waves: torch.Tensor, probes: torch.Tensor, corners: torch.Tensor) -> Any:
+def _overlap_matrix(exit_waves: Waves, probes: Probes, corners: Corners) -> Any:
     """The matrix A of `synchronise_phases` without diagonal, SciPy CSR, complex (n, n): Q Q*, a row of Q a patch."""
     N, corners = exit_waves.shape[-1], corners - corners.amin(dim=0)
     height, width = (corners.amax(dim=0) + N).tolist()

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,24 +108,10 @@ def _load(entry: Path, config: DataConfig) -> Dataset | None:
             return None
         # Patterns stay on the disk; the rest is small.
         arrays = {name: array if name.endswith("_counts") else np.array(array) for name, array in arrays.items()}
-        train, val, test = (
-            Split(arrays[f"{split}_counts"], arrays[f"{split}_positions_px"], arrays[f"{split}_object_index"])
-            for split in SPLITS
-        )
-        return Dataset(
-            config=config,
-            config_sha256=entry.name,
-            sha256=meta["sha256"],
-            probe=arrays["probe"],
-            scale=meta["scalars"]["scale"],
-            input_scale=meta["scalars"]["input_scale"],
-            train=train,
-            val=val,
-            test=test,
-            val_objects=arrays.get("val_objects"),
-            test_objects=arrays.get("test_objects"),
-            reference=arrays.get("reference"),
-        )
+        parts = [field.name for field in fields(Split)]
+        found: dict[str, Any] = {split: Split(*(arrays[f"{split}_{part}"] for part in parts)) for split in SPLITS}
+        found |= {name: arrays.get(name) for name in ("val_objects", "test_objects", "reference")}
+        return Dataset(config, entry.name, meta["sha256"], arrays["probe"], **meta["scalars"], **found)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

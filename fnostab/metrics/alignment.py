@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Complex128, Float64
+from jaxtyping import Float64
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft, ndimage
 from skimage.registration import phase_cross_correlation
 
-from fnostab.metrics.frc import checked_pair, tapered_window, windowed
+from fnostab.metrics.frc import Image, Mask, Plane, checked_pair, tapered_window, windowed
+
+Shift = Float64[NDArray[np.float64], "2"]
 
 #: Registration sees hundredths of a pixel, and usually ends after three rounds.
 _UPSAMPLING = 100
@@ -25,8 +27,8 @@ _PHASE_STEPS = 5
 class Aligned:
     """An object laid over another by `align`."""
 
-    object: Complex128[NDArray[np.complex128], "H W"]  #: 0 outside of the mask
-    mask: Bool[NDArray[np.bool_], "H W"]  #: the pixels to compare
+    object: Image  #: 0 outside of the mask
+    mask: Mask  #: the pixels to compare
     shift_px: tuple[float, float]  #: (row, column) by which its content was moved
     ramp: bool  #: whether a phase ramp was free
 
@@ -53,15 +55,10 @@ def align(
     return Aligned(np.where(inside, image * factor, 0), inside, (float(shift_px[0]), float(shift_px[1])), ramp)
 
 
-def free_phase(
-    image: Complex128[NDArray[np.complex128], "H W"],
-    target: Complex128[NDArray[np.complex128], "H W"],
-    inside: Bool[NDArray[np.bool_], "H W"],
-    ramp: bool,
-) -> Float64[NDArray[np.float64], "H W"]:
-    """Fit the plane, or without `ramp` the constant, by which the phase of `image` is off: (H, W), in radians.
+def free_phase(image: Image, target: Image, inside: Mask, ramp: bool) -> Plane:
+    """Fit the plane, or without `ramp` the constant, by which the phase of `image` is off, in radians.
 
-    Both images are (H, W) and 0 outside of `inside`, as `frc.checked_pair` gives them.
+    Both images are 0 outside of `inside`, as `frc.checked_pair` gives them.
     """
     height, width = inside.shape
     error = np.angle(image) - np.angle(target)
@@ -88,9 +85,7 @@ def free_phase(
     return np.asarray(phase)
 
 
-def _registered(
-    image: NDArray[np.complex128], target: NDArray[np.complex128], inside: NDArray[np.bool_], ramp: bool
-) -> tuple[NDArray[np.complex128], NDArray[np.bool_], NDArray[np.float64]]:
+def _registered(image: Image, target: Image, inside: Mask, ramp: bool) -> tuple[Image, Mask, Shift]:
     """`image` shifted onto `target`, the mask that is left, and the shift; with `ramp` free, `image` loses its own.
 
     A ramp displaces the spectrum and spoils the cross-correlation, and it cannot be fitted before the shift is known
@@ -116,13 +111,11 @@ def _registered(
     return np.where(kept, _shifted(flat, total), 0), kept, total
 
 
-def _is_enough(kept: NDArray[np.bool_], inside: NDArray[np.bool_]) -> bool:
+def _is_enough(kept: Mask, inside: Mask) -> bool:
     return bool(kept.sum() >= _LEAST_KEPT * inside.sum())
 
 
-def _offset(
-    moving: NDArray[np.complex128], fixed: NDArray[np.complex128], window: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _offset(moving: Image, fixed: Image, window: Plane) -> Shift:
     """Shift (row, column) in pixels that takes `moving` onto `fixed` under `window`; 0 if either is constant."""
     pair = [windowed(image, window) for image in (fixed, moving)]
     left = [np.abs(rest).max() for rest in pair]
@@ -132,24 +125,24 @@ def _offset(
     return np.asarray(found[0])
 
 
-def _neighbours(image: NDArray[np.complex128]) -> NDArray[np.complex128]:
+def _neighbours(image: Image) -> Image:
     """Each pixel's conjugate times the pixel below and to the right of it."""
     return np.asarray(np.roll(image, (-1, -1), axis=(0, 1)) * image.conj())
 
 
-def _shifted(image: NDArray[np.complex128], shift_px: NDArray[np.float64]) -> NDArray[np.complex128]:
-    """`image` (H, W) shifted by Fourier interpolation; it goes on mirrored at its edges, without a step that rings."""
+def _shifted(image: Image, shift_px: Shift) -> Image:
+    """`image` shifted by Fourier interpolation; it goes on mirrored at its edges, without a step that rings."""
     height, width = image.shape
     mirrored = np.pad(image, ((0, height), (0, width)), mode="symmetric")
     return np.asarray(fft.ifft2(ndimage.fourier_shift(fft.fft2(mirrored), shift_px))[:height, :width])
 
 
-def _shifted_mask(inside: NDArray[np.bool_], shift_px: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _shifted_mask(inside: Mask, shift_px: Shift) -> Mask:
     """Pixels of `inside` whose neighbours before the shift, one a whole pixel and up to four else, were inside too."""
     share = ndimage.shift(inside.astype(np.float64), shift_px, order=1, mode="grid-constant")
     return np.asarray(inside & (share > 1 - 1e-6))
 
 
-def wrapped(angle: Float64[NDArray[np.float64], "*shape"]) -> Float64[NDArray[np.float64], "*shape"]:
+def wrapped(angle: Plane) -> Plane:
     """`angle` in radians brought to [-pi, pi)."""
     return np.asarray(np.remainder(angle + np.pi, 2 * np.pi) - np.pi)

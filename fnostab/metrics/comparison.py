@@ -10,7 +10,7 @@ from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from fnostab.metrics.alignment import Aligned, align, free_phase, wrapped
-from fnostab.metrics.frc import checked_pair, fourier_ring_correlation
+from fnostab.metrics.frc import Image, Mask, Plane, checked_pair, fourier_ring_correlation
 
 #: An amplitude is constant if its standard deviation is at most this share of its mean, a phase if its standard
 #: deviation is under this many radians. Metrics of a constant mean nothing.
@@ -112,7 +112,7 @@ def _is_constant(amplitude: NDArray[np.float64]) -> bool:
     return bool(amplitude.std() <= FLAT * amplitude.mean())
 
 
-def _is_phaseless(image: NDArray[np.complex128], inside: NDArray[np.bool_], ramp: bool) -> bool:
+def _is_phaseless(image: Image, inside: Mask, ramp: bool) -> bool:
     """Whether the phase, weighted by the amplitude, varies by less than `FLAT` but for what `align` leaves free."""
     amplitude = np.abs(image)
     rest = wrapped(np.angle(image) - free_phase(image, amplitude.astype(np.complex128), inside, ramp))
@@ -120,9 +120,7 @@ def _is_phaseless(image: NDArray[np.complex128], inside: NDArray[np.bool_], ramp
     return bool(total == 0 or (amplitude * rest**2)[inside].sum() < FLAT**2 * total)
 
 
-def _ssim(
-    image: NDArray[np.float64], target: NDArray[np.float64], inside: NDArray[np.bool_], data_range: float
-) -> float:
+def _ssim(image: Plane, target: Plane, inside: Mask, data_range: float) -> float:
     whole_window = ndimage.binary_erosion(inside, np.ones((_SSIM_WINDOW, _SSIM_WINDOW)))
     if not whole_window.any():
         return math.nan

@@ -8,6 +8,10 @@ from jaxtyping import Bool, Complex128, Float64
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft, ndimage
 
+Image = Complex128[NDArray[np.complex128], "H W"]
+Mask = Bool[NDArray[np.bool_], "H W"]
+Plane = Float64[NDArray[np.float64], "H W"]
+
 #: A ring without more amplitude than this, per coefficient and over that of the whole image, holds rounding alone.
 _ROUNDING = 10 * np.finfo(np.float64).eps
 
@@ -71,8 +75,8 @@ def fourier_ring_correlation(first: ArrayLike, second: ArrayLike, mask: ArrayLik
     return FRC(np.arange(1, n_rings + 1) / size, correlation)
 
 
-def tapered_window(mask: Bool[NDArray[np.bool_], "H W"]) -> Float64[NDArray[np.float64], "H W"]:
-    """Window (H, W) that rises from 0 outside of `mask` to 1 inside, as sin^2 of the distance to the nearest outside.
+def tapered_window(mask: Mask) -> Plane:
+    """Window that rises from 0 outside of `mask` to 1 inside, as sin^2 of the distance to the nearest outside.
 
     The rise takes half of the largest such distance, with the image's border as an edge: a square mask becomes a Tukey
     window of parameter 0.5. A shorter rise would spill the strong low frequencies of an object, the same in both
@@ -83,18 +87,14 @@ def tapered_window(mask: Bool[NDArray[np.bool_], "H W"]) -> Float64[NDArray[np.f
     return np.asarray(np.sin(np.pi / 2 * np.minimum(distance / rise, 1)) ** 2)
 
 
-def windowed(
-    image: Complex128[NDArray[np.complex128], "H W"], window: Float64[NDArray[np.float64], "H W"]
-) -> Complex128[NDArray[np.complex128], "H W"]:
-    """`image` (H, W) less its mean under `window`, times `window`."""
+def windowed(image: Image, window: Plane) -> Image:
+    """`image` less its mean under `window`, times `window`."""
     return np.asarray(window * (image - np.sum(window * image) / np.sum(window)))
 
 
 def checked_pair(
     first: ArrayLike, second: ArrayLike, mask: ArrayLike | None, *, names: tuple[str, str]
-) -> tuple[
-    Complex128[NDArray[np.complex128], "H W"], Complex128[NDArray[np.complex128], "H W"], Bool[NDArray[np.bool_], "H W"]
-]:
+) -> tuple[Image, Image, Mask]:
     """Two images as complex (H, W), 0 outside of the mask, and the mask, all True if None.
 
     Raises ValueError with the `names` of the images, in one line, if they are not (H, W) and of one shape, if the mask

@@ -1,8 +1,4 @@
-"""Reconstruction quality, and the R-factors of knowing nothing: pure functions of arrays.
-
-The R-factor of crystallography compares far-field amplitudes: R = sum |A_predicted - A| / sum A. The
-comparison of objects is in `fnostab.metrics.comparison`; its public names are here too.
-"""
+"""The R-factor of crystallography, R = sum |A_predicted - A| / sum A of far-field amplitudes, and its baselines."""
 
 import functools
 import math
@@ -12,6 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Complex, Float
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, xlogy
+
+Patches = Complex[NDArray[np.complexfloating], "n N N"]
+Probe = Complex[NDArray[np.complexfloating], "N N"]
+Patterns = Float[NDArray[np.floating], "_ H W"]
 
 #: A pixel is lit if the probe has more than this share of its largest intensity there.
 LIT_SHARE = 0.1
@@ -26,13 +26,11 @@ def r_factor(
     return float(np.abs(predicted - measured).sum(dtype=np.float64) / measured.sum(dtype=np.float64))
 
 
-def constant_object_r_factor(
-    illumination: Float[NDArray[np.floating], "H W"], amplitudes: Float[NDArray[np.floating], "n H W"]
-) -> float:
+def constant_object_r_factor(illumination: Float[NDArray[np.floating], "H W"], amplitudes: Patterns) -> float:
     """R-factor of the best constant object, whose pattern is the empty beam's times a number.
 
-    `illumination` (N, N) is the far-field amplitude of the probe alone, `amplitudes` (n, N, N) the measured ones. The
-    number minimises R exactly: it is the median of A / illumination weighted by the illumination.
+    `illumination` is the far-field amplitude of the probe alone, `amplitudes` are the measured ones. The number
+    minimises R exactly: it is the median of A / illumination weighted by the illumination.
     """
     beam = np.broadcast_to(illumination, amplitudes.shape).astype(np.float64).ravel()
     lit = beam > 0  # the rest has no weight
@@ -44,10 +42,8 @@ def constant_object_r_factor(
     return r_factor(best * illumination, amplitudes)
 
 
-def mean_pattern_r_factor(
-    amplitudes: Float[NDArray[np.floating], "n N N"], training: Float[NDArray[np.floating], "m N N"]
-) -> float:
-    """R-factor of one pattern everywhere: the mean amplitude (N, N) of `training`, against `amplitudes` (n, N, N)."""
+def mean_pattern_r_factor(amplitudes: Patterns, training: Patterns) -> float:
+    """R-factor of one pattern everywhere, the mean amplitude of `training`, against `amplitudes`."""
     return r_factor(training.mean(axis=0, dtype=np.float64), amplitudes)
 
 
@@ -56,13 +52,13 @@ def photon_noise_r_factor(rates: ArrayLike, *, fitted: bool = False) -> float:
 
     `rates` (..., N, N) are expected counts per pixel. Returns sum E|sqrt k - sqrt rate| / sum E sqrt k over all pixels,
     k ~ Poisson(rate), without sampling; NaN if all rates are 0. Raises ValueError if one is negative or not finite.
-    Rates up to 256 are looked up in a table of exact sums; beyond it E|sqrt k - sqrt rate| is
-    (1 + 1 / (6 rate)) / sqrt(2 pi) and E sqrt k is sqrt rate (1 - 1 / (8 rate)), the expansions about a normal k, right
-    to 5e-4 in a pixel and closer on average.
+    Rates up to 256 are looked up in a table of exact sums; beyond it E|sqrt k - sqrt rate| is (1 + 1 / (6 rate)) /
+    sqrt(2 pi) and E sqrt k is sqrt rate (1 - 1 / (8 rate)), the expansions about a normal k, right to 5e-4 in a pixel
+    and closer on average.
 
-    Where less than one count is expected, this is no lower bound: an amplitude of 0 is closer to the counts than
-    sqrt rate, and a fit may come out under it. With `fitted`, sqrt rate gives way to the amplitude that is closest to
-    the counts, the median of sqrt k: that is a lower bound, and what a model that was fitted to counts can reach.
+    Where less than one count is expected, this is no lower bound: an amplitude of 0 is closer to the counts than sqrt
+    rate, and a fit may come out under it. With `fitted`, sqrt rate gives way to the amplitude that is closest to the
+    counts, the median of sqrt k: that is a lower bound, and what a model that was fitted to counts can reach.
     """
     rates = np.asarray(rates)
     nodes, values = _poisson_amplitudes(fitted)
@@ -107,8 +103,8 @@ def progress(r: float, constant: float, floor: float) -> float:
     return (constant - r) / (constant - floor)
 
 
-def lit_region(probe: Complex[NDArray[np.complexfloating], "N N"]) -> Bool[NDArray[np.bool_], "N N"]:
-    """Pixels (N, N) where the probe has light: above `LIT_SHARE` of its largest intensity."""
+def lit_region(probe: Probe) -> Bool[NDArray[np.bool_], "N N"]:
+    """Pixels where the probe has light: above `LIT_SHARE` of its largest intensity."""
     intensity = np.abs(probe) ** 2
     return np.asarray(intensity > LIT_SHARE * intensity.max())
 
@@ -121,12 +117,8 @@ class Orientation:
     twin: float
 
 
-def orientation(
-    predicted: Complex[NDArray[np.complexfloating], "n N N"],
-    truth: Complex[NDArray[np.complexfloating], "n N N"],
-    probe: Complex[NDArray[np.complexfloating], "N N"],
-) -> Orientation:
-    """Correlate predicted patches (n, N, N) with true ones, and with their twins conj(O(-r)).
+def orientation(predicted: Patches, truth: Patches, probe: Probe) -> Orientation:
+    """Correlate predicted patches with true ones, and with their twins conj(O(-r)).
 
     A far-field pattern of a real centrosymmetric probe cannot tell the two apart, patch by patch. Each value is the
     mean over patches of |<p, t>| / (|p| |t|), weighted by the probe's intensity, of patches less their weighted mean;
@@ -138,9 +130,7 @@ def orientation(
     return Orientation(_correlation(predicted, truth, weight), _correlation(predicted, twin, weight))
 
 
-def _correlation(
-    first: NDArray[np.complexfloating], second: NDArray[np.complexfloating], weight: NDArray[np.float64]
-) -> float:
+def _correlation(first: Patches, second: Patches, weight: Float[NDArray[np.float64], "N N"]) -> float:
     axes = (-2, -1)
     a = first - (weight * first).sum(axis=axes, keepdims=True)
     b = second - (weight * second).sum(axis=axes, keepdims=True)
