@@ -28,7 +28,7 @@ import torch
 from fnostab import tracking
 from fnostab.config import ArmConfig, resolve_config
 from fnostab.dataset import Dataset, load_or_build
-from fnostab.training.batches import PtychoDataModule
+from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
@@ -50,9 +50,9 @@ class Unobserved(PtychoModule):
 def train_s(module: PtychoModule, callbacks: list, dataset: Dataset, folder: Path) -> float:
     """Seconds that the training of `module` takes."""
     trainer = make_trainer(module.config, callbacks, CheckpointFiles(folder))
-    data = PtychoDataModule(dataset, module.config)
+    loaders = make_loaders(trainer, dataset, module.config)
     start = time.perf_counter()
-    trainer.fit(module, datamodule=data, weights_only=True)
+    trainer.fit(module, *loaders, weights_only=True)
     return time.perf_counter() - start
 
 
@@ -115,7 +115,7 @@ def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observe
                 off.append(train_s(Unobserved(config, dataset), [], dataset, folder))
                 continue
             with tracking.open_run(config, folder) as tracker:
-                run = _Run(config, dataset, tracker, folder, lambda line: None, None, None)
+                run = _Run(config, dataset, tracker, folder, lambda line: None, None)
                 module = PtychoModule(config, dataset)
                 recorder, watch = SeriesRecorder(run.history, tracker), Stopwatch()
                 watch.watch(recorder, "on_fit_start", "on_train_start", "on_train_batch_end", "on_train_epoch_end")

@@ -5,7 +5,7 @@ import torch
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines
 from fnostab.health.history import History
-from fnostab.training.batches import PtychoDataModule
+from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import Checkpoints, SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
@@ -41,10 +41,6 @@ def fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, e
     recorder = SeriesRecorder(history, sink, config.train.give_up_epoch)
     callbacks = [recorder, Checkpoints(files, checkpoint_every_s), *extra]
     trainer = make_trainer(config, callbacks, files)
-    trainer.fit(
-        module,
-        datamodule=PtychoDataModule(dataset, config),
-        ckpt_path=files.last if resume else None,
-        weights_only=True,
-    )
+    loaders = make_loaders(trainer, dataset, config)
+    trainer.fit(module, *loaders, ckpt_path=files.last if resume else None, weights_only=True)
     return module, history, sink

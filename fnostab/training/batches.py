@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning
 import numpy as np
@@ -147,59 +147,38 @@ def _share(rank: int, world_size: int, size: int) -> slice:
     return slice(rank, None, world_size) if rank < size else slice(1)
 
 
-@dataclass(frozen=True)
-class InOrder:
-    """A list of batches as a loader; Lightning would take a bare list for several loaders."""
+class ValidationLoader:
+    """Iterates over this rank's share of the validation patches, in order."""
 
-    batches: list[Batch]
+    def __init__(self, patches: Batch, rank: int = 0, world_size: int = 1) -> None:
+        self._patches = patches
+        share = patches.take(_share(rank, world_size, patches.global_size))
+        self._batches = split_batches(share._replace(rank=rank, world_size=world_size), _VALIDATION_BATCH)
 
     def __len__(self) -> int:
         """Number of batches."""
-        return len(self.batches)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches in order."""
-        return iter(self.batches)
+        return iter(self._batches)
+
+    def whole_batches(self) -> list[Batch]:
+        """The batches of all ranks' patches."""
+        return split_batches(self._patches, _VALIDATION_BATCH)
 
 
-class PtychoDataModule(lightning.LightningDataModule):
-    """Training and validation patches, loaded onto the device once; there are no loader workers."""
-
-    def __init__(self, dataset: Dataset, config: ArmConfig) -> None:
-        super().__init__()
-        self._dataset = dataset
-        self._config = config
-        self._resident: dict[str, Batch] = {}
-
-    def _patches(self, name: str) -> Batch:
-        if name not in self._resident:
-            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-            self._resident[name] = resident(getattr(self._dataset, name), device)
-        return self._resident[name]
-
-    def train_dataloader(self) -> PatchLoader:
-        """Training batches in the order of (seed, epoch)."""
-        config, trainer = self._config, self.trainer
-        order = EpochOrder(
-            self._dataset.train, config.train.batch_size, config.seed, neighbours=config.train.overlap_weight > 0
-        )
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        return PatchLoader(self._patches("train"), order, rank, world_size)
-
-    def val_dataloader(self) -> "InOrder":
-        """This rank's share of the validation batches."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        patches = self._patches("val")
-        share = patches.take(_share(rank, world_size, patches.global_size))
-        return InOrder(split_batches(share._replace(rank=rank, world_size=world_size), _VALIDATION_BATCH))
-
-    def all_validation_batches(self) -> list[Batch]:
-        """The validation batches of all ranks."""
-        return split_batches(self._patches("val"), _VALIDATION_BATCH)
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Return `batch` as it is: it lies there already."""
-        return batch
+def make_loaders(
+    trainer: lightning.Trainer, dataset: Dataset, config: ArmConfig
+) -> tuple[PatchLoader, ValidationLoader]:
+    """Training and validation patches of this rank, which are loaded onto its device now; there are no workers."""
+    device, rank, world_size = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
+    train = config.train
+    order = EpochOrder(dataset.train, train.batch_size, config.seed, neighbours=train.overlap_weight > 0)
+    return (
+        PatchLoader(resident(dataset.train, device), order, rank, world_size),
+        ValidationLoader(resident(dataset.val, device), rank, world_size),
+    )
 
 
 def training_loader(trainer: lightning.Trainer) -> PatchLoader:
@@ -209,11 +188,11 @@ def training_loader(trainer: lightning.Trainer) -> PatchLoader:
     return loader
 
 
-def all_validation_batches(trainer: lightning.Trainer) -> list[Batch]:
-    """The validation batches, of all ranks, of what `trainer` trains on."""
-    data: Any = trainer
-    assert isinstance(data.datamodule, PtychoDataModule)
-    return data.datamodule.all_validation_batches()
+def validation_loader(trainer: lightning.Trainer) -> ValidationLoader:
+    """The loader that `trainer` validates on."""
+    loader = trainer.val_dataloaders
+    assert isinstance(loader, ValidationLoader)
+    return loader
 
 
 def resident(split: Split, device: torch.device | str = "cpu") -> Batch:

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset
 from fnostab.models.registry import build_generator
-from fnostab.training.batches import PtychoDataModule
+from fnostab.training.batches import make_loaders
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.processes import find_environment
@@ -23,8 +23,7 @@ def fit(trainer: lightning.Trainer, config: ArmConfig, dataset: Dataset, resume_
     """Train the arm, from the checkpoint `resume_from` on if there is one."""
     torch.manual_seed(config.seed)
     module = PtychoModule(config, dataset)
-    data = PtychoDataModule(dataset, config)
-    trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    trainer.fit(module, *make_loaders(trainer, dataset, config), ckpt_path=resume_from, weights_only=True)
 
 
 def make_trainer(config: ArmConfig, callbacks: list[lightning.Callback], files: CheckpointFiles) -> lightning.Trainer:

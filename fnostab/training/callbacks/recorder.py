@@ -11,7 +11,7 @@ import torch
 from fnostab.health import EPOCH_SERIES, STEP_SERIES, History
 from fnostab.metrics import progress
 from fnostab.study.names import METRIC
-from fnostab.training.batches import all_validation_batches, training_loader
+from fnostab.training.batches import training_loader, validation_loader
 from fnostab.training.collectives import broadcast
 
 #: Steps between copies of the recorded values from the device; a copy waits for the device once.
@@ -190,7 +190,7 @@ class SeriesRecorder(lightning.Callback):
         )
         self.history.add_health(module.observe())
         if not math.isfinite(found["val_loss"]):
-            batches = all_validation_batches(trainer)
+            batches = validation_loader(trainer).whole_batches()
             layers = (module.first_bad_layer(batch, training=False) for batch in batches)
             self._stop(trainer, self.history.steps - 1, next(filter(None, layers), None))
         self._epochs.append((self.history.steps - 1, _now_ms()))
