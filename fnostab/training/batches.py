@@ -1,4 +1,4 @@
-"""The patches of a dataset as batches that already live on the training device."""
+"""The patches of a dataset as batches of tensors that stay on the training device."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset, Split
 
-#: Patches a validation step; it changes nothing but the speed.
+#: Patches a validation step; the number affects the speed alone.
 _VALIDATION_BATCH = 64
 
 
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     positions_px: torch.Tensor
     #: Patches of this step over all ranks; losses are divided by it.
     global_size: int
-    #: Rows and columns that the positions of all ranks, rounded, span; known to the host: nobody waits for the device.
+    #: Rows and columns that the rounded positions of all ranks span, known to the host without waiting for the device.
     extent_px: tuple[int, int] = (0, 0)
     #: These are every `world_size`-th patch from `rank` on; or all, whatever number of ranks there are, if that is 1.
     rank: int = 0
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
     @property
     def is_stand_in(self) -> bool:
-        """Whether there was no patch left for this rank: it computes another rank's, as all must, and counts none."""
+        """Whether no patch was left for this rank: it computes one of another rank, as DDP needs, which does not count."""
         return self.rank >= self.global_size
 
     def take(self, index: torch.Tensor | slice) -> "Batch":
@@ -134,11 +134,11 @@ class PatchLoader:
         )
 
     def state_dict(self) -> dict[str, int]:
-        """Batches of the epoch that were handed out."""
+        """How many batches of the epoch were used."""
         return {"place": self._place % len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Make the next pass start where the saved one stood."""
+        """Let the next pass start at the saved place."""
         self._start = state["place"]
 
 

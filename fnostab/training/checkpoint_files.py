@@ -1,4 +1,4 @@
-"""The files of a run's checkpoints: whole or not there, and what is left of them after a kill or on a full disk."""
+"""The files of a run's checkpoints, which survive kills, full disks and damage."""
 
 import io
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from fnostab.io.files import atomic_write, damage, is_disk_full
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes `last.ckpt`, which leaves the one before as `before.ckpt`, and `best.ckpt`, each whole or not at all.
+    """Writes `best.ckpt` and `last.ckpt` atomically, and keeps the previous last one as `before.ckpt`.
 
-    A full disk stops nothing: what is there stays, the best checkpoint waits in memory until there is room, and
-    `report` takes a line. The last one is not written before the best one that it speaks of.
+    A full disk does not stop the training: the files that exist stay, the best checkpoint waits in memory until there
+    is room, and `report` takes a line. The last checkpoint holds the loss of the best one, so it is written after it.
     """
 
     def __init__(self, folder: Path, report: Callable[[str], None] = lambda line: None) -> None:
@@ -49,10 +49,10 @@ class CheckpointFiles(TorchCheckpointIO):
             self._report(f"no room for the checkpoint {path.name}: training goes on, what was saved before stays")
 
     def newest_complete(self) -> Path | None:
-        """The checkpoint to go on from: the last one, or the one before if that is damaged; None to start.
+        """The checkpoint to resume from: the last one, or the one before if that is damaged; None to start anew.
 
-        Training starts again from the first step too if the best one is damaged: its weights lie nowhere else, and the
-        same steps lead there again.
+        If the best one is damaged, training starts anew as well: its weights are stored nowhere else, and the same
+        steps find them again.
         """
         if not (self.best.exists() and self._is_damaged(self.best, "training starts again")):
             for path in (self.last, self.before):
@@ -87,24 +87,24 @@ class CheckpointFiles(TorchCheckpointIO):
 
     @property
     def at_the_end(self) -> list[Path]:
-        """The best and the last checkpoint, as far as the disk had room for them."""
+        """Paths of the best and the last checkpoint; one that the disk had no room for is left out."""
         kept = {self.best: self._waiting_best is None, self.last: not self._last_is_old}
         return [path for path, is_new in kept.items() if is_new and path.exists()]
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, None if it is whole: torch minds its headers, and not its checksums."""
+    """What is wrong with a checkpoint, None if nothing is: torch checks its headers, but not its checksums."""
     if fault := damage(path):
         return fault
     try:
         torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except Exception as error:  # whatever torch makes of a damaged archive
+    except Exception as error:  # torch raises many kinds for a damaged archive
         return str(error).partition(".")[0]
     return None
 
 
 def _write(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Write `content` to `path`, whose content until now becomes that of `keep`."""
+    """Write `content` to `path`; the file that was there is moved to `keep`."""
     with atomic_write(path) as partial:
         partial.write_bytes(content)
         if keep is not None and path.exists():

@@ -1,4 +1,4 @@
-"""When the last and the best checkpoint are written, and what they bring back."""
+"""When checkpoints are written, and what is restored from them."""
 
 import math
 import time
@@ -13,10 +13,10 @@ from fnostab.training.collectives import OccasionalBroadcast, broadcast
 
 
 class Checkpoints(lightning.Callback):
-    """Has the last checkpoint written every epoch and every `every_s` seconds inside one, the best at the lowest loss.
+    """Saves the last checkpoint every epoch and every `every_s` seconds inside one, and the best at the lowest loss.
 
-    torch's RNG state and the place in the epoch travel along. Of several processes the first one decides when, and
-    writes. (Lightning saves the loader's place too, but does not restore it if the number of steps was asked for while
+    A checkpoint also holds torch's RNG state and the place in the epoch. Of several processes the first one decides
+    when to save, and writes the file. (Lightning saves the loader's place too, but does not restore it if the number of steps was asked for while
     the optimizers were made, as a schedule does: seen with Lightning 2.6.)
     """
 
@@ -33,11 +33,11 @@ class Checkpoints(lightning.Callback):
         checkpoint["place_in_epoch"] = training_loader(trainer).state_dict()
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Take over the place in the epoch."""
+        """Read the place in the epoch."""
         self._place = checkpoint["place_in_epoch"]
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Put the loader where it stood."""
+        """Let the loader continue from its place."""
         if self._place is not None:
             training_loader(trainer).load_state_dict(self._place)
             self._place = None
@@ -45,7 +45,7 @@ class Checkpoints(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time; not after an epoch's last batch, or a bad step: the validation is still to come."""
+        """Save if it is time, but not after an epoch's last batch, before its validation, nor after a bad step."""
         due = self._shared.after_step(time.monotonic() - self._saved_at > self._every_s, module.device)
         if due and batch_idx + 1 < trainer.num_training_batches and not module.has_stopped:
             self._save_last(trainer)
@@ -62,7 +62,7 @@ class Checkpoints(lightning.Callback):
         self._save_last(trainer)
 
     def _save_last(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self._files.last)  # all processes have a part in it
+        trainer.save_checkpoint(self._files.last)  # a collective operation
         self._saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,6 +70,6 @@ class Checkpoints(lightning.Callback):
         return {"best_val_loss": self.best_val_loss, "torch_rng": torch.get_rng_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them over."""
+        """Restore them."""
         self.best_val_loss = state["best_val_loss"]
         torch.set_rng_state(state["torch_rng"])

@@ -32,8 +32,8 @@ class SeriesRecorder(lightning.Callback):
     """Records the loss, norms and clipped fraction of every step, and the epoch's values, without a per-step wait.
 
     Values stay on the device for up to `_CHUNK_STEPS` steps. History and times travel in the checkpoint: a resumed run
-    has the series of an unbroken one, and offers the sink everything from the start, so that what an outage kept from
-    the store gets there. The deviation of the predicted object is divided by `module.truth_std`, that of the true one,
+    has the series of an unbroken one. It offers the sink everything from the start, so that the store also gets what
+    it missed in an outage. The deviation of the predicted object is divided by `module.truth_std`, that of the true one,
     or by its own best so far if that is None. `module.observe()` gives the values of `History.health` before the first
     step and after each epoch. Training stops at the first step, or validation, that is not finite: the series end
     there, and the event `non_finite` names step and layer. From the end of `give_up_epoch` on, it also stops if no
@@ -46,7 +46,6 @@ class SeriesRecorder(lightning.Callback):
         self._give_up_epoch = give_up_epoch
         self._best_std = 0.0
         self._pending: list[torch.Tensor] = []
-        self._pending_layers: list[tuple[int, dict[str, torch.Tensor]]] = []
         self._layers: list[tuple[int, dict[str, float]]] = []
         self._step_times_ms: list[int] = []
         #: Last step and time in ms of each epoch, and the time before the first step.
@@ -57,13 +56,12 @@ class SeriesRecorder(lightning.Callback):
         self.samples_per_s = 0.0
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Offer the sink what a checkpoint brought, also if nothing is left to train."""
+        """Offer the sink what was restored from a checkpoint, even if nothing is left to train."""
         self.offer_all()
 
     def offer_all(self) -> None:
         """Offer the sink all that is recorded, from the first step on."""
         self._offer_steps(0)
-        self._offer_layers(0)
         self._offer_start()
         self._offer_epochs(0)
 
@@ -94,8 +92,9 @@ class SeriesRecorder(lightning.Callback):
         self._pending.append(module.step_record)
         self._step_times_ms.append(_now_ms())
         self._patches += batch.global_size
-        if module.layer_norms:
-            self._pending_layers.append((len(self._step_times_ms) - 1, module.layer_norms))
+        if module.layer_norms:  # at an interval: this waits for the device
+            norms = torch.stack(list(module.layer_norms.values())).tolist()
+            self._layers.append((len(self._step_times_ms) - 1, dict(zip(module.layer_norms, norms, strict=True))))
         bad_already = _reading_is_free(module.step_record) and not _is_finite(module.step_record.tolist())
         if bad_already or len(self._pending) >= _CHUNK_STEPS:
             self.drain(trainer, module)
@@ -105,17 +104,14 @@ class SeriesRecorder(lightning.Callback):
         first, rows = self.history.steps, self._rows()
         self._pending = []
         bad = next((place for place, row in enumerate(rows) if not _is_finite(row)), None)
-        if bad is not None:  # the guard on the device let none of the later steps happen
+        if bad is not None:  # the optimizer took none of the later steps
             rows = rows[: bad + 1]
             del self._step_times_ms[first + len(rows) :]
             batch = training_loader(trainer).batch(first + bad - self._steps_before_epoch)
             self._stop(trainer, first + bad, module.first_bad_layer(batch))
         self.history.add_steps(rows)
+        self._layers = [entry for entry in self._layers if entry[0] < self.history.steps]
         self._offer_steps(first)
-        known = len(self._layers)
-        self._layers += [entry for entry in self._layer_rows() if entry[0] < self.history.steps]
-        self._pending_layers = []
-        self._offer_layers(known)
 
     def _stop(self, trainer: lightning.Trainer, step: int, layer: str | None) -> None:
         self.history.events.setdefault("non_finite", {"step": step} | ({"layer": layer} if layer else {}))
@@ -126,24 +122,12 @@ class SeriesRecorder(lightning.Callback):
         return self._epochs[-1][0] + 1 if self._epochs else 0
 
     def _rows(self) -> list[list[float]]:
-        """The pending records; those that a checkpoint brought lie on the CPU."""
+        """The pending records; those restored from a checkpoint are on the CPU."""
         if not self._pending:
             return []
         device = self._pending[-1].device
         rows: list[list[float]] = torch.stack([record.to(device) for record in self._pending]).tolist()
         return rows
-
-    def _layer_rows(self) -> list[tuple[int, dict[str, float]]]:
-        """The pending norms of parameters, one copy from the device a step."""
-        return [
-            (step, dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)))
-            for step, norms in self._pending_layers
-        ]
-
-    def _offer_layers(self, first: int) -> None:
-        for step, norms in self._layers[first:]:
-            time_ms = self._step_times_ms[step]
-            self._sink.log_series((f"weight_grad_norm/{name}", value, step, time_ms) for name, value in norms.items())
 
     def _offer_steps(self, first: int) -> None:
         series = {METRIC[name]: getattr(self.history, name) for name in STEP_SERIES}
@@ -151,6 +135,12 @@ class SeriesRecorder(lightning.Callback):
             (key, values[step], step, self._step_times_ms[step])
             for step in range(first, self.history.steps)
             for key, values in series.items()
+        )
+        self._sink.log_series(
+            (f"weight_grad_norm/{name}", value, step, self._step_times_ms[step])
+            for step, norms in self._layers
+            if first <= step < self.history.steps
+            for name, value in norms.items()
         )
 
     def _offer_start(self) -> None:
@@ -217,12 +207,11 @@ class SeriesRecorder(lightning.Callback):
         self._sink.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, its times, and records that still lie on the device."""
+        """The history, its times, and the records that are still on the device."""
         return {
             "history": self.history.to_mapping(),
             "pending": self._rows(),
             "layers": list(self._layers),
-            "pending_layers": self._layer_rows(),
             "step_times_ms": list(self._step_times_ms),
             "epochs": list(self._epochs),
             "begun_ms": self._begun_ms,
@@ -234,10 +223,6 @@ class SeriesRecorder(lightning.Callback):
         self.history.load(state["history"])
         self._pending = [torch.tensor(row) for row in state["pending"]]
         self._layers = state["layers"]
-        self._pending_layers = [
-            (step, {name: torch.tensor(norm) for name, norm in norms.items()})
-            for step, norms in state["pending_layers"]
-        ]
         self._step_times_ms = state["step_times_ms"]
         self._epochs = state["epochs"]
         self._begun_ms = state["begun_ms"]
@@ -245,7 +230,7 @@ class SeriesRecorder(lightning.Callback):
 
 
 def _reading_is_free(record: torch.Tensor) -> bool:
-    """Whether nobody need wait to read `record`."""
+    """Whether reading `record` does not wait for a device."""
     return record.device.type == "cpu"
 
 
