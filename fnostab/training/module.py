@@ -37,8 +37,8 @@ class PtychoModule(lightning.LightningModule):
     batch's overlapping patches make together, without which a learnt probe is not determined: any probe fits patches
     that need not agree. `step_record` holds the values of `history.STEP_SERIES` of the last step as one device tensor,
     `layer_norms` the gradient norm of each parameter before clipping, every `layer_norms_every_steps` steps. A step
-    whose loss or gradient norm is not finite is not taken, and none after it, so that whoever finds out later, on the
-    host, meets the weights that it met.
+    whose loss or gradient norm is not finite is not taken, nor is any after it: the host, which finds out later, can
+    repeat the step from the same weights.
     """
 
     lit: torch.Tensor
@@ -57,7 +57,7 @@ class PtychoModule(lightning.LightningModule):
         counts = dataset.train.counts
         self.mean_amplitude_sum = float(np.sqrt(counts).sum(dtype=np.float64)) / len(counts) / dataset.scale
         self.mean_counts = float(counts.sum(dtype=np.float64)) / len(counts)
-        # The same few patterns are looked at before the first step and after each epoch.
+        # The blocks are observed on the same few patterns before the first step and after each epoch.
         watched = torch.from_numpy(np.sqrt(dataset.val.counts[:_WATCHED_PATTERNS]))
         self.register_buffer("watched", watched, persistent=False)
         self.register_buffer("lit", torch.from_numpy(metrics.lit_region(dataset.probe)), persistent=False)
@@ -72,12 +72,12 @@ class PtychoModule(lightning.LightningModule):
 
     @property
     def probe(self) -> torch.Tensor:
-        """The probe as it stands, complex (N, N)."""
+        """The current probe, complex (N, N)."""
         return torch.view_as_complex(self.probe_parameter)
 
     @property
     def probe_array(self) -> NDArray[np.complex64]:
-        """The probe as it stands, on the host."""
+        """The current probe, on the host."""
         return np.asarray(self.probe.detach().cpu().numpy())
 
     def forward(self, sqrt_counts: torch.Tensor) -> torch.Tensor:
@@ -101,15 +101,15 @@ class PtychoModule(lightning.LightningModule):
         """This rank's part of `stitched_amplitude` of the patches of all ranks; all of it for a stand-in."""
         if batch.world_size == 1:
             return stitched_amplitude(patches, self.probe, batch.positions_px, batch.extent_px)
-        # Each rank's loss depends on the patches of all. Their gradients come back summed, from parts that count
-        # `world_size` times, over which DDP averages.
+        # Each rank's loss depends on the patches of all ranks, so `all_gather` sums a patch's gradients over them. Each
+        # rank's loss counts `world_size` times, and DDP averages.
         waves = torch.view_as_complex(all_gather(torch.view_as_real(patches), batch.global_size))
         positions_px = all_gather(batch.positions_px, batch.global_size)
         amplitude = stitched_amplitude(waves, self.probe, positions_px, batch.extent_px)
         return amplitude if batch.is_stand_in else amplitude[batch.rank :: batch.world_size]
 
     def _data_loss(self, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Distance of predicted amplitudes (B, N, N) from the batch's, over what a whole batch measures on average."""
+        """Distance of predicted amplitudes (B, N, N) from the batch's, over the average measured in a whole batch."""
         if batch.is_stand_in:  # DDP wants a gradient of every parameter from every rank
             return 0 * predicted.sum()
         # DDP averages gradients over ranks, so each rank's sum counts `world_size` times.
@@ -129,15 +129,15 @@ class PtychoModule(lightning.LightningModule):
     ) -> None:
         """Clip the network's gradients by the arm's rule and record the step; a learnt probe is not clipped.
 
-        By now they are the same on all ranks, and so is what becomes of them. The optimizer skips a step that is not
-        finite, and those after it, on the device: nobody waits.
+        DDP has averaged the gradients, so all ranks do the same. The optimizer skips a step that is not finite, and all
+        after it, on the device: the host does not wait.
         """
         clip = self.config.clip
         every = self.config.train.layer_norms_every_steps
         self.layer_norms = layer_norms(self.generator) if self.trainer.global_step % every == 0 else {}
         stats: ClipStats = clip_gradients_(self.generator, clip.algo, clip.val, clip.granularity)
         norm = stats.norm_preclip
-        if self.probe_parameter.grad is not None:  # is not clipped, and must be finite all the same
+        if self.probe_parameter.grad is not None:  # not clipped, but must be finite too
             norm = norm + 0 * self.probe_parameter.grad.sum()
         loss = self._loss
         if self.trainer.world_size > 1:
@@ -149,14 +149,14 @@ class PtychoModule(lightning.LightningModule):
 
     @property
     def has_stopped(self) -> bool:
-        """Whether a step was not finite, so that none is taken any more; waits for the device."""
+        """Whether a step was not finite, after which none is taken; reading this waits for the device."""
         return bool(self._bad)
 
     def first_bad_layer(self, batch: Batch, *, training: bool = True) -> str | None:
         """Name the layer at which a number that is not finite first appears on `batch`; see `layers.first_bad_layer`.
 
-        A training step is run without being taken; if not `training`, the network alone, forwards. `batch` is a whole
-        one, so that no rank needs another.
+        Runs a training step without taking it, or, if not `training`, the network forwards. `batch` holds the patches
+        of all ranks, so no rank waits for another.
         """
         with torch.set_grad_enabled(training), self._replay.paused():
             return first_bad_layer(

@@ -92,7 +92,7 @@ def _default_threads(devices: int) -> int:
 
 
 def quieten_libraries() -> None:
-    """Keep news that nobody acts on off the terminal; warnings stay, but for some that nobody can heed."""
+    """Keep messages that nobody acts on off the terminal: of warnings, only those listed here."""
     for name in ("lightning.pytorch", "lightning.fabric", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning looks for SLURM at every start, whoever starts the processes.

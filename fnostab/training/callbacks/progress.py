@@ -19,7 +19,7 @@ _SHORT_PRESETS = ("quick", "smoke")
 
 
 class EpochSummary(NamedTuple):
-    """Where a run stands after an epoch, for those who watch several."""
+    """How a run stands after an epoch, for a display of several runs."""
 
     epoch: int
     epochs: int
@@ -28,7 +28,7 @@ class EpochSummary(NamedTuple):
 
 
 class ConsoleProgress(lightning.Callback):
-    """Says how training goes: a bar with loss, gradient norm and ETA on a terminal, a line an epoch otherwise.
+    """Shows how training goes: a bar with loss, gradient norm and ETA on a terminal, a line an epoch otherwise.
 
     `watch`, if given, is called after every epoch.
     """
