@@ -16,8 +16,8 @@ class Checkpoints(lightning.Callback):
     """Saves the last checkpoint every epoch and every `every_s` seconds inside one, and the best at the lowest loss.
 
     A checkpoint also holds torch's RNG state and the place in the epoch. Of several processes the first one decides
-    when to save, and writes the file. (Lightning saves the loader's place too, but does not restore it if the number of steps was asked for while
-    the optimizers were made, as a schedule does: seen with Lightning 2.6.)
+    when to save, and writes the file. (Lightning saves the loader's place too, but does not restore it if the number of
+    steps was asked for while the optimizers were made, as a schedule does: seen with Lightning 2.6.)
     """
 
     def __init__(self, files: CheckpointFiles, every_s: float) -> None:

@@ -31,13 +31,14 @@ class MetricSink(Protocol):
 class SeriesRecorder(lightning.Callback):
     """Records the loss, norms and clipped fraction of every step, and the epoch's values, without a per-step wait.
 
-    Values stay on the device for up to `_CHUNK_STEPS` steps. History and times travel in the checkpoint: a resumed run
-    has the series of an unbroken one. It offers the sink everything from the start, so that the store also gets what
-    it missed in an outage. The deviation of the predicted object is divided by `module.truth_std`, that of the true one,
-    or by its own best so far if that is None. `module.observe()` gives the values of `History.health` before the first
-    step and after each epoch. Training stops at the first step, or validation, that is not finite: the series end
-    there, and the event `non_finite` names step and layer. From the end of `give_up_epoch` on, it also stops if no
-    epoch had `metrics.progress` over 0, which must be known of all of them: the event `given_up` names the epoch.
+    Values stay on the device for up to `_CHUNK_STEPS` steps. The checkpoint holds the history and its times, so a
+    resumed run has the series of an unbroken one. It offers the sink everything from the start, and so the store gets
+    what it missed in an outage. `object_std_ratio` is the deviation of the predicted object over `module.truth_std`,
+    that of the true one, or over its own best so far if that is None. `module.observe()` gives the values of
+    `History.health` before the first step and after each epoch. Training stops at the first step, or validation, that
+    is not finite: the series end there, and the event `non_finite` names step and layer. From the end of
+    `give_up_epoch` on, it also stops if no epoch had `metrics.progress` over 0 and that is known of all of them: the
+    event `given_up` names the epoch.
     """
 
     def __init__(self, history: History, sink: MetricSink, give_up_epoch: int | None = None) -> None:
