@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
     @property
     def is_stand_in(self) -> bool:
-        """Whether no patch was left for this rank: DDP needs a step of it, on another rank's patch that does not count."""
+        """Whether no patch was left for this rank, which then takes a patch of another rank that does not count."""
         return self.rank >= self.global_size
 
     def take(self, index: torch.Tensor | slice) -> "Batch":
