@@ -44,6 +44,7 @@ def add_group(commands: Any, name: str, text: str) -> Any:
 
 def add_config_arguments(parser: argparse.ArgumentParser, without: frozenset[str] = frozenset()) -> None:
     """Every flat and dotted key as `--key VALUE`; keys that are not there are refused with a suggestion."""
+    parser.usage = "%(prog)s [OPTION ...] [--KEY VALUE ...]"
     parser.add_argument("--config", metavar="FILE", help="YAML file of nested or dotted keys; options override it")
     short, other = parser.add_argument_group("parameters"), parser.add_argument_group("any other key")
     texts = {**CONFIG_KEYS, **{key: CONFIG_KEYS[dotted] for key, dotted in FLAT_KEYS.items()}}

@@ -18,11 +18,11 @@ def add(commands: Any) -> None:
     """Add the command."""
     compare = add_command(commands, "compare", "rank the arms of a study and register the winner", _compare)
     compare.add_argument("--study", default="stage_a", help="tag of the runs (default stage_a)")
-    compare.add_argument("--dataset", type=unless_open, metavar="HASH", help="which dataset, if the study has several")
-    compare.add_argument("--parent", type=unless_open, metavar="RUN", help="the runs of this parent run only")
-    compare.add_argument("--promote", default="false", nargs="?", const="true", help="move champion also to a model")
+    compare.add_argument("--dataset", type=unless_open, metavar="HASH", help="which dataset, if there are several")
+    compare.add_argument("--parent", type=unless_open, metavar="RUN", help="compare only the runs of this parent run")
+    compare.add_argument("--promote", default="false", nargs="?", const="true", help="always make the winner champion")
     compare.add_argument("--register", default="true", help="false: rank and report only")
-    compare.add_argument("--out", type=unless_open, metavar="FOLDER", help="also write the files into this folder")
+    compare.add_argument("--out", type=unless_open, metavar="FOLDER", help="also write all files to this folder")
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -18,9 +18,9 @@ def add(commands: Any) -> None:
         "--out", default="recon.npz", metavar="NPZ", help="default: recon.npz; a picture (.png) is put beside it"
     )
     parser.add_argument("--quantity", default="auto", help="counts or amplitude, for PtychoPINN-style files")
-    probe = "file with another probe of the scan; a model that brings its own uses that"
+    probe = "file with another probe for the scan; a model that has its own uses that"
     parser.add_argument("--probe", default="auto", metavar="NPZ", help=probe)
-    parser.add_argument("--batch_size", default="64", help="patterns that the network sees at a time (default 64)")
+    parser.add_argument("--batch_size", default="64", help="patterns per pass of the network (default 64)")
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ _COLUMNS = ("version", "aliases", "arm", "seed", "val_loss", "dataset", "registe
 
 def add(commands: Any) -> None:
     """Add the commands."""
-    actions = add_group(commands, "registry", "show registered models, or take a champion back")
+    actions = add_group(commands, "registry", "show registered models, or roll a champion back")
     show = add_command(actions, "show", "list registered versions with their aliases and losses", _show)
     show.add_argument("model", nargs="?", metavar="MODEL", help="default: all models of this package")
     show.add_argument("--study", help="instead of MODEL: the model of this study")

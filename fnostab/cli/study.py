@@ -32,15 +32,15 @@ def add(commands: Any) -> None:
     study = add_command(
         commands, "study", "train every arm over several seeds; only what is missing is trained", _study
     )
-    study.add_argument("--stage", choices=("a", "b"), default="a", help="b: the winner of Stage A in a deeper network")
-    study.add_argument("--seeds", default="auto", help="how many, or the seeds themselves: 1,2,5")
-    study.add_argument("--arms", type=unless_open, metavar="FILE", help="YAML file with another table of arms")
-    study.add_argument("--stage_a", type=unless_open, metavar="STUDY", help="whose winner Stage B takes")
+    study.add_argument("--stage", choices=("a", "b"), default="a", help="b: train Stage A's winner in a deeper network")
+    study.add_argument("--seeds", default="auto", help="number of seeds, or the seeds themselves: 1,2,5")
+    study.add_argument("--arms", type=unless_open, metavar="FILE", help="YAML file of arms, instead of Stage A's")
+    study.add_argument("--stage_a", type=unless_open, metavar="STUDY", help="study whose winner Stage B trains")
     study.add_argument("--launcher", type=unless_open, help=f"{', '.join(_LAUNCHERS)} (default processes)")
-    study.add_argument("--workers", type=unless_open, help="runs at once (default: as cores and memory allow)")
+    study.add_argument("--workers", type=unless_open, help="runs at a time (default: as cores and memory allow)")
     study.add_argument("--gpus_per_run", type=unless_open, help="share of a GPU that a run takes (launcher ray)")
     study.add_argument("--ray_address", type=unless_open, help="a Ray cluster; default: RAY_ADDRESS, or this machine")
-    study.add_argument("--plan", action="store_true", help="print the runs that the study has, and stop")
+    study.add_argument("--plan", action="store_true", help="print the runs of the study, and stop")
     add_config_arguments(study, without=_ARM_KEYS)
 
 

@@ -10,7 +10,7 @@ def add(commands: Any) -> None:
     """Add the command."""
     text = "bring runs that an outage or a kill left on this machine to the tracking store"
     sync = add_command(commands, "sync", text, _sync)
-    sync.add_argument("--list", action="store_true", help="print what waits, and stop")
+    sync.add_argument("--list", action="store_true", help="print the runs that wait, and stop")
 
 
 def _sync(arguments: argparse.Namespace) -> int:

@@ -12,10 +12,10 @@ def add(commands: Any) -> None:
     """Add the commands."""
     export = add_command(commands, "export", "write the numbers of a study's runs to a file", _export)
     export.add_argument("--study", default="stage_a", help="tag of the runs (default stage_a)")
-    export.add_argument("--out", type=unless_open, metavar="FILE", help="where to (default STUDY.jsonl.gz)")
-    export.add_argument("--steps", action="store_true", help="the series of optimizer steps as well")
+    export.add_argument("--out", type=unless_open, metavar="FILE", help="default: STUDY.jsonl.gz")
+    export.add_argument("--steps", action="store_true", help="with the series of single optimizer steps")
     bring = add_command(commands, "import", "put runs that were exported into the tracking store, once", _import)
-    bring.add_argument("files", nargs="+", metavar="FILE", help="what export wrote")
+    bring.add_argument("files", nargs="+", metavar="FILE", help="file that `fnostab export` wrote")
 
 
 def _export(arguments: argparse.Namespace) -> int:

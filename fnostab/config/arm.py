@@ -39,10 +39,10 @@ def check_name(key: str, value: str) -> None:
 class ArmConfig(Section):
     """One run: an arm (architecture x clipping rule), its data, its training, its seed."""
 
-    preset: str = Field("stage_a", description="where the other defaults come from")
+    preset: str = Field("stage_a", description="where all other defaults come from")
     study: str = Field("auto", min_length=1, max_length=100, description="tag; auto: stage_a or stage_a_<preset>")
     arm: str = Field("auto", min_length=1, max_length=100, description="tag; auto: control, stable, agc or arch-clip")
-    seed: int = Field(20260128, ge=0, lt=2**32, description="of initial weights and data order")
+    seed: int = Field(20260128, ge=0, lt=2**32, description="seed of initial weights and data order")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     clip: ClipConfig = ClipConfig()

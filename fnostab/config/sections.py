@@ -55,7 +55,7 @@ class DataConfig(Section):
 
     path: str = Field("", description="measured scan (.npz or .npz.bz2); empty: simulate")
     quantity: Literal["auto", "counts", "amplitude"] = Field(
-        "auto", description="what a PtychoPINN-style file's patterns are; never guessed"
+        "auto", description="what the patterns of a PtychoPINN-style file are; never guessed"
     )
     N: int = Field(64, ge=16, le=512, description="pattern and patch size in pixels")
     gridsize: int = Field(1, description="patches predicted at once along an axis; only 1 is built")
@@ -142,7 +142,7 @@ class ModelConfig(Section):
     layerscale_init: float | None = Field(
         None, ge=-1000, le=1000, description="initial LayerScale of stable blocks; null: no LayerScale"
     )
-    norm_centred: bool = Field(True, description="the norm of stable blocks takes each channel's mean away")
+    norm_centred: bool = Field(True, description="the norm of stable blocks subtracts each channel's mean")
     norm_bias: bool = Field(True, description="the norm of stable blocks learns a bias")
 
     @model_validator(mode="before")
@@ -172,7 +172,7 @@ class ClipConfig(Section):
 
     algo: ClipAlgorithm = Field("norm", description="clipping rule")
     val: float = Field(
-        "auto", le=_LARGE, validate_default=True, description="its limit; auto: norm 1.0, value 0.5, agc 0.01"
+        "auto", le=_LARGE, validate_default=True, description="limit of the rule; auto: norm 1.0, value 0.5, agc 0.01"
     )
     granularity: Literal["unit", "tensor"] = Field("unit", description="what agc compares: output units or tensors")
 
@@ -187,8 +187,8 @@ class OptimConfig(Section):
 
     name: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimiser")
     lr: float = Field(1e-3, gt=0, le=_LARGE, description="learning rate")
-    weight_decay: float = Field(0.0, ge=0, le=_LARGE, description="decoupled for adamw, L2 otherwise")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(0.0, ge=0, le=_LARGE, description="decoupled for adamw, else L2")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: linear warm-up, then cosine to 0")
     warmup_steps: int = Field(0, ge=0, le=_MANY, description="steps of linear warm-up (schedule cosine)")
 
@@ -204,7 +204,7 @@ class TrainConfig(Section):
         description="share of the epochs after which a run that was never better than the best constant object is "
         "stopped; null: never",
     )
-    batch_size: int = Field(16, ge=1, le=10**6, description="patches a step, over all devices together")
+    batch_size: int = Field(16, ge=1, le=10**6, description="patches per step, over all devices together")
     loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")
     learn_probe: bool = Field(False, description="learn the probe with the network")
     probe_lr: float = Field(1e-2, gt=0, le=_LARGE, description="learning rate of the probe over its largest amplitude")
@@ -212,14 +212,14 @@ class TrainConfig(Section):
         0.0, ge=0, le=1, description="share of the loss taken on the object stitched from each batch of neighbours"
     )
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="device kind")
-    devices: int = Field(1, ge=1, le=1024, description="devices a machine, or processes on CPUs, that share each batch")
+    devices: int = Field(1, ge=1, le=1024, description="devices per machine (on CPUs: processes) that share a batch")
     nodes: int = Field(1, ge=1, le=10_000, description="machines; more than one are started by torchrun or SLURM")
     strategy: Literal["auto", "ddp"] = Field("auto", description="how devices share a batch; auto: ddp if several")
     threads: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="CPU threads a process; default: OMP_NUM_THREADS, or cores over `devices`. Changes the last bits",
+        description="CPU threads per process; default: OMP_NUM_THREADS, or cores over `devices`. Changes the last bits",
     )
     cuda_graph: bool = Field(True, description="on one CUDA device, launch a step's kernels as a graph")
     checkpoint_every_s: float = Field(60.0, gt=0, le=_MANY, description="seconds between checkpoints inside an epoch")
@@ -228,7 +228,7 @@ class TrainConfig(Section):
     )
     picture_every_epochs: int = Field(10, ge=1, le=_MANY, description="epochs between pictures of the test object")
     artifacts: Literal["all", "numbers"] = Field(
-        "all", description="numbers: no model, pictures or checkpoints in the store, for sweeps of many runs"
+        "all", description="numbers: store no model, pictures or checkpoints, for sweeps of many runs"
     )
 
     @property
