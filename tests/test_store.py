@@ -97,8 +97,13 @@ def test_a_folder_for_artifacts_that_cannot_be_written_to_is_refused(client, fre
     )
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
     check_store(for_new_run=True)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path).endswith("mlflow.db"))
     _refused(r"^`artifact_location` \(=.*/mlruns/0\) must be a folder that can be written to")
+
+
+def test_a_database_that_cannot_be_written_to_is_refused(client, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    _refused(r"^`MLFLOW_TRACKING_URI` \(=.*mlflow.db\) must name a database that can be written to$")
 
 
 def test_a_place_for_artifacts_whose_client_is_missing_is_refused(client, monkeypatch):

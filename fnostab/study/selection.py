@@ -59,11 +59,6 @@ class StoredRun:
         return self.tags["dataset_sha256"]
 
     @property
-    def has_identity(self) -> bool:
-        """Whether its tags say arm, seed and dataset, without which it cannot be compared."""
-        return {"arm", "dataset_sha256"} <= self.tags.keys() and self.tags.get("seed", "").isdecimal()
-
-    @property
     def is_result(self) -> bool:
         """Whether it ran to its end and has a verdict."""
         return self.status == "FINISHED" and "verdict" in self.tags
@@ -73,6 +68,11 @@ class StoredRun:
         row: dict[str, Any] = {"arm": self.arm, "seed": self.seed, "run_id": self.run_id}
         row |= {"verdict": self.tags["verdict"], "arch": self.tags.get("arch")}
         return row | {number.name: self.metrics.get(number.metric) for number in NUMBERS if number.when == "end"}
+
+
+def has_identity(tags: Mapping[str, str]) -> bool:
+    """Whether the tags of a run say its arm, seed and dataset, without which it cannot be compared."""
+    return {"arm", "dataset_sha256"} <= tags.keys() and tags.get("seed", "").isdecimal()
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def select_runs(
     seeds that a result is expected of. Raises `ConfigError` where nothing is left, where runs have different datasets,
     and where their configs differ in more than the arms may, with the difference.
     """
-    trained = [run for run in found if run.has_identity]
+    trained = [run for run in found if has_identity(run.tags)]
     if not trained:
         raise ConfigError(f"`study` (={study}) must be the tag of runs in the tracking store: there is none")
     runs = [run for run in trained if parent is None or run.tags.get("mlflow.parentRunId") == parent]

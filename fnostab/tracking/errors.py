@@ -41,8 +41,8 @@ def redacted(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What `error` says, in one line without passwords; its kind where it says nothing."""
-    words = str(error).strip()
+    """What `error` says, in one line without passwords and MLflow's code; its kind where it says nothing."""
+    words = str(error).strip().removeprefix(f"{getattr(error, 'error_code', '')}: ")
     return redacted(words.splitlines()[0]) if words else type(error).__name__
 
 

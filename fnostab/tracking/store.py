@@ -67,9 +67,11 @@ def check_store(*, must_exist: bool = False, for_new_run: bool = False) -> str:
         _log_in(uri)
     elif must_exist:
         raise ConfigError(f"{_setting(uri)} must name a tracking store: there is none yet")
-    if for_new_run:
-        check_target(is_local=not uri.startswith("http"), is_new=_is_new(uri))
     database = sqlite_file(uri)
+    if for_new_run:
+        if database is not None and not os.access(database.parent if _is_new(uri) else database, os.W_OK):
+            raise ConfigError(f"{_setting(uri)} must name a database that can be written to")
+        check_target(is_local=not uri.startswith("http"), is_new=_is_new(uri))
     return uri if database is None else f"sqlite:///{database.resolve()}"
 
 

@@ -17,7 +17,7 @@ from mlflow.entities import Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from fnostab.config import ConfigError
-from fnostab.study.selection import StoredRun, newest_results
+from fnostab.study.selection import StoredRun, has_identity, newest_results
 from fnostab.tracking.errors import HOW_TO_REPEAT, StoreUnavailable, one_line, redacted, translated_store_errors
 from fnostab.tracking.run import resume_into
 from fnostab.tracking.store import search_runs
@@ -43,10 +43,10 @@ def find_runs(study: str, **tags: str) -> list[StoredRun]:
     Runs that cannot be compared, because they do not say their arm, seed and dataset, are left out with a warning.
     """
     found = [run for run in search_runs(study=study, **tags) if ROLE not in run.tags and "resumed_into" not in run.tags]
-    if strangers := [run.run_id for run in found if not run.has_identity]:
+    if strangers := [run.run_id for run in found if not has_identity(run.tags)]:
         lack = "runs without the tags arm, seed (a number) and dataset_sha256 are left out"
         logger.warning("study %s: %d %s, such as %s", study, len(strangers), lack, strangers[0])
-    return [run for run in found if run.has_identity]
+    return [run for run in found if has_identity(run.tags)]
 
 
 def find_results(study: str, dataset_sha256: str, **tags: str) -> dict[tuple[str, int, str | None], StoredRun]:

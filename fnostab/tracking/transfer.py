@@ -16,7 +16,7 @@ from fnostab.config import ConfigError
 from fnostab.health.history import STEP_SERIES
 from fnostab.io.files import DAMAGE, atomic_write
 from fnostab.io.untrusted import shown
-from fnostab.study.selection import StoredRun
+from fnostab.study.selection import StoredRun, has_identity
 from fnostab.tracking.errors import HOW_TO_REPEAT, translated_store_errors
 from fnostab.tracking.studies import Unreadable, find_runs, read_artifacts
 from fnostab.tracking.target import target_experiment_id
@@ -112,7 +112,7 @@ def read_exported(path: Path) -> ExportedStudy:
             raise ValueError("its first line says otherwise")
         runs = [_PortableRun.model_validate_json(line) for line in lines[1:]]
         for run in runs:
-            if run.tags.get("study") != study or not {"arm", "seed", "verdict"} <= run.tags.keys():
+            if run.tags.get("study") != study or "verdict" not in run.tags or not has_identity(run.tags):
                 raise ValueError(f"run {shown(run.run_id)} has not the tags of one of study {shown(study)}")
     except ValidationError as error:
         first = error.errors()[0]
