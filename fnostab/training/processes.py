@@ -123,7 +123,7 @@ def leading(
 
 @contextmanager
 def following(trainer: lightning.Trainer) -> Iterator[Meeting]:
-    """Train as another process of a run within this block; gives what the first one said."""
+    """Train as another process of a run within this block; yields what the first one said."""
     strategy = trainer.strategy
     assert isinstance(strategy, DDPStrategy)
     with _process_group(strategy):
@@ -147,7 +147,8 @@ def followers(command: Sequence[str], config: ArmConfig, port: int | None) -> It
         yield processes
         seconds = _TO_END_S
     except RuntimeError as error:  # a process that lost its partner gets one
-        _wait(processes, _TO_END_AFTER_FAILURE_S)
+        _wait(processes, seconds)
+        seconds = 0.0
         for rank, process in enumerate(processes, start=1):
             if process.returncode == OUT_OF_MEMORY_EXIT:
                 raise torch.OutOfMemoryError(f"process {rank} of the run: out of memory") from error
@@ -195,7 +196,7 @@ def _meet(
 ) -> None:
     """Wait until all processes of the run have found each other; raises `RuntimeError` if one of `processes` ends.
 
-    A thread of its own waits, because no signal is heard in torch's waiting.
+    torch's own waiting lets no signal through, so it happens in a thread.
     """
     errors: list[Exception] = []
 
@@ -217,12 +218,12 @@ def _meet(
             silent_until = math.inf
     if errors:
         raise errors[0]
-    strategy.setup_environment()  # once more for the device, which each thread has its own of
+    strategy.setup_environment()  # again, because a thread chooses its CUDA device for itself alone
 
 
 @contextmanager
 def _process_group(strategy: DDPStrategy) -> Iterator[None]:
-    """Let the processes of a run meet within this block, and leave nothing of that behind for the next run."""
+    """Set the environment variables that a process group needs; at the end, restore them and destroy the group."""
     variables = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # else Lightning sets the threads anew
     loopback = {"lo", "lo0"}.intersection(name for _, name in socket.if_nameindex())
     if isinstance(strategy.cluster_environment, OneMachine) and loopback:
