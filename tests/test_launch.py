@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fnostab.config import ConfigError
 from fnostab.io.endings import Interrupted
-from fnostab.launch import Job, Update, run_inline, run_processes, run_ray
+from fnostab.launch import Job, Update, collected_signals, ray_cluster, run_inline, run_processes, run_ray
 
 #: What the jobs of these tests do: the kind of end that their config asks for.
 CHILD = """
@@ -19,8 +20,8 @@ import os, signal, sys, time
 from pathlib import Path
 from fnostab.launch import Update, serve_jobs
 
-def run(job, tell):
-    tell(Update("running", "starting", pid=os.getpid()))
+def run(job, send):
+    send(Update("running", "starting", pid=os.getpid()))
     print("noise on stdout")
     kind = job.config["kind"]
     if kind == "die":
@@ -31,19 +32,20 @@ def run(job, tell):
         print("the last words", file=sys.stderr)
         sys.exit(3)
     if kind == "fail":
-        tell(Update("failed", "ValueError: no"))
+        send(Update("failed", "ValueError: no"))
         return
     if kind == "wait":
         ended = []
         signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
         Path(job.config["begun"]).write_text(str(os.getpid()))
         while not ended:
+            send(Update("running", "waiting"))
             time.sleep(0.02)
         Path(job.config["ended"]).touch()
-        tell(Update("interrupted", "stopped by SIGTERM"))
+        send(Update("interrupted", "stopped by SIGTERM"))
         return
-    tell(Update("running", epoch=1, epochs=1, val_loss=0.5))
-    tell(Update("done", "fine", 1, 1, 0.5, verdict="converged", run_id=str(job.cpus)))
+    send(Update("running", epoch=1, epochs=1, val_loss=0.5))
+    send(Update("done", "fine", 1, 1, 0.5, verdict="converged", run_id=str(job.cpus)))
 
 if __name__ == "__main__":
     sys.exit(serve_jobs(run))
@@ -111,12 +113,12 @@ def test_no_more_than_the_workers_run_at_once(tmp_path):
             from pathlib import Path
             from fnostab.launch import Update, serve_jobs
 
-            def run(job, tell):
+            def run(job, send):
                 folder = Path(job.config["folder"])
                 mine = folder / str(os.getpid())
                 mine.touch()
                 time.sleep(0.3)
-                tell(Update("done", str(len(list(folder.iterdir())))))
+                send(Update("done", str(len(list(folder.iterdir())))))
                 mine.unlink()
 
             sys.exit(serve_jobs(run))
@@ -132,15 +134,16 @@ def test_no_more_than_the_workers_run_at_once(tmp_path):
 def _study_process(tmp_path, command, begun, ended):
     """A process that runs one waiting job and one that would come after it, and exits with 7 if it was stopped."""
     code = f"""
-import sys
+import os
 from fnostab.io.endings import Interrupted
 from fnostab.launch import Job, run_processes
 jobs = [Job("w", {{"kind": "wait", "begun": {str(begun)!r}, "ended": {str(ended)!r}}}), Job("f", {{"kind": "finish"}})]
 try:
     run_processes(jobs, {command!r}, lambda place, update: print(place, update.state, flush=True), workers=1)
 except Interrupted as stopped:
-    print("stopped", stopped.signum, flush=True)
-    sys.exit(7)
+    if stopped.signum != 13:
+        print("stopped", stopped.signum, flush=True)
+    os._exit(7)
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
 
@@ -175,19 +178,78 @@ def test_runs_end_when_the_process_that_started_them_is_killed(tmp_path, command
     _wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
 
 
-def test_inline_runs_come_one_after_the_other_and_an_interrupted_one_ends_the_rest():
-    def run(job, tell):
-        tell(Update("running", "starting"))
-        tell(Update("interrupted" if job.config["kind"] == "stop" else "done", job.name))
+def test_an_interrupted_inline_run_ends_the_rest_and_says_by_which_signal():
+    def run(job, send):
+        send(Update("running", "starting"))
+        send(Update("interrupted" if job.config["kind"] == "stop" else "done", job.name, signum=signal.SIGINT))
 
     news = News()
-    ends = run_inline(jobs("finish", "stop", "finish"), run, news)
-    assert [(end.state, end.text) for end in ends] == [
-        ("done", "finish 0"),
-        ("interrupted", "stop 1"),
-        ("interrupted", "not begun"),
+    with pytest.raises(Interrupted, match="stopped by SIGINT"):
+        run_inline(jobs("finish", "stop", "finish"), run, news)
+    assert [(place, update.state) for place, update in news.updates] == [
+        *((0, "running"), (0, "done")),
+        *((1, "running"), (1, "interrupted")),
     ]
-    assert news.of(2) == []
+
+
+class _Display:
+    """Whoever watches: raises `error` at the first update that says `text`."""
+
+    def __init__(self, error, text):
+        self.error, self.text = error, text
+
+    def __call__(self, place, update):
+        if update.text == self.text:
+            raise self.error
+
+
+#: What is raised when a display fails so.
+_FAILURES = [(RuntimeError("no display"), RuntimeError, "no display"), (BrokenPipeError(), Interrupted, "by SIGPIPE")]
+
+
+@pytest.mark.parametrize(("error", "raised", "match"), _FAILURES)
+def test_a_display_that_fails_stops_an_inline_run_as_a_signal_does(error, raised, match):
+    def run(job, send):
+        send(Update("running", "starting"))  # too early: the run would not hear a signal yet
+        heard = []
+        previous = signal.signal(signal.SIGTERM, lambda *_: heard.append(job.name))
+        for epoch in range(3):
+            send(Update("running", "", epoch))
+            if heard:
+                break
+        signal.signal(signal.SIGTERM, previous)
+        ended.append((job.name, epoch))
+        send(Update("interrupted" if heard else "done", "ended"))
+
+    ended = []
+    with pytest.raises(raised, match=match):
+        run_inline(jobs("a", "b"), run, _Display(error, "starting"))
+    assert ended == [("a 0", 0)]
+
+
+@pytest.mark.parametrize(("error", "raised", "match"), _FAILURES)
+def test_a_display_that_fails_stops_the_processes(tmp_path, command, error, raised, match):
+    ended = tmp_path / "ended"
+    waiting = Job("waits", {"kind": "wait", "begun": str(tmp_path / "begun"), "ended": str(ended)})
+    with pytest.raises(raised, match=match):
+        run_processes([waiting, *jobs("finish")], command, _Display(error, "waiting"), workers=1)
+    assert ended.exists()
+
+
+def test_a_closed_pipe_stops_the_processes(tmp_path, command):
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    with _study_process(tmp_path, command, begun, ended) as study:
+        assert study.stdout.readline() == "0 running\n"
+        study.stdout.close()
+        assert study.wait(60) == 7
+    assert ended.exists()
+
+
+def test_a_signal_from_before_the_runs_begin_is_heard():
+    with collected_signals():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            run_inline(jobs("finish"), pytest.fail, News())
 
 
 def test_what_a_job_prints_does_not_disturb_what_it_tells(tmp_path, command):
@@ -196,29 +258,39 @@ def test_what_a_job_prints_does_not_disturb_what_it_tells(tmp_path, command):
     assert all("noise" not in update.text for update in news.of(0))
 
 
-def _ray_run(job, tell):
-    tell(Update("running", "starting", pid=os.getpid()))
+def _ray_run(job, send):
+    send(Update("running", "starting", pid=os.getpid()))
     marker = Path(job.config["folder"]) / job.name.replace(" ", "-")
     if job.config["kind"] == "lost" and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if job.config["kind"] == "fail":
         raise ValueError("no")
-    tell(Update("done", os.environ.get("FNOSTAB_TEST", ""), verdict="converged"))
+    if job.config["kind"] == "wait":
+        try:
+            time.sleep(120)
+        except KeyboardInterrupt:
+            marker.touch()
+            return
+    send(Update("done", os.environ.get("FNOSTAB_TEST", ""), verdict="converged"))
 
 
-def test_ray_runs_the_jobs_and_begins_a_lost_one_again(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def cluster():
     pytest.importorskip("ray")
-    monkeypatch.setenv("FNOSTAB_TEST", "passed on")
     # Workers import what they run; pickling by value spares them this file, which is in no package.
     import ray.cloudpickle
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with ray_cluster(None, cpus=2):
+        yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def test_ray_runs_the_jobs_and_begins_a_lost_one_again(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("FNOSTAB_TEST", "passed on")
     news = News()
-    try:
-        ends = run_ray(jobs("finish", "lost", "fail", folder=str(tmp_path)), _ray_run, news, workers=2)
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    ends = run_ray(jobs("finish", "lost", "fail", folder=str(tmp_path)), _ray_run, news, workers=2)
     assert [end.state for end in ends] == ["done", "done", "failed"]
     assert ends[0].text == "passed on"
     assert (tmp_path / "lost-1").exists()
@@ -226,5 +298,36 @@ def test_ray_runs_the_jobs_and_begins_a_lost_one_again(tmp_path, monkeypatch):
     assert {place for place, _ in news.updates} == {0, 1, 2}
 
 
-def test_stopped_names_the_signal():
-    assert str(Interrupted(signal.SIGTERM)) == "stopped by SIGTERM"
+def test_a_display_that_fails_stops_the_ray_tasks(cluster, tmp_path):
+    with pytest.raises(RuntimeError, match="no display"):
+        run_ray(
+            jobs("wait", "finish", folder=str(tmp_path)),
+            _ray_run,
+            _Display(RuntimeError("no display"), "starting"),
+            workers=1,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["wait-0"]
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(0, 0.5), (2, 4)])
+def test_gpus_that_no_machine_of_the_cluster_has_are_refused(monkeypatch, gpus, share):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0} | ({"GPU": gpus} if gpus else {})}]
+    )
+    message = rf"^`gpus_per_run` \(={share}\) must be at most the {gpus} GPUs"
+    with pytest.raises(ConfigError, match=message), ray_cluster(None, cpus=1, gpus_per_run=share):
+        pytest.fail("it began")
+
+
+def test_a_ray_cluster_that_does_not_answer_is_refused(monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def refuse(**_):
+        raise ConnectionError("no GCS")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    message = r"^`ray_address` \(=there:1\) must name a Ray cluster that answers: no GCS$"
+    with pytest.raises(ConfigError, match=message), ray_cluster("there:1", cpus=1):
+        pytest.fail("it began")

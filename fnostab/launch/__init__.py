@@ -1,12 +1,13 @@
 """Where the runs of a study execute: in this process, in several on this machine, or as Ray tasks.
 
-What one run does is somebody else's: this package starts runs, hears how they stand, and ends them. A run is a `Job`,
-carried out by a function `(Job, Tell) -> None`; it tells how it stands by `Update`s, the last of which is not
-`running`. Whatever happens to one run, the others go on.
+This package starts runs, hears how they stand, and stops them; what a run does is handed in. A run is a `Job`, carried
+out by a function `(Job, Send) -> None`, which sends `Update`s: `running` ones, then one that says how the run ended.
+Whatever happens to one run, the others go on. A signal, or an exception of whoever watches, stops all of them: they
+store what they have, and only then the launcher raises.
 """
 
-from fnostab.launch.jobs import Job, LaunchConfig, Launcher, OnUpdate, Run, Send, Update, run_inline
-from fnostab.launch.tasks import run_ray
+from fnostab.launch.jobs import Job, LaunchConfig, Launcher, OnUpdate, Run, Send, Update, collected_signals, run_inline
+from fnostab.launch.ray_tasks import ray_cluster, run_ray
 from fnostab.launch.workers import run_processes, serve_jobs
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "Run",
     "Send",
     "Update",
+    "collected_signals",
+    "ray_cluster",
     "run_inline",
     "run_processes",
     "run_ray",

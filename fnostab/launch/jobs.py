@@ -1,18 +1,22 @@
-"""Runs as jobs: what is asked for, what is heard of them, and how they go one after the other in this process."""
+"""Runs as jobs: what is asked for, what is heard of them, what stops them, and a launcher for this process."""
 
-import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 from typing import Any, Final, Literal
 
-Launcher = Literal["inline", "processes", "ray"]
+from fnostab.io.endings import Interrupted
+
+Launcher = Literal["processes", "inline", "ray"]
 State = Literal["running", "done", "failed", "interrupted"]
 
-#: Seconds between two looks for news and for signals.
+#: Seconds between two looks for updates and for signals.
 TICK_S: Final = 0.2
+#: Signals that stop a study.
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Update:
-    """How a run stands; `done` whatever its verdict, `failed` if it has none.
+    """How a run stands: `done` whatever its verdict, `failed` if it has none, `interrupted` by the signal `signum`.
 
-    `text` is for people, in one line; `details`, such as a traceback, for those who mend it.
+    `text` is one line for people; `details`, such as a traceback, is for those who mend it.
     """
 
     state: State
@@ -51,6 +55,7 @@ class Update:
     verdict: str | None = None
     run_id: str | None = None
     pid: int | None = None
+    signum: int = signal.SIGTERM
     details: str = ""
 
 
@@ -61,21 +66,109 @@ OnUpdate = Callable[[int, Update], None]
 NOT_STARTED: Final = Update("interrupted", "not begun")
 
 
+class _Collector:
+    """A signal handler that keeps the signals that came."""
+
+    def __init__(self) -> None:
+        self.caught: list[int] = []
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self.caught.append(signum)
+
+
+@contextmanager
+def collected_signals() -> Iterator[list[int]]:
+    """Collect the signals that ask this process to stop, instead of dying from them.
+
+    Inside of another such block it is the same list. A signal that is ignored, as under nohup, stays ignored.
+    """
+    current = signal.getsignal(signal.SIGTERM)
+    if isinstance(current, _Collector):
+        yield current.caught
+        return
+    collector = _Collector()
+    heeded = [signum for signum in _SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+    previous = {signum: signal.signal(signum, collector) for signum in heeded}
+    try:
+        yield collector.caught
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+class Supervisor:
+    """Passes on what `jobs` runs say of themselves, and stops them at the first signal or failure of `on_update`."""
+
+    def __init__(self, jobs: int, on_update: OnUpdate, stop: Callable[[], None], caught: Sequence[int]) -> None:
+        #: How each run ended.
+        self.ends = [NOT_STARTED] * jobs
+        #: Why the runs are to stop; it is raised once they have.
+        self.cause: BaseException | None = None
+        self._on_update = on_update
+        self._stop = stop
+        self._caught = caught
+
+    def hear(self, place: int, update: Update) -> None:
+        """Pass on what the run at `place` says."""
+        if update.state != "running":
+            self.ends[place] = update
+        try:
+            self._on_update(place, update)
+        except BrokenPipeError:  # nobody reads what is shown: most programs die of this signal then
+            self.stop(Interrupted(signal.SIGPIPE))
+        except BaseException as error:
+            self.stop(error)
+
+    def check(self) -> None:
+        """Stop the runs if a signal came."""
+        if self._caught:
+            self.stop(Interrupted(self._caught[0]))
+
+    def stop(self, cause: BaseException) -> None:
+        """Stop the runs; only the first cause counts."""
+        if self.cause is None:
+            self.cause = cause
+            self._stop()
+
+
+@contextmanager
+def supervised(jobs: int, on_update: OnUpdate, stop: Callable[[], None]) -> Iterator[Supervisor]:
+    """Supervise `jobs` runs inside the block, and raise at its end what stopped them; `stop` asks all runs to end."""
+    with collected_signals() as caught:
+        supervisor = Supervisor(jobs, on_update, stop, caught)
+        supervisor.check()
+        yield supervisor
+        if supervisor.cause is not None:
+            raise supervisor.cause
+
+
 def run_inline(jobs: Sequence[Job], run: Run, on_update: OnUpdate) -> list[Update]:
     """Carry out the jobs one after the other in this process; returns how each ended.
 
-    A signal is the run's own affair: one that ends `interrupted` ends the rest, which are not begun.
+    A run may handle signals itself: if it ends `interrupted`, the rest is not begun. Raises `Interrupted` then.
     """
-    ends: list[Update] = []
-    for place, job in enumerate(jobs):
-        ends.append(run_job(run, job, partial(on_update, place)))
-        if ends[-1].state == "interrupted":
-            break
-    return ends + [NOT_STARTED] * (len(jobs) - len(ends))
+    with supervised(len(jobs), on_update, stop=lambda: None) as supervisor:
+
+        def send(place: int, update: Update) -> None:
+            supervisor.hear(place, update)
+            supervisor.check()
+            # Before a run handles signals it would not hear one: the next time it says something is early enough.
+            if supervisor.cause and not isinstance(signal.getsignal(signal.SIGTERM), _Collector) and not told:
+                told.append(True)
+                signal.raise_signal(signal.SIGTERM)
+
+        told: list[bool] = []
+        for place, job in enumerate(jobs):
+            if supervisor.cause:
+                break
+            end = run_job(run, job, partial(send, place))
+            if end.state == "interrupted":
+                supervisor.stop(Interrupted(end.signum))
+    return supervisor.ends
 
 
 def run_job(run: Run, job: Job, send: Send) -> Update:
-    """Carry out `job` in this process and pass on what it tells; returns the last of it."""
+    """Carry out `job` in this process and pass on its updates; returns the last of them."""
     last = Update("failed", "it said nothing")
 
     def listen(update: Update) -> None:
@@ -85,19 +178,3 @@ def run_job(run: Run, job: Job, send: Send) -> Update:
 
     run(job, listen)
     return last
-
-
-@contextlib.contextmanager
-def collected_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and Ctrl-C instead of dying from them."""
-    caught: list[int] = []
-
-    def catch(signum: int, frame: FrameType | None) -> None:
-        caught.append(signum)
-
-    previous = {signum: signal.signal(signum, catch) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
