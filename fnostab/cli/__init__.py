@@ -1,5 +1,6 @@
 """The command line: parses, calls, prints. Heavy modules are imported by the command that needs them."""
 
+import signal
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(1, error)
     except Interrupted as error:
         return fail(128 + error.signum, error)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if not is_disk_full(error):
             raise

@@ -86,8 +86,13 @@ def whole_number(name: str, value: str, at_least: int) -> int:
 
 
 def say(line: str) -> None:
-    """One line, or several, on stdout, at once."""
-    print(line, flush=True)
+    """One line, or several, on stdout, at once; raises `BrokenPipeError` once if nobody reads it any more."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:  # else Python complains at its end of what it cannot flush
+            os.dup2(nowhere.fileno(), 1)
+        raise
 
 
 def fail(code: int, error: BaseException | str) -> int:

@@ -117,8 +117,7 @@ def _stage_b(arguments: argparse.Namespace, given: dict[str, Any], base: dict[st
 def _summary(outcome: "StudyOutcome") -> str:
     """What ended how, and what to do next."""
     lines = [f"{run.name}: no result: {end.text}" for run, end in outcome.without_result]
-    done = len(outcome.ends) - len(outcome.without_result)
-    lines.append(f"study {outcome.plan.study}: {done} of {len(outcome.ends)} runs have a result")
+    lines.append(f"study {outcome.plan.study}: {outcome.results}")
     if outcome.without_result:
         lines.append("the same command trains what is missing")
     lines.append(f"to rank the arms: fnostab compare --study {outcome.plan.study}")

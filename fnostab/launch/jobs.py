@@ -8,15 +8,13 @@ from functools import partial
 from types import FrameType
 from typing import Any, Final, Literal
 
-from fnostab.io.endings import Interrupted
+from fnostab.io.endings import STOP_SIGNALS, Interrupted
 
 Launcher = Literal["processes", "inline", "ray"]
 State = Literal["running", "done", "failed", "interrupted"]
 
 #: Seconds between two looks for updates and for signals.
 TICK_S: Final = 0.2
-#: Signals that stop a study.
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class Job:
 class Update:
     """How a run stands: `done` whatever its verdict, `failed` if it has none, `interrupted` by the signal `signum`.
 
-    `text` is one line for people; `details`, such as a traceback, is for those who mend it.
+    `text` is one line for people; `details`, such as a traceback, is for those who mend it. `died` says that the run's
+    process ended without a word.
     """
 
     state: State
@@ -57,6 +56,7 @@ class Update:
     pid: int | None = None
     signum: int = signal.SIGTERM
     details: str = ""
+    died: bool = False
 
 
 Send = Callable[[Update], None]
@@ -87,7 +87,7 @@ def collected_signals() -> Iterator[list[int]]:
         yield current.caught
         return
     collector = _Collector()
-    heeded = [signum for signum in _SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+    heeded = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
     previous = {signum: signal.signal(signum, collector) for signum in heeded}
     try:
         yield collector.caught

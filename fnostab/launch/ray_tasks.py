@@ -1,6 +1,7 @@
 """Jobs as Ray tasks, on this machine or on a cluster."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,8 @@ from fnostab.launch.jobs import TICK_S, Job, OnUpdate, Run, Update, run_job, sup
 
 #: Environment variables that Ray's workers need, where they run, besides those that begin so.
 _PASSED_ON: Final = ("MLFLOW_", "FNOSTAB_", "AWS_", "AZURE_", "GOOGLE_")
+#: Seconds until a run that is to stop is told again: Ray itself may swallow the interrupt that it sends.
+_CANCEL_EVERY_S: Final = 30.0
 
 
 @contextmanager
@@ -35,7 +38,8 @@ def ray_cluster(address: str | None, *, cpus: int, gpus_per_run: float = 0.0) ->
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"`ray_address` (={shown}) must name a Ray cluster that answers: {reason}") from None
     try:
-        gpus = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        gpus = max((node["Resources"].get("GPU", 0.0) for node in nodes if node["Alive"]), default=0.0)
         if gpus_per_run > gpus:
             raise ConfigError(f"`gpus_per_run` (={gpus_per_run:g}) must be at most the {gpus:g} GPUs of a Ray machine")
         yield
@@ -63,12 +67,8 @@ def run_ray(
     waiting = list(enumerate(jobs))[::-1]
     places: dict[Any, int] = {}
 
-    def stop() -> None:
-        waiting.clear()
-        for reference in places:
-            ray.cancel(reference)
-
-    with supervised(len(jobs), on_update, stop) as supervisor:
+    cancel_at = 0.0
+    with supervised(len(jobs), on_update, waiting.clear) as supervisor:
         while waiting or places:
             while waiting and (workers is None or len(places) < workers):
                 place, job = waiting.pop()
@@ -79,6 +79,10 @@ def run_ray(
             for reference in finished:
                 supervisor.hear(places.pop(reference), _ray_end(ray, reference))
             supervisor.check()
+            if supervisor.cause and time.monotonic() > cancel_at:
+                cancel_at = time.monotonic() + _CANCEL_EVERY_S
+                for reference in places:
+                    ray.cancel(reference)
     news.shutdown()
     return supervisor.ends
 
@@ -94,7 +98,7 @@ def _ray_end(ray: Any, reference: Any) -> Update:
     except Exception as error:
         if isinstance(error, ray.exceptions.TaskCancelledError):
             return Update("interrupted", "cancelled")
-        return Update("failed", str(error).strip().splitlines()[-1])
+        return Update("failed", str(error).strip().splitlines()[-1], died=True)
     return end
 
 

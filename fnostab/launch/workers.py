@@ -175,4 +175,4 @@ class _Process:
         if code < 0:
             memory = "; the memory may not suffice for so many at once" if -code == signal.SIGKILL else ""
             text = f"its process was ended by {signal.Signals(-code).name}{memory}"
-        return Update("failed", text, details="\n".join(lines))
+        return Update("failed", text, details="\n".join(lines), died=True)

@@ -92,8 +92,7 @@ class StudyPlan:
         """The plan as JSON takes it."""
         return {
             "study": self.study,
-            "arms": list(self.arms),
-            "seeds": list(self.seeds),
+            "runs": [[run.arm, run.seed] for run in self.runs],
             "varied": list(self.varied),
             "stage_a": self.stage_a,
             "configs": {arm: config.model_dump(mode="json", exclude={"seed"}) for arm, config in self.arms.items()},

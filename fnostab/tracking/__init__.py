@@ -29,6 +29,7 @@ from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import (
     StudyFolder,
     Unreadable,
+    end_dead_runs,
     find_parents,
     find_results,
     find_runs,
@@ -58,6 +59,7 @@ __all__ = [
     "Tracker",
     "Unreadable",
     "check_store",
+    "end_dead_runs",
     "export_study",
     "fail_projects_run",
     "find_claimed",

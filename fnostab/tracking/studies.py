@@ -4,10 +4,11 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -66,7 +67,8 @@ def planned_runs(parent: StoredRun) -> list[tuple[str, int]]:
     if content is None:
         return []
     plan = json.loads(content)
-    return [(str(arm), int(seed)) for arm in plan["arms"] for seed in plan["seeds"]]
+    pairs = plan["runs"] if "runs" in plan else product(plan["arms"], plan["seeds"])  # once, each arm had all seeds
+    return [(str(arm), int(seed)) for arm, seed in pairs]
 
 
 def read_config(run_id: str) -> dict[str, Any]:
@@ -140,12 +142,13 @@ def run_url(run: StoredRun) -> str | None:
     return f"{uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class StudyFolder:
-    """A run that holds what belongs to a study as a whole."""
+    """A run that holds what belongs to a study as a whole; `status` is how it ends if the block does in peace."""
 
     run_id: str
     experiment_id: str
+    status: str = "FINISHED"
 
     @translated_store_errors()
     def log_files(self, folder: Path) -> None:
@@ -170,9 +173,9 @@ def open_parent(
 ) -> Iterator[StudyFolder]:
     """Open the parent run of a study: the one that has its `identity`, else that of `mlflow run`, else a new one.
 
-    `plan` has `arms` and `seeds`; the plans of one parent add up. A run that `mlflow run` made for a study that has its
-    parent already gets the tag `resumed_into`, and no study tags. The parent ends FINISHED when the block does, KILLED
-    after an interrupt or exit, and FAILED after an error.
+    `plan` has `runs`, pairs of arm and seed; the runs of all plans of one parent add up. A run that `mlflow run` made
+    for a study that has its parent already gets the tag `resumed_into`, and no study tags. The parent ends with its
+    `status` when the block does, KILLED after an interrupt or exit, and FAILED after an error.
     """
     with translated_store_errors():
         earlier = list(search_runs(study_sha256=identity, **{ROLE: "parent"}))
@@ -180,24 +183,30 @@ def open_parent(
         if earlier:
             resume_into(earlier[0].run_id)
         run = client.get_run(earlier[0].run_id) if earlier else _own_run()
-        run_id = run.info.run_id
-        client.update_run(run_id, status="RUNNING", name=study)
-        folder = StudyFolder(run_id, run.info.experiment_id)
-        folder.set_tags({"study": study, ROLE: "parent", "study_sha256": identity, **tags})
-        new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
-        client.log_batch(run_id, params=new)
-        if earlier:
-            known = planned_runs(earlier[0])
-            arms = list(dict.fromkeys([*(arm for arm, _ in known), *plan["arms"]]))
-            seeds = list(dict.fromkeys([*(seed for _, seed in known), *plan["seeds"]]))
-            plan = {**plan, "arms": arms, "seeds": seeds}
-        client.log_text(run_id, json.dumps(plan, indent=2), _PLAN)
+    run_id = run.info.run_id
+    folder = StudyFolder(run_id, run.info.experiment_id)
     try:
+        with translated_store_errors():
+            client.update_run(run_id, status="RUNNING", name=study)
+            folder.set_tags({"study": study, ROLE: "parent", "study_sha256": identity, **tags})
+            new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
+            client.log_batch(run_id, params=new)
+            known = planned_runs(earlier[0]) if earlier else []
+            runs = list(dict.fromkeys([*known, *map(tuple, plan["runs"])]))
+            client.log_text(run_id, json.dumps({**plan, "runs": runs}, indent=2), _PLAN)
         yield folder
     except BaseException as error:
         _end(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    _end(run_id, "FINISHED")
+    _end(run_id, folder.status)
+
+
+def end_dead_runs(study: str, parent_run_id: str, dead: Collection[tuple[str, int]]) -> None:
+    """Let the runs of a parent end FAILED whose processes died before they could; `dead` are their arms and seeds."""
+    for run in find_runs(study) if dead else ():
+        mine = run.tags.get("mlflow.parentRunId") == parent_run_id and (run.tags.get("arm"), run.seed) in dead
+        if mine and run.status == "RUNNING":
+            _end(run.run_id, "FAILED")
 
 
 @contextmanager

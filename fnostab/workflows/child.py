@@ -44,7 +44,7 @@ def train_job(job: Job, send: Send) -> None:
                 send(Update("running", f"waiting: {error}", epochs=config.train.epochs, pid=pid))
                 time.sleep(1)
     except Interrupted as interrupt:
-        send(Update("interrupted", str(interrupt)))
+        send(Update("interrupted", str(interrupt), signum=interrupt.signum))
     except (ConfigError, AlreadyRunning, StoreUnavailable) as error:
         send(Update("failed", str(error)))
     except Exception as error:

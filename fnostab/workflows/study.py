@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -53,6 +53,11 @@ class StudyOutcome:
         """Runs that crashed or were not begun; failed verdicts are results."""
         return [(run, end) for run, end in self.ends if end.state != "done"]
 
+    @property
+    def results(self) -> str:
+        """How many runs have a result, in words."""
+        return f"{len(self.ends) - len(self.without_result)} of {len(self.ends)} runs have a result"
+
 
 def run_study(
     plan: StudyPlan, where: LaunchConfig, view: StudyDisplay, data_progress: OnPatterns | None = None
@@ -69,26 +74,47 @@ def run_study(
     tracking.open_store()
     identity = plan.identity(dataset.sha256)
     with _locked(f"{identity}-{store_uri}", plan.study):
-        runs = plan.runs
-        ends = _finished(plan, dataset)
-        view.begin(runs, ends)
+        finished = _finished(plan, dataset)
+        view.begin(plan.runs, finished)
         tags = {"stage": "b" if plan.stage_a else "a", "dataset_sha256": dataset.sha256, "preset": plan.common.preset}
         tags |= {"fnostab_version": fnostab.__version__, "git_commit": tracking.git_commit()}
         tags |= {"stage_a": plan.stage_a} if plan.stage_a else {}
         params = {"arms": ", ".join(plan.arms), "launcher": where.launcher}
-        with tracking.open_parent(plan.study, identity, plan.to_mapping(), tags, params) as parent:
+        with (
+            _cluster(plan, where, len(plan.runs) - len(finished)),
+            launch.collected_signals(),  # from before there is a parent run, so that no signal leaves it RUNNING
+            tracking.open_parent(plan.study, identity, plan.to_mapping(), tags, params) as parent,
+        ):
             with _environment(store_uri, parent.experiment_id):
-                ends |= _launch(plan, where, view, parent.run_id, ends)
+                ends = finished | _launch(plan, where, view, parent.run_id, finished)
             outcome = StudyOutcome(
                 plan,
                 parent.run_id,
                 tracking.how_to_open(parent.run_id, parent.experiment_id),
-                [(run, ends[place]) for place, run in enumerate(runs)],
+                [(run, ends[place]) for place, run in enumerate(plan.runs)],
             )
-            for run, end in outcome.without_result:
-                if end.details:
-                    parent.log_text(end.details, f"failures/{run.arm}-seed{run.seed}.txt")
+            _log_failures(outcome, parent)
     return outcome
+
+
+def _log_failures(outcome: StudyOutcome, parent: tracking.StudyFolder) -> None:
+    """Let the parent run say what has no result, and why."""
+    if outcome.without_result:
+        parent.status = "FAILED"
+    parent.set_tags({"results": outcome.results})
+    dead = [(run.arm, run.seed) for run, end in outcome.without_result if end.died]
+    tracking.end_dead_runs(outcome.plan.study, parent.run_id, dead)
+    for run, end in outcome.without_result:
+        if end.details:
+            parent.log_text(end.details, f"failures/{run.arm}-seed{run.seed}.txt")
+
+
+def _cluster(plan: StudyPlan, where: LaunchConfig, missing: int) -> AbstractContextManager[None]:
+    """Be connected to Ray where its launcher has runs to train."""
+    if where.launcher != "ray" or not missing:
+        return nullcontext()
+    cpus = (where.workers or 1) * _cpus(plan.common)
+    return launch.ray_cluster(where.ray_address, cpus=cpus, gpus_per_run=where.gpus_per_run)
 
 
 def stage_b_of(stage_a: str, seeds: str, *, fno_blocks: int = STAGE_B_BLOCKS, study: str = "auto") -> StudyPlan:
@@ -172,15 +198,12 @@ def _launch(
     def watch(index: int, update: Update) -> None:
         view.update(places[index], update)
 
-    workers = where.workers or _workers(plan.common, len(jobs))
     if where.launcher == "inline":
         ends = launch.run_inline(jobs, train_job, watch)
     elif where.launcher == "ray":
-        ends = launch.run_ray(
-            jobs, train_job, watch, address=where.ray_address, workers=where.workers, gpus_per_run=where.gpus_per_run
-        )
+        ends = launch.run_ray(jobs, train_job, watch, workers=where.workers, gpus_per_run=where.gpus_per_run)
     else:
-        ends = launch.run_processes(jobs, _CHILD, watch, workers)
+        ends = launch.run_processes(jobs, _CHILD, watch, where.workers or _workers(plan.common, len(jobs)))
     return dict(zip(places, ends, strict=True))
 
 
@@ -206,14 +229,12 @@ def _workers(config: ArmConfig, jobs: int) -> int:
 def _environment(store_uri: str, experiment_id: str) -> Iterator[None]:
     """Let every run, wherever it executes, write to this store and into this experiment."""
     wanted = {"MLFLOW_TRACKING_URI": store_uri, "MLFLOW_EXPERIMENT_ID": experiment_id}
-    kept = {key: os.environ.get(key) for key in (*wanted, "MLFLOW_EXPERIMENT_NAME")}
-    os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)
+    kept = {key: os.environ.pop(key, None) for key in (*wanted, "MLFLOW_EXPERIMENT_NAME")}
     os.environ.update(wanted)
     try:
         yield
     finally:
         for key, value in kept.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
+            os.environ.pop(key, None)
+            if value is not None:
                 os.environ[key] = value
