@@ -268,9 +268,11 @@ def _ray_run(job, send):
         raise ValueError("no")
     if job.config["kind"] == "wait":
         try:
-            time.sleep(120)
+            while True:  # Ray's interrupt does not end a sleep
+                time.sleep(0.1)
         except KeyboardInterrupt:
             marker.touch()
+            send(Update("interrupted", "cancelled"))
             return
     send(Update("done", os.environ.get("FNOSTAB_TEST", ""), verdict="converged"))
 

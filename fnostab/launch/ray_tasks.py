@@ -1,7 +1,6 @@
 """Jobs as Ray tasks, on this machine or on a cluster."""
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,8 +11,6 @@ from fnostab.launch.jobs import TICK_S, Job, OnUpdate, Run, Update, run_job, sup
 
 #: Environment variables that Ray's workers need, where they run, besides those that begin so.
 _PASSED_ON: Final = ("MLFLOW_", "FNOSTAB_", "AWS_", "AZURE_", "GOOGLE_")
-#: Seconds until a run that is to stop is told again: Ray itself may swallow the interrupt that it sends.
-_CANCEL_EVERY_S: Final = 30.0
 
 
 @contextmanager
@@ -67,8 +64,12 @@ def run_ray(
     waiting = list(enumerate(jobs))[::-1]
     places: dict[Any, int] = {}
 
-    cancel_at = 0.0
-    with supervised(len(jobs), on_update, waiting.clear) as supervisor:
+    def stop() -> None:
+        waiting.clear()
+        for reference in places:
+            ray.cancel(reference)
+
+    with supervised(len(jobs), on_update, stop) as supervisor:
         while waiting or places:
             while waiting and (workers is None or len(places) < workers):
                 place, job = waiting.pop()
@@ -79,10 +80,6 @@ def run_ray(
             for reference in finished:
                 supervisor.hear(places.pop(reference), _ray_end(ray, reference))
             supervisor.check()
-            if supervisor.cause and time.monotonic() > cancel_at:
-                cancel_at = time.monotonic() + _CANCEL_EVERY_S
-                for reference in places:
-                    ray.cancel(reference)
     news.shutdown()
     return supervisor.ends
 
