@@ -28,12 +28,12 @@ import torch
 from fnostab import tracking
 from fnostab.config import ArmConfig, resolve_config
 from fnostab.dataset import Dataset, load_or_build
-from fnostab.training.batches import make_loaders
+from fnostab.training.batches import PtychoDataModule
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.trainer import make_trainer
-from fnostab.workflows.train import _Run
+from fnostab.workflows.logbook import Logbook
 
 
 class Unobserved(PtychoModule):
@@ -50,9 +50,9 @@ class Unobserved(PtychoModule):
 def train_s(module: PtychoModule, callbacks: list, dataset: Dataset, folder: Path) -> float:
     """Seconds that the training of `module` takes."""
     trainer = make_trainer(module.config, callbacks, CheckpointFiles(folder))
-    loaders = make_loaders(trainer, dataset, module.config)
+    data = PtychoDataModule(dataset, module.config)
     start = time.perf_counter()
-    trainer.fit(module, *loaders, weights_only=True)
+    trainer.fit(module, datamodule=data, weights_only=True)
     return time.perf_counter() - start
 
 
@@ -115,14 +115,14 @@ def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observe
                 off.append(train_s(Unobserved(config, dataset), [], dataset, folder))
                 continue
             with tracking.open_run(config, folder) as tracker:
-                run = _Run(config, dataset, tracker, folder, lambda line: None, None)
+                logbook = Logbook(config, dataset, tracker, folder, lambda line: None)
                 module = PtychoModule(config, dataset)
-                recorder, watch = SeriesRecorder(run.history, tracker), Stopwatch()
+                recorder, watch = SeriesRecorder(logbook.history, tracker), Stopwatch()
                 watch.watch(recorder, "on_fit_start", "on_train_start", "on_train_batch_end", "on_train_epoch_end")
                 watch.watch(module, "_amplitude_ssim")
                 on.append(train_s(module, [recorder], dataset, folder))
                 inside.append(watch.total_s / on[-1])
-                picture.append(_seconds(lambda run=run, module=module: run._draw(module, 1, 0)))
+                picture.append(_seconds(lambda logbook=logbook, module=module: logbook.draw(module, 1, 0)))
     sets = (whole.epochs - 1) // whole.picture_every_epochs
     return Observed(off, on, inside, picture, epochs, whole.epochs, sets)
 

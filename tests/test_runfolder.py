@@ -68,10 +68,8 @@ def test_starting_over_forgets_checkpoints(fresh_store):
 
 def test_the_word_of_a_folder_outlives_a_kill_before_the_run_was_noted(fresh_store):
     with _folder() as folder:
-        assert folder.is_new
         word = folder.claim
     with _folder() as folder:
-        assert not folder.is_new
         assert folder.claim == word
 
 

@@ -3,7 +3,9 @@
 import logging
 
 from fnostab.study.champion import Candidate, RegistryVersion
+from fnostab.tracking.checkout import git_commit, uncommitted_code
 from fnostab.tracking.errors import StoreUnavailable, redacted
+from fnostab.tracking.exports import log_model
 from fnostab.tracking.model_registry import (
     Registration,
     has_logged_model,
@@ -14,10 +16,10 @@ from fnostab.tracking.model_registry import (
 )
 from fnostab.tracking.run import (
     RunRecord,
+    RunState,
     Tracker,
     fail_projects_run,
     find_claimed,
-    git_commit,
     how_to_open,
     open_run,
     read_run,
@@ -54,6 +56,7 @@ __all__ = [
     "Registration",
     "RegistryVersion",
     "RunRecord",
+    "RunState",
     "StoreUnavailable",
     "StudyFolder",
     "Tracker",
@@ -70,6 +73,7 @@ __all__ = [
     "has_logged_model",
     "how_to_open",
     "import_runs",
+    "log_model",
     "model_name",
     "open_comparison",
     "open_existing_parent",
@@ -90,4 +94,5 @@ __all__ = [
     "run_state",
     "run_tags",
     "run_url",
+    "uncommitted_code",
 ]

@@ -14,7 +14,7 @@ import mlflow
 import mlflow.pytorch
 import numpy as np
 import torch
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import Metric
 from mlflow.models import Model
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
@@ -22,17 +22,18 @@ from numpy.typing import NDArray
 from fnostab.config import ConfigError
 from fnostab.formats.npz import NpzFile, read_probe
 from fnostab.io.files import damage
+from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import one_line, translated_store_errors
+from fnostab.tracking.exports import signature
 from fnostab.tracking.store import open_store
 
 _SIGNATURE: Final = "float32 counts (-1, N, N) to float32 (-1, N, N, 2)"
 _NO_PICKLES: Final = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-_MAX_TAG: Final = 5000
 
 
 @dataclass(frozen=True, eq=False)
 class ShippedModel:
-    """A network as `Tracker.log_model` ships it, on the CPU, and what it was trained with.
+    """A network as `log_model` ships it, on the CPU, and what it was trained with.
 
     `uri` is what was asked for, `source` the same with an alias replaced by its version and a folder by its full path,
     `run_id` the run that trained it. `probe` complex64 (N, N) is the probe as that run left it, `mean_counts` the
@@ -94,11 +95,8 @@ def log_to_projects_run(files: Sequence[Path], metrics: Mapping[str, float], tag
         for path in files:
             client.log_artifact(run_id, str(path))
         now_ms = time.time_ns() // 1_000_000
-        client.log_batch(
-            run_id,
-            metrics=[Metric(key, value, now_ms, 0) for key, value in metrics.items()],
-            tags=[RunTag(key, value[:_MAX_TAG]) for key, value in tags.items()],
-        )
+        numbers = [Metric(key, value, now_ms, 0) for key, value in metrics.items()]
+        log_batches(client, run_id, metrics=numbers, tags=tags)
     return run_id
 
 
@@ -136,23 +134,18 @@ def _check_description(description: Model, uri: str) -> int:
         raise _foreign(uri, f"its flavors are {', '.join(sorted(description.flavors)) or 'none'}")
     if flavor.get("code") is not None or flavor.get("model_data") != "data":
         raise _foreign(uri, "it brings code of its own")
-    inputs = _tensor(description.signature.inputs) if description.signature else None
-    outputs = _tensor(description.signature.outputs) if description.signature else None
-    if inputs is None or outputs is None:
+    found = description.signature
+    if found is None or not _is_one_tensor(found.inputs) or not _is_one_tensor(found.outputs):
         raise _foreign(uri, "its signature is not one tensor to one tensor")
-    N = inputs.shape[-1]
-    fits = inputs.shape == (-1, N, N) and outputs.shape == (-1, N, N, 2) and N > 0
-    if not fits or {inputs.type, outputs.type} != {np.dtype(np.float32)}:
+    (inputs,), (outputs,) = found.inputs.inputs, found.outputs.inputs
+    N = int(inputs.shape[-1])
+    if N <= 0 or (found.inputs, found.outputs) != (signature(N).inputs, signature(N).outputs):
         raise _foreign(uri, f"it takes {inputs.type} {inputs.shape} to {outputs.type} {outputs.shape}")
-    return int(N)
+    return N
 
 
-def _tensor(schema: Schema | None) -> TensorSpec | None:
-    """The one tensor of `schema`; None if it holds anything else."""
-    if schema is None or len(schema.inputs) != 1:
-        return None
-    (only,) = schema.inputs
-    return only if isinstance(only, TensorSpec) else None
+def _is_one_tensor(schema: Schema | None) -> bool:
+    return schema is not None and [type(entry) for entry in schema.inputs] == [TensorSpec]
 
 
 def _load_network(folder: Path, uri: str) -> torch.nn.Module:

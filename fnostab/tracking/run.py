@@ -2,10 +2,8 @@
 
 import logging
 import os
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +11,21 @@ from typing import Any, Final, Literal
 
 import mlflow
 import numpy as np
-import torch
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.numpy_dataset import from_numpy
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Run
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from numpy.typing import NDArray
 
 import fnostab
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset
+from fnostab.tracking.batches import METRICS_A_CALL, log_batches
+from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.errors import (
     HOW_TO_FINISH,
     StoreUnavailable,
@@ -36,20 +36,17 @@ from fnostab.tracking.errors import (
 )
 from fnostab.tracking.pictures import PictureQueue
 from fnostab.tracking.store import check_store, open_store, search_runs
+from fnostab.tracking.target import named_run
 
 logger = logging.getLogger(__name__)
 
-#: MLflow's limits for one `log_batch` call.
-_METRICS_A_CALL: Final = 1000
-_PARAMS_A_CALL: Final = 100
-#: MLflow refuses longer tags and parameters.
-_MAX_TAG: Final = 5000
 #: After a vain attempt to write, this many times as long as it took pass before the next: the caller has other work.
 _REST: Final = 5.0
 _LEAST_REST_S: Final = 1.0
 #: Tag of a run that tells which run folder it was made for, before the folder knows of the run.
 _CLAIM: Final = "run_folder"
-
+#: Tags of a run that holds a training or a study.
+_IN_USE: Final = ("config_sha256", "verdict", "study_role")
 
 RunState = Literal["finished", "unfinished", "deleted", "gone"]
 
@@ -78,7 +75,7 @@ class Tracker:
     def log_series(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
         """Queue (key, value, optimizer step, time in ms) rows, the steps of a key in ascending order."""
         self._queue += [Metric(key, value, time_ms, step) for key, value, step, time_ms in rows]
-        if len(self._queue) >= _METRICS_A_CALL:
+        if len(self._queue) >= METRICS_A_CALL:
             self.flush()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -107,9 +104,9 @@ class Tracker:
         started_at = time.monotonic()
         try:
             while self._queue:
-                batch = self._queue[:_METRICS_A_CALL]
+                batch = self._queue[:METRICS_A_CALL]
                 fresh = [metric for metric in batch if metric.step > self._last_stored(metric.key)]
-                self._client.log_batch(self.run_id, metrics=fresh, synchronous=True)
+                log_batches(self._client, self.run_id, metrics=fresh)
                 del self._queue[: len(batch)]
             self._pictures.write()
         except Exception as error:
@@ -142,15 +139,14 @@ class Tracker:
     def log_config(self, config: ArmConfig) -> None:
         """Log the resolved config under its dotted keys (skipping keys that are there) and as `config.yaml`."""
         there = self._client.get_run(self.run_id).data.params
-        params = [Param(key, str(value)) for key, value in config.flat().items() if key not in there]
-        for start in range(0, len(params), _PARAMS_A_CALL):
-            self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_A_CALL])
+        new = {key: value for key, value in config.flat().items() if key not in there}
+        log_batches(self._client, self.run_id, params=new)
         self._client.log_dict(self.run_id, config.model_dump(mode="json"), "config.yaml")
 
     @translated_store_errors()
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; values are cut to what MLflow takes."""
-        self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)[:_MAX_TAG]) for key, value in tags.items()])
+        log_batches(self._client, self.run_id, tags=tags)
 
     @translated_store_errors()
     def delete_tags(self, *keys: str) -> None:
@@ -188,44 +184,6 @@ class Tracker:
         """Log a file into `folder` of the run's artifacts."""
         self._client.log_artifact(self.run_id, str(path), folder)
 
-    @translated_store_errors()
-    def log_model(
-        self, model: torch.nn.Module, example_counts: NDArray[np.float32], extra_files: Sequence[Path] = ()
-    ) -> None:
-        """Log `model` as `model`: a pt2 export that takes any batch of float32 counts, without need of this package.
-
-        `model` lies on the CPU; `example_counts` is (B, N, N); `extra_files` lie beside it in `extra_files/`. The
-        signature is (-1, N, N) -> (-1, N, N, 2), float32. What an earlier process of the run logged is deleted.
-        """
-        if self.resumed:
-            mine = f"source_run_id = '{self.run_id}'"
-            for earlier in self._client.search_logged_models([self.experiment_id], mine):
-                self._client.delete_logged_model(earlier.model_id)
-        size = example_counts.shape[-1]
-        float32 = np.dtype(np.float32)
-        logged = mlflow.pytorch.log_model(
-            model,
-            name="model",
-            serialization_format="pt2",
-            signature=ModelSignature(
-                inputs=Schema([TensorSpec(float32, (-1, size, size))]),
-                outputs=Schema([TensorSpec(float32, (-1, size, size, 2))]),
-            ),
-            input_example=example_counts,
-            extra_files=[str(path) for path in extra_files],
-            pip_requirements=[
-                f"mlflow=={mlflow.__version__}",
-                f"numpy=={np.__version__}",
-                f"torch=={torch.__version__.split('+')[0]}",
-            ],
-        )
-        # Exported on the CPU, it runs there; MLflow would otherwise take a GPU that it finds, and refuse to load it.
-        description = Model.load(logged.model_uri)
-        description.flavors["python_function"]["config"] = {"device": "cpu"}
-        with tempfile.TemporaryDirectory() as folder:
-            description.save(str(Path(folder) / "MLmodel"))
-            self._client.log_model_artifact(logged.model_id, str(Path(folder) / "MLmodel"))
-
 
 def run_tags(config: ArmConfig, dataset: Dataset, device: str) -> dict[str, str]:
     """The tags by which runs are found and compared."""
@@ -244,48 +202,82 @@ def run_tags(config: ArmConfig, dataset: Dataset, device: str) -> dict[str, str]
     }
 
 
-def git_commit() -> str:
-    """Commit of the checkout that tracks this file; `unknown` for an installed package."""
-    here = Path(__file__)
-    try:
-        for arguments in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
-            command = ["git", "-C", str(here.parent), *arguments]
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip()
-
-
 @contextmanager
 def open_run(
     config: ArmConfig, folder: Path, *, first_run_id: str | None = None, claim: str | None = None
 ) -> Iterator[Tracker]:
-    """Open the MLflow run to write to: that of `mlflow run` if we are inside one, a new one otherwise.
+    """Open the MLflow run to write to: `first_run_id`, else that of `MLFLOW_RUN_ID`, else a new one.
 
-    With `first_run_id`, the run of an identity that was started before and not finished, that run is continued, and a
-    run that `mlflow run` made for this process only gets the tag `resumed_into`. A new run carries `claim`, by which
-    `find_claimed` finds it. What the store does not take for a while waits in `folder`. The run ends FINISHED when the
-    block does, KILLED after an interrupt or exit, and FAILED after an error.
+    `first_run_id` is the run of this identity that was started before and not finished. A run of `MLFLOW_RUN_ID` that
+    belongs to something else already gets a child, which is written to. A run keeps the name that somebody gave it. A
+    new run carries `claim`, by which `find_claimed` finds it. What the store does not take for a while waits in
+    `folder`. The run ends FINISHED when the block does, KILLED after an interrupt or exit, and FAILED after an error.
     """
+    run_id: str | None = None
+    tags = {_CLAIM: claim} if claim else {}
+    # MLflow's own default is not to log them.
+    log_system_metrics = None if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.name in os.environ else True
+    try:
+        with translated_store_errors():
+            run, parent = _choose_run(first_run_id)
+            run_id = run.info.run_id if run else None
+            tags |= {MLFLOW_PARENT_RUN_ID: parent.info.run_id} if parent else {}
+            run_id = mlflow.start_run(
+                run_id,
+                experiment_id=parent.info.experiment_id if parent else None,
+                run_name=unless_named(run, f"{config.arm}-seed{config.seed}"),
+                tags=tags or None,
+                log_system_metrics=log_system_metrics,
+            ).info.run_id
+        tracker = Tracker(run_id, folder, resumed=first_run_id is not None)
+        try:
+            yield tracker
+        except BaseException:
+            tracker.flush()
+            raise
+        tracker.finish()
+        with translated_store_errors():
+            mlflow.end_run("FINISHED")
+    except BaseException as error:
+        _end(run_id, claim, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+
+
+def _choose_run(first_run_id: str | None) -> tuple[Run | None, Run | None]:
+    """The run that is there to be written to, None if one is to be made, and the run that is to be its parent."""
     if first_run_id:
         resume_into(first_run_id)
-    run_id = first_run_id or os.environ.pop("MLFLOW_RUN_ID", None)
-    with translated_store_errors():
-        active = mlflow.start_run(run_id=run_id, tags={_CLAIM: claim} if claim else None, log_system_metrics=True)
-    tracker = Tracker(active.info.run_id, folder, resumed=first_run_id is not None)
+        return mlflow.MlflowClient().get_run(first_run_id), None
+    run = named_run()
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    if run is None:
+        return None, None
+    if run.info.status != "FINISHED" and run.data.tags.keys().isdisjoint(_IN_USE):
+        return run, None
+    line = "run %s, which MLFLOW_RUN_ID names, is in use already: this is a new run, a child of it"
+    logger.warning(line, run.info.run_id)
+    return None, run
+
+
+def unless_named(run: Run | None, name: str) -> str | None:
+    """`name` for a run that is to be made, or whose name MLflow made up; None for one that somebody has named."""
+    adjective, _, rest = (run.info.run_name if run else "").partition("-")
+    noun, _, number = rest.partition("-")
+    made_up = adjective in _GENERATOR_PREDICATES and noun in _GENERATOR_NOUNS and number.isdecimal()
+    return name if made_up or run is None else None
+
+
+def _end(run_id: str | None, claim: str | None, status: str) -> None:
+    """End a run early, also one that was being made, or ended, when a signal came."""
     try:
-        tracker.set_tags({"mlflow.runName": f"{config.arm}-seed{config.seed}"})
-        yield tracker
-        tracker.finish()
-    except BaseException as error:
-        tracker.flush()
-        try:
-            mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
-        except (MlflowException, OSError) as away:
-            logger.warning("the run's status could not be stored: %s", one_line(away))
-        raise
-    with translated_store_errors():
-        mlflow.end_run("FINISHED")
+        run_id = run_id or (find_claimed(claim) if claim else None)
+        if run_id is None:
+            return
+        if (active := mlflow.active_run()) and active.info.run_id == run_id:
+            mlflow.end_run(status)
+        mlflow.MlflowClient().set_terminated(run_id, status)
+    except (MlflowException, OSError, StoreUnavailable) as away:
+        logger.warning("the run's status could not be stored: %s", one_line(away))
 
 
 @translated_store_errors()
@@ -308,7 +300,7 @@ def fail_projects_run(reason: str) -> None:
     with suppress(ConfigError, MlflowException):
         check_store(must_exist=True)
         if run_id:
-            mlflow.MlflowClient().set_tag(run_id, "verdict_reason", redacted(reason)[:_MAX_TAG])
+            log_batches(mlflow.MlflowClient(), run_id, tags={"verdict_reason": redacted(reason)})
 
 
 def run_state(run_id: str) -> RunState:

@@ -14,13 +14,14 @@ from typing import Any, Final, TypeVar
 
 import mlflow
 import yaml
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from fnostab.config import ConfigError
 from fnostab.study.selection import StoredRun, has_identity, newest_results
+from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import HOW_TO_REPEAT, StoreUnavailable, one_line, redacted, translated_store_errors
-from fnostab.tracking.run import resume_into
+from fnostab.tracking.run import resume_into, unless_named
 from fnostab.tracking.store import search_runs
 from fnostab.tracking.target import named_run, target_experiment_id
 
@@ -163,8 +164,7 @@ class StudyFolder:
     @translated_store_errors()
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags of the run."""
-        client = mlflow.MlflowClient()
-        client.log_batch(self.run_id, tags=[RunTag(key, str(value)[:5000]) for key, value in tags.items()])
+        log_batches(mlflow.MlflowClient(), self.run_id, tags=tags)
 
 
 @contextmanager
@@ -187,10 +187,10 @@ def open_parent(
     folder = StudyFolder(run_id, run.info.experiment_id)
     try:
         with translated_store_errors():
-            client.update_run(run_id, status="RUNNING", name=study)
+            client.update_run(run_id, status="RUNNING", name=unless_named(run, study))
             folder.set_tags({"study": study, ROLE: "parent", "study_sha256": identity, **tags})
-            new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
-            client.log_batch(run_id, params=new)
+            new = {key: value for key, value in params.items() if key not in run.data.params}
+            log_batches(client, run_id, params=new)
             known = planned_runs(earlier[0]) if earlier else []
             runs = list(dict.fromkeys([*known, *map(tuple, plan["runs"])]))
             client.log_text(run_id, json.dumps({**plan, "runs": runs}, indent=2), _PLAN)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import mlflow
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fnostab.config import ConfigError
@@ -17,6 +17,7 @@ from fnostab.health.history import STEP_SERIES
 from fnostab.io.files import DAMAGE, atomic_write
 from fnostab.io.untrusted import shown
 from fnostab.study.selection import StoredRun, has_identity
+from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import HOW_TO_REPEAT, translated_store_errors
 from fnostab.tracking.studies import Unreadable, find_runs, read_artifacts
 from fnostab.tracking.target import target_experiment_id
@@ -29,8 +30,6 @@ _FORMAT: Final = {"format": "fnostab runs", "version": 1}
 CAME_FROM: Final = "exported_from"
 #: Tags that say where a run was trained and what it waits for: of no use elsewhere.
 _LOCAL: Final = ("mlflow.", "run_folder", CAME_FROM)
-#: What MLflow takes at once of each.
-_AT_ONCE: Final = {"params": 100, "metrics": 1000}
 #: Most bytes of a file, unpacked, that are read: some 100,000 runs, or a thousand long ones with all their steps.
 _MAX_BYTES: Final = 2**30
 
@@ -182,13 +181,9 @@ def _create(client: mlflow.MlflowClient, run: _PortableRun) -> None:
     tags = run.tags | {CAME_FROM: run.run_id}
     made = client.create_run(target_experiment_id(), start_time=run.ended_ms, tags=tags, run_name=run.name)
     run_id = made.info.run_id
-    params = [Param(key, value) for key, value in run.params.items()]
-    for start in range(0, len(params), _AT_ONCE["params"]):
-        client.log_batch(run_id, params=params[start : start + _AT_ONCE["params"]])
     numbers = [(key, math.nan if value is None else value) for key, value in run.metrics.items()]
     metrics = [Metric(key, value, run.ended_ms, 0) for key, value in numbers]
-    for start in range(0, len(metrics), _AT_ONCE["metrics"]):
-        client.log_batch(run_id, metrics=metrics[start : start + _AT_ONCE["metrics"]])
+    log_batches(client, run_id, params=run.params, metrics=metrics)
     if run.config is not None:
         client.log_text(run_id, run.config, "config.yaml")
     if run.history is not None:

@@ -37,9 +37,9 @@ class Unfinished:
 class RunFolder:
     """The folder of the identity (study, arm, seed, config, dataset, tracking store), held under a lock as a context.
 
-    `first_run_id` is the MLflow run that an earlier, unfinished process of this identity wrote to, or None. `claim` is
-    a word that stands for this folder, and `is_new` tells that no process held it before: one that did may have made a
-    run that it could not take note of. Raises `AlreadyRunning` on entry while another process holds the identity.
+    `first_run_id` is the MLflow run that an earlier, unfinished process of this identity wrote to, or None: one that
+    was killed may have made a run that it could not take note of. That run has the tag `claim`, a word that stands for
+    this folder. Raises `AlreadyRunning` on entry while another process holds the identity.
     """
 
     def __init__(self, config: ArmConfig, dataset_sha256: str, store: str) -> None:
@@ -47,7 +47,6 @@ class RunFolder:
         name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
         folder = _folder()
         self.path = folder / name
-        self.is_new = True
         self._config = config
         self._dataset_sha256 = dataset_sha256
         self._store = store
@@ -60,12 +59,14 @@ class RunFolder:
             self._held.enter_context(file_lock(self.path.with_suffix(".lock"), timeout_s=0))
         except LockTimeout as error:
             raise AlreadyRunning(f"{self._label} is being trained by another process (pid {error.pid})") from None
-        self.path.mkdir(exist_ok=True)  # whoever held the lock may have finished and removed it
         remove_partial(self.path)
-        self.is_new = not self._claim.exists()
-        if self.is_new:
-            atomic_write_text(self._claim, uuid.uuid4().hex)
+        self._prepare()  # whoever held the lock may have finished and removed the folder
         return self
+
+    def _prepare(self) -> None:
+        self.path.mkdir(exist_ok=True)
+        if not self._claim.exists():
+            atomic_write_text(self._claim, uuid.uuid4().hex)
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
@@ -94,8 +95,7 @@ class RunFolder:
     def start_over(self) -> None:
         """Forget an earlier attempt."""
         shutil.rmtree(self.path)
-        self.path.mkdir()
-        atomic_write_text(self._claim, uuid.uuid4().hex)
+        self._prepare()
 
     def finish(self) -> None:
         """Remove the folder: everything in it is in the tracking store."""

@@ -1,27 +1,22 @@
 """Train one arm, everything logged: the entry point `main` of `MLproject`, and `fnostab train`."""
 
 import gc
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fnostab import tracking
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset, load_or_build
-from fnostab.evaluation import Evaluation, Reconstruction, baselines, can_be_stitched, evaluate, reconstruct
+from fnostab.evaluation import Evaluation, baselines, can_be_stitched, evaluate
 from fnostab.health import Verdict, judge
-from fnostab.health.history import History, plain
+from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
-from fnostab.io.files import is_disk_full
-from fnostab.report.axes import to_rgb
-from fnostab.report.run import frc_figure, reconstruction_figure, training_figure
+from fnostab.study.names import METRIC
 from fnostab.tracking import Tracker
 from fnostab.training.callbacks import (
     Checkpoints,
@@ -34,7 +29,6 @@ from fnostab.training.callbacks import (
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.processes import Meeting, find_environment, leading
-from fnostab.training.shipped_model import CountsToObject
 from fnostab.training.trainer import (
     check_accelerator,
     check_devices,
@@ -47,20 +41,13 @@ from fnostab.training.trainer import (
     set_threads,
 )
 from fnostab.workflows import follow
+from fnostab.workflows.logbook import Logbook
 from fnostab.workflows.runfolder import RunFolder
 
 Report = Callable[[str], None]
 Watch = Callable[[EpochSummary], None]
-#: Counts shown to people who open the model: patterns of the input example.
-_EXAMPLE_PATTERNS = 2
-#: Pictures on the way show this many patches around the middle of the first test object: all would take too long.
-_PICTURE_PATCHES = 121
 #: What of a verdict's evidence is a metric as well, so that runs can be compared without reading their artifacts.
-_EVIDENCE_METRICS = {
-    "grad/norm_median": "grad_norm_median",
-    "grad/norm_max": "grad_norm_max",
-    "val/plateau_left_epoch": "plateau_left_epoch",
-}
+_EVIDENCE = ("grad_norm_median", "grad_norm_max", "plateau_left_epoch")
 
 
 @dataclass(frozen=True)
@@ -109,33 +96,39 @@ def train_arm(
         config = set_threads(config)
         tracking.open_store()
         with RunFolder(config, dataset.sha256, tracking.redacted(store_uri)) as folder:
-            first_run_id = folder.first_run_id
-            if first_run_id is None and not folder.is_new:
-                first_run_id = tracking.find_claimed(folder.claim)
-            if first_run_id is None and not again:
-                results = tracking.find_results(config.study, dataset.sha256, config_sha256=config.sha256())
-                found = results.get((config.arm, config.seed, config.sha256()))
-                first_run_id = found.run_id if found else None
-            state = tracking.run_state(first_run_id) if first_run_id else "gone"
-            if first_run_id and state == "finished":
-                result = _finished_result(first_run_id, report)
-                folder.finish()
-                return result
-            if first_run_id and state in ("gone", "deleted"):
-                folder.start_over()
-                first_run_id = None
-            opened = tracking.open_run(config, folder.path, first_run_id=first_run_id, claim=folder.claim)
-            with opened as tracker:
-                folder.begin(tracker.run_id, tags)
-                run = _Run(config, dataset, tracker, folder.path, report, watch)
-                tracker.set_tags(tags or {})
-                try:
-                    result = run.train(interruption)
-                except Interrupted as interrupt:
-                    run.log_interrupted(interrupt)
-                    raise
+            run_id, state = _earlier_run(config, dataset.sha256, folder, again)
+            if run_id and state == "finished":
+                result = _finished_result(run_id, report)
+            else:
+                opened = tracking.open_run(config, folder.path, first_run_id=run_id, claim=folder.claim)
+                with opened as tracker:
+                    folder.begin(tracker.run_id, tags)
+                    tracker.set_tags(tags or {})
+                    logbook = Logbook(config, dataset, tracker, folder.path, report)
+                    training = _Training(config, dataset, tracker, logbook, folder.path, report)
+                    try:
+                        result = training.run(interruption, watch)
+                    except Interrupted as interrupt:
+                        logbook.log_interrupted(interrupt)
+                        raise
             folder.finish()  # everything is in the store, and the run is closed
             return result
+
+
+def _earlier_run(
+    config: ArmConfig, dataset_sha256: str, folder: RunFolder, again: bool
+) -> tuple[str | None, tracking.RunState]:
+    """The run of this identity and how it stands: it is to be continued, or finished, or gone and a new one is made."""
+    run_id = folder.first_run_id or tracking.find_claimed(folder.claim)
+    if run_id is None and not again:
+        results = tracking.find_results(config.study, dataset_sha256, config_sha256=config.sha256())
+        found = results.get((config.arm, config.seed, config.sha256()))
+        run_id = found.run_id if found else None
+    state = tracking.run_state(run_id) if run_id else "gone"
+    if run_id and state in ("gone", "deleted"):
+        folder.start_over()
+        run_id = None
+    return run_id, state
 
 
 def _finished_result(run_id: str, report: Report) -> ArmResult:
@@ -149,74 +142,68 @@ def _finished_result(run_id: str, report: Report) -> ArmResult:
     return ArmResult(run_id, how_to_open, judge(history.to_mapping()), found.metrics, history)
 
 
-class _Run:
-    """One training from its first tag to its last artifact."""
+class _Training:
+    """One training, from its network to its verdict."""
 
     def __init__(
         self,
         config: ArmConfig,
         dataset: Dataset,
         tracker: Tracker,
+        logbook: Logbook,
         folder: Path,
         report: Report,
-        watch: Watch | None,
     ) -> None:
-        self.config = config
-        self.dataset = dataset
-        self.tracker = tracker
-        self.report = report
-        self._watch = watch
-        self.history = History()
-        self.files = CheckpointFiles(folder, report)
-        self.checkpoints = Checkpoints(self.files, config.train.checkpoint_every_s)
-        self._folder = folder
-        self._baselines = baselines(dataset, config.train.learn_probe)
+        self._config = config
+        self._dataset = dataset
+        self._tracker = tracker
+        self._logbook = logbook
+        self._report = report
+        self._files = CheckpointFiles(folder, report)
+        self._checkpoints = Checkpoints(self._files, config.train.checkpoint_every_s)
+        self._device = torch.device("cpu")
 
-    def train(self, interruption: Interruption) -> ArmResult:
+    def run(self, interruption: Interruption, watch: Watch | None) -> ArmResult:
         """Train, evaluate, judge, log."""
-        tracker, history = self.tracker, self.history
-        for key, value in self._baselines.items():
-            setattr(history, key.replace("/", "_"), value)
-        results = dict(self._baselines)
-        with self._running_out_of_memory():
-            results |= self._fit(interruption)
-        if history.val_loss:
-            results["best_val_loss"] = self.checkpoints.best_val_loss
-        _free_memory()
+        tracker, logbook, history = self._tracker, self._logbook, self._logbook.history
+        known = baselines(self._dataset, self._config.train.learn_probe)
+        results: dict[str, float] = {}
         evaluation = None
+        with self._running_out_of_memory():
+            results |= self._fit(interruption, watch, known)
+        interruption.check()  # of a signal that came while the memory ran out
+        if history.val_loss:
+            results[METRIC["best_val_loss"]] = self._checkpoints.best_val_loss
+        _free_memory()
         with self._running_out_of_memory():
             if module := self._best():
                 evaluation = self._evaluate(module)
                 results |= evaluation.metrics if evaluation else {}
-                if self._keeps_all:
-                    self._log_model(module)
-        if self._keeps_all:
-            self._log_picture(to_rgb(training_figure(history, self._title)), "figures/training.png", "training")
+                logbook.log_model(module)
         verdict = judge(history.to_mapping())
-        found = {key: verdict.evidence[name] for key, name in _EVIDENCE_METRICS.items()}
-        results |= {key: float(value) for key, value in found.items() if value is not None}
-        tracker.log_metrics({k: v for k, v in results.items() if k not in self._baselines}, step=history.steps - 1)
-        self._log_outcome(verdict, results, evaluation)
+        found = {METRIC[name]: verdict.evidence[name] for name in _EVIDENCE}
+        results |= {metric: float(value) for metric, value in found.items() if value is not None}
+        logbook.end(verdict, results, evaluation, self._files)
         how_to_open = tracking.how_to_open(tracker.run_id, tracker.experiment_id)
-        return ArmResult(tracker.run_id, how_to_open, verdict, results, history)
+        return ArmResult(tracker.run_id, how_to_open, verdict, known | results, history)
 
-    def _fit(self, interruption: Interruption) -> dict[str, float]:
+    def _fit(self, interruption: Interruption, watch: Watch | None, known: dict[str, float]) -> dict[str, float]:
         """Build the network and train it; what is noticed on the way goes into the history."""
-        config = self.config
-        recorder = SeriesRecorder(self.history, self.tracker, config.train.give_up_epoch)
-        callbacks = [recorder, ConsoleProgress(self.report, self._watch), self.checkpoints, interruption]
-        if self._keeps_all:
-            callbacks.insert(2, Pictures(self._draw, config.train.picture_every_epochs))
-        trainer = make_trainer(config, callbacks, self.files)
+        config = self._config
+        recorder = SeriesRecorder(self._logbook.history, self._tracker, config.train.give_up_epoch)
+        callbacks = [recorder, ConsoleProgress(self._report, watch), self._checkpoints, interruption]
+        if self._logbook.keeps_all:
+            callbacks.insert(2, Pictures(self._logbook.draw, config.train.picture_every_epochs))
+        trainer = make_trainer(config, callbacks, self._files)
         self._device = trainer.strategy.root_device
-        self._log_beginning()
-        last = self.files.newest_complete() if self.tracker.resumed else None
+        self._logbook.begin(_device_name(self._device), known)
+        last = self._files.newest_complete() if self._tracker.resumed else None
         resume_from = str(last) if last else None
-        meeting = Meeting(self.dataset.sha256, resume_from)
-        with leading(trainer, config, meeting, follow.COMMAND, self.report):
-            fit(trainer, config, self.dataset, resume_from)
+        meeting = Meeting(self._dataset.sha256, resume_from)
+        with leading(trainer, config, meeting, follow.COMMAND, self._report):
+            fit(trainer, config, self._dataset, resume_from)
         # Nothing is left to train where only the upload was.
-        return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
+        return {METRIC["samples_per_s"]: recorder.samples_per_s} if recorder.samples_per_s else {}
 
     @contextmanager
     def _running_out_of_memory(self) -> Iterator[None]:
@@ -226,136 +213,28 @@ class _Run:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            device = _device_name(self._device)
+            history, device = self._logbook.history, _device_name(self._device)
             peak = peak_bytes(self._device)
-            self.history.events["out_of_memory"] = {"step": self.history.steps, "peak_bytes": peak, "device": device}
-
-    def _log_beginning(self) -> None:
-        config, tracker, device = self.config, self.tracker, _device_name(self._device)
-        tracker.set_tags(tracking.run_tags(config, self.dataset, device))
-        tracker.delete_tags("verdict", "verdict_reason")
-        tracker.log_config(config)
-        tracker.log_dataset(self.dataset)
-        tracker.log_metrics(self._baselines, step=0)
-        verb = "continuing" if tracker.resumed else "training"
-        processes = config.train.devices * config.train.nodes
-        where = f"{processes} processes ({device})" if processes > 1 else device
-        self.report(f"{verb} {config.arm}, seed {config.seed}, on {where}: MLflow run {tracker.run_id}")
+            history.events["out_of_memory"] = {"step": history.steps, "peak_bytes": peak, "device": device}
 
     def _best(self) -> PtychoModule | None:
         """The network with its best weights; None if it did not fit into the memory, or never gave finite numbers."""
-        if "out_of_memory" in self.history.events or not math.isfinite(self.checkpoints.best_val_loss):
+        if "out_of_memory" in self._logbook.history.events or not math.isfinite(self._checkpoints.best_val_loss):
             return None
-        module = PtychoModule(self.config, self.dataset)
-        module.load_state_dict(self.files.best_weights())
+        module = PtychoModule(self._config, self._dataset)
+        module.load_state_dict(self._files.best_weights())
         return module.to(self._device)
 
     def _evaluate(self, module: PtychoModule) -> Evaluation | None:
         """Reconstruct the test objects and log them; None if the network blew up so far that there are none."""
-        patches = module.reconstruct(self.dataset.test)
+        patches = module.reconstruct(self._dataset.test)
         if not can_be_stitched(patches):
             return None
-        found = evaluate(patches, self.dataset, module.probe_array, self._free)
-        self.history.object_correlation = found.metrics.get("test/object_correlation", math.nan)
-        self.history.twin_correlation = found.metrics.get("test/twin_correlation", math.nan)
-        if not self._keeps_all:
-            return found
-        for index, reconstruction in enumerate(found.reconstructions):
-            self._log_reconstruction(index, reconstruction, module.probe_array)
-        if found.reconstructions[0].comparison:
-            picture = to_rgb(frc_figure(found.reconstructions, self._title))
-            self._log_picture(picture, "figures/frc.png", "frc")
+        found = evaluate(patches, self._dataset, module.probe_array, self._config.train.learn_probe)
+        for name in ("object_correlation", "twin_correlation"):
+            setattr(self._logbook.history, name, found.metrics.get(METRIC[name], math.nan))
+        self._logbook.log_reconstructions(found, module.probe_array)
         return found
-
-    @property
-    def _keeps_all(self) -> bool:
-        """Whether model, pictures and checkpoints go to the store as well as the numbers."""
-        return self.config.train.artifacts == "all"
-
-    @property
-    def _free(self) -> bool:
-        """Whether ramp and shift of the object are free: only where the probe is learnt."""
-        return self.config.train.learn_probe
-
-    def _log_reconstruction(self, index: int, reconstruction: Reconstruction, probe: NDArray[np.complex64]) -> None:
-        title = f"{self._title}: test object {index}, R = {reconstruction.r_factor:.4f}"
-        figure = reconstruction_figure(reconstruction, probe, title)
-        self._log_picture(to_rgb(figure), f"recon/object_{index}.png", "reconstruction" if index == 0 else None)
-        stitched = reconstruction.stitched
-        path = self._folder / f"object_{index}.npz"
-        np.savez_compressed(
-            path, object=stitched.object, light=stitched.light, origin_px=stitched.origin_px, probe=probe
-        )
-        self.tracker.log_artifact(path, "recon")
-
-    @property
-    def _title(self) -> str:
-        return f"{self.config.arm}, seed {self.config.seed}"
-
-    def _draw(self, module: PtychoModule, epoch: int, step: int) -> None:
-        """Pictures with the weights as they stand: the middle of the first test object, FRC, loss and gradients."""
-        test = self.dataset.test
-        members = np.flatnonzero(test.object_index == test.object_index[0])
-        away = np.abs(test.positions_px[members] - np.median(test.positions_px[members], axis=0)).max(axis=1)
-        part = test.part(np.sort(members[np.argsort(away, kind="stable")[:_PICTURE_PATCHES]]))
-        patches = module.reconstruct(part)
-        if not can_be_stitched(patches):
-            return
-        found = reconstruct(patches, part, self.dataset, module.probe_array, self._free)
-        title = f"{self._title}, epoch {epoch}"
-        figures = {
-            "reconstruction": reconstruction_figure(found, module.probe_array, title),
-            "training": training_figure(self.history, title),
-        }
-        if found.comparison:
-            figures["frc"] = frc_figure([found], title)
-        try:
-            for key, figure in figures.items():
-                self.tracker.log_image(to_rgb(figure), key, step)
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
-            self.report(f"no pictures of epoch {epoch}: the disk is full")
-
-    def _log_picture(self, pixels: NDArray[np.uint8], name: str, key: str | None) -> None:
-        """Log a picture of the run's end as the artifact `name`, and as the last that the UI shows under `key`."""
-        self.tracker.log_picture(pixels, name)
-        if key:
-            self.tracker.log_image(pixels, key, self.history.steps - 1)
-
-    def _log_outcome(self, verdict: Verdict, results: dict[str, float], evaluation: Evaluation | None) -> None:
-        """Verdict, final numbers and series."""
-        tracker, history = self.tracker, self.history
-        vacuous = evaluation.vacuous if evaluation else []
-        tags = {"verdict": verdict.label, "verdict_reason": verdict.reason, "vacuous": ",".join(vacuous)}
-        if "twin" in verdict.evidence:
-            tags["twin"] = str(verdict.evidence["twin"]).lower()
-        tracker.set_tags(tags)
-        layout = {"verdict": verdict.label, "verdict_reason": verdict.reason, "evidence": verdict.evidence}
-        layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | results
-        tracker.log_text(json.dumps(plain(layout), indent=2, allow_nan=False), "metrics.json")
-        tracker.log_text(history.to_json(), "history.json")
-        for path in self.files.at_the_end if self._keeps_all else ():
-            tracker.log_artifact(path, "checkpoints")
-
-    def _log_model(self, module: PtychoModule) -> None:
-        probe_path = self._folder / "probe.npz"
-        # What a reconstruction of another scan needs to know of the training; see `tracking.models`.
-        np.savez(probe_path, probe=module.probe_array, mean_counts=module.mean_counts, scale=module.scale)
-        shipped = CountsToObject(module.generator, module.input_scale).cpu().eval()
-        example = np.array(self.dataset.test.counts[:_EXAMPLE_PATTERNS])
-        self.tracker.log_model(shipped, example, extra_files=[probe_path])
-
-    def log_interrupted(self, interrupt: Interrupted) -> None:
-        """Store what an interrupted run has so far, with its verdict."""
-        self.history.events = {"interrupted": True}
-        reason = f"{interrupt} after {self.history.steps} steps; the same command continues it"
-        self.report(reason)
-        try:
-            self.tracker.set_tags({"verdict": "interrupted", "verdict_reason": reason})
-            self.tracker.log_text(self.history.to_json(), "history.json")
-        except tracking.StoreUnavailable as away:
-            self.report(str(away))
 
 
 def _free_memory() -> None:

@@ -56,6 +56,14 @@ class Interruption(lightning.Callback):
         self._training = False
         _raise(broadcast([self._signum], module.device)[0])
 
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        """Training has ended without `on_train_end`, out of memory for instance: a signal raises at once again."""
+        self._training = False
+
+    def check(self) -> None:
+        """Raise if a signal came."""
+        _raise(self._signum)
+
 
 def _raise(signum: int) -> None:
     if signum:

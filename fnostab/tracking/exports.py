@@ -1,0 +1,58 @@
+"""The trained network as a model of its run: a pt2 export that needs torch and MLflow, and not this package."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+from numpy.typing import NDArray
+
+from fnostab.tracking.errors import translated_store_errors
+from fnostab.tracking.run import Tracker
+
+
+def signature(N: int) -> ModelSignature:
+    """Counts, float32 (-1, N, N), to patches, float32 (-1, N, N, 2): real and imaginary part."""
+    float32 = np.dtype(np.float32)
+    return ModelSignature(
+        inputs=Schema([TensorSpec(float32, (-1, N, N))]), outputs=Schema([TensorSpec(float32, (-1, N, N, 2))])
+    )
+
+
+@translated_store_errors()
+def log_model(
+    tracker: Tracker, model: torch.nn.Module, example_counts: NDArray[np.float32], extra_files: Sequence[Path] = ()
+) -> None:
+    """Log `model`, which lies on the CPU, as `model` of the run.
+
+    `example_counts` is (B, N, N); `extra_files` lie beside the network in `extra_files/`. What an earlier process of
+    the run logged is deleted.
+    """
+    client = mlflow.MlflowClient()
+    if tracker.resumed:
+        of_run = f"source_run_id = '{tracker.run_id}'"
+        for earlier in client.search_logged_models([tracker.experiment_id], of_run):
+            client.delete_logged_model(earlier.model_id)
+    logged = mlflow.pytorch.log_model(
+        model,
+        name="model",
+        serialization_format="pt2",
+        signature=signature(example_counts.shape[-1]),
+        input_example=example_counts,
+        extra_files=[str(path) for path in extra_files],
+        pip_requirements=[
+            f"mlflow=={mlflow.__version__}",
+            f"numpy=={np.__version__}",
+            f"torch=={torch.__version__.split('+')[0]}",
+        ],
+    )
+    # Exported on the CPU, it runs there; MLflow would otherwise take a GPU that it finds, and refuse to load it.
+    description = Model.load(logged.model_uri)
+    description.flavors["python_function"]["config"] = {"device": "cpu"}
+    with tempfile.TemporaryDirectory() as folder:
+        description.save(str(Path(folder) / "MLmodel"))
+        client.log_model_artifact(logged.model_id, str(Path(folder) / "MLmodel"))

@@ -1,0 +1,175 @@
+"""What a training writes to its MLflow run: how it begins, pictures on the way, what it came to."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fnostab import tracking
+from fnostab.config import ArmConfig
+from fnostab.dataset import Dataset
+from fnostab.evaluation import Evaluation, Reconstruction, can_be_stitched, reconstruct
+from fnostab.health import History, Verdict, plain
+from fnostab.io.endings import Interrupted
+from fnostab.report.axes import to_rgb
+from fnostab.report.run import frc_figure, reconstruction_figure, training_figure
+from fnostab.study.names import NUMBERS
+from fnostab.tracking import Tracker
+from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.module import PtychoModule
+from fnostab.training.shipped_model import CountsToObject
+
+#: Counts shown to people who open the model: patterns of the input example.
+_EXAMPLE_PATTERNS: Final = 2
+#: Pictures on the way show this many patches around the middle of the first test object: all would take too long.
+_PICTURE_PATCHES: Final = 121
+
+T = TypeVar("T")
+
+
+class Logbook:
+    """Writes one training to its run; with `train.artifacts=numbers`, neither pictures nor model nor checkpoints.
+
+    A picture that cannot be drawn is left out, and `report` takes a line that says so. What the store does not take
+    raises `StoreUnavailable`.
+    """
+
+    def __init__(
+        self, config: ArmConfig, dataset: Dataset, tracker: Tracker, folder: Path, report: Callable[[str], None]
+    ) -> None:
+        self.history = History()
+        self.keeps_all = config.train.artifacts == "all"
+        self._config = config
+        self._dataset = dataset
+        self._tracker = tracker
+        self._folder = folder
+        self._report = report
+        self._title = f"{config.arm}, seed {config.seed}"
+        self._baselines: dict[str, float] = {}
+
+    def begin(self, device: str, baselines: dict[str, float]) -> None:
+        """Write what is known before the first step; `baselines` are the numbers of `evaluation.baselines`."""
+        config, tracker = self._config, self._tracker
+        self._baselines = baselines
+        for number in NUMBERS:
+            if number.metric in baselines:
+                setattr(self.history, number.name, baselines[number.metric])
+        tracker.set_tags(tracking.run_tags(config, self._dataset, device))
+        tracker.delete_tags("verdict", "verdict_reason")
+        tracker.log_config(config)
+        tracker.log_dataset(self._dataset)
+        if code := tracking.uncommitted_code():
+            tracker.log_text(code, "code.diff")
+        tracker.log_metrics(baselines, step=0)
+        verb = "continuing" if tracker.resumed else "training"
+        processes = config.train.devices * config.train.nodes
+        where = f"{processes} processes ({device})" if processes > 1 else device
+        self._report(f"{verb} {config.arm}, seed {config.seed}, on {where}: MLflow run {tracker.run_id}")
+
+    def draw(self, module: PtychoModule, epoch: int, step: int) -> None:
+        """Pictures with the weights as they stand: the middle of the first test object, FRC, loss and gradients."""
+        title, when = f"{self._title}, epoch {epoch}", f" of epoch {epoch}"
+        drawings: dict[str, tuple[Any, ...]] = {"training": (training_figure, self.history, title)}
+        if found := self._sparing("reconstruction" + when, self._reconstruct_middle, module):
+            drawings["reconstruction"] = (reconstruction_figure, found, module.probe_array, title)
+            if found.comparison:
+                drawings["frc"] = (frc_figure, [found], title)
+        for key, drawing in drawings.items():
+            pixels = self._sparing(key + when, _pixels, *drawing)
+            if pixels is not None:  # a full disk has no room for it
+                self._sparing(key + when, self._tracker.log_image, pixels, key, step)
+
+    def _reconstruct_middle(self, module: PtychoModule) -> Reconstruction | None:
+        """The middle of the first test object; None if the network blew up."""
+        test = self._dataset.test
+        members = np.flatnonzero(test.object_index == test.object_index[0])
+        away = np.abs(test.positions_px[members] - np.median(test.positions_px[members], axis=0)).max(axis=1)
+        part = test.part(np.sort(members[np.argsort(away, kind="stable")[:_PICTURE_PATCHES]]))
+        patches = module.reconstruct(part)
+        if not can_be_stitched(patches):
+            return None
+        return reconstruct(patches, part, self._dataset, module.probe_array, self._config.train.learn_probe)
+
+    def log_reconstructions(self, evaluation: Evaluation, probe: NDArray[np.complex64]) -> None:
+        """Write the test objects, with pictures of them."""
+        if not self.keeps_all:
+            return
+        for index, one in enumerate(evaluation.reconstructions):
+            title = f"{self._title}: test object {index}, R = {one.r_factor:.4f}"
+            key = "reconstruction" if index == 0 else None
+            self._log_picture(f"recon/object_{index}.png", key, reconstruction_figure, one, probe, title)
+            path = self._folder / f"object_{index}.npz"
+            stitched = one.stitched
+            np.savez_compressed(
+                path, object=stitched.object, light=stitched.light, origin_px=stitched.origin_px, probe=probe
+            )
+            self._tracker.log_artifact(path, "recon")
+        if evaluation.compared:
+            self._log_picture("figures/frc.png", "frc", frc_figure, evaluation.reconstructions, self._title)
+
+    def log_model(self, module: PtychoModule) -> None:
+        """Write the network, ready to be served; `module` ends up on the CPU."""
+        if not self.keeps_all:
+            return
+        probe_path = self._folder / "probe.npz"
+        # What a reconstruction of another scan needs to know of the training; see `tracking.models`.
+        np.savez(probe_path, probe=module.probe_array, mean_counts=module.mean_counts, scale=module.scale)
+        shipped = CountsToObject(module.generator, module.input_scale).cpu().eval()
+        example = np.array(self._dataset.test.counts[:_EXAMPLE_PATTERNS])
+        tracking.log_model(self._tracker, shipped, example, extra_files=[probe_path])
+
+    def end(
+        self, verdict: Verdict, results: dict[str, float], evaluation: Evaluation | None, files: CheckpointFiles
+    ) -> None:
+        """Write verdict, final numbers by their names in the store, series and checkpoints."""
+        tracker, history = self._tracker, self.history
+        if self.keeps_all:
+            self._log_picture("figures/training.png", "training", training_figure, history, self._title)
+        tracker.log_metrics(results, step=history.steps - 1)
+        vacuous = evaluation.vacuous if evaluation else []
+        tags = {"verdict": verdict.label, "verdict_reason": verdict.reason, "vacuous": ",".join(vacuous)}
+        if "twin" in verdict.evidence:
+            tags["twin"] = str(verdict.evidence["twin"]).lower()
+        tracker.set_tags(tags)
+        layout = {"verdict": verdict.label, "verdict_reason": verdict.reason, "evidence": verdict.evidence}
+        layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | self._baselines | results
+        tracker.log_text(json.dumps(plain(layout), indent=2, allow_nan=False), "metrics.json")
+        tracker.log_text(history.to_json(), "history.json")
+        for path in files.at_the_end if self.keeps_all else ():
+            tracker.log_artifact(path, "checkpoints")
+
+    def log_interrupted(self, interrupt: Interrupted) -> None:
+        """Write what an interrupted training has so far."""
+        self.history.events = {"interrupted": True}
+        reason = f"{interrupt} after {self.history.steps} steps; the same command continues it"
+        self._report(reason)
+        try:
+            self._tracker.set_tags({"verdict": "interrupted", "verdict_reason": reason})
+            self._tracker.log_text(self.history.to_json(), "history.json")
+        except tracking.StoreUnavailable as away:
+            self._report(str(away))
+
+    def _log_picture(self, name: str, key: str | None, *drawing: Any) -> None:
+        """Write a picture of the end as the artifact `name`, and as the last that the UI shows under `key`."""
+        pixels = self._sparing(name, _pixels, *drawing)
+        if pixels is None:
+            return
+        self._tracker.log_picture(pixels, name)
+        if key:
+            self._tracker.log_image(pixels, key, self.history.steps - 1)
+
+    def _sparing(self, picture: str, function: Callable[..., T], *arguments: Any) -> T | None:
+        """What `function` gives; if it raises, None and a line: a picture that fails shall cost a run nothing else."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            words = (str(error).splitlines() or [""])[0]
+            self._report(f"no picture {picture}: {type(error).__name__}: {words}")
+            return None
+
+
+def _pixels(draw: Callable[..., Any], *arguments: Any) -> NDArray[np.uint8]:
+    return to_rgb(draw(*arguments))
