@@ -149,6 +149,16 @@ def test_a_signal_outside_of_training_and_a_second_one_raise_at_once():
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_a_signal_after_a_training_that_broke_off_raises_at_once_and_one_before_is_not_lost():
+    with Interruption() as interruption:
+        interruption.on_train_start(_trainer(0), _module())
+        interruption.on_exception(_trainer(0), _module(), MemoryError())
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            interruption.check()
+
+
 def test_the_handlers_from_before_are_put_back():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Interruption():

@@ -87,6 +87,12 @@ def test_numbers_are_equal_however_they_are_spelt():
     assert len(select_runs("s", [run, spelt]).runs) == 2
 
 
+def test_runs_of_uncommitted_code_are_named():
+    clean, changed = stored(), stored(seed=2)
+    changed.tags["git_commit"] = "0123abc-dirty"
+    assert select_runs("s", [clean, changed]).notes == ["Trained with code that was not committed: control (seed 2)."]
+
+
 def test_threads_and_device_may_differ():
     runs = [stored(), stored(seed=2, accelerator="cpu", **{"train.threads": 4})]
     assert len(select_runs("s", runs).runs) == 2

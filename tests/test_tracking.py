@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -11,9 +12,11 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import fluent
 
 from fnostab import tracking
 from fnostab.config import ConfigError, resolve_config
+from fnostab.io.endings import Interrupted
 from fnostab.tracking import store as store_module
 from fnostab.tracking.errors import failure_text
 
@@ -76,6 +79,66 @@ def test_the_projects_run_of_a_resumed_identity_points_to_the_first(store, monke
     assert tracker.run_id == first.run_id
     assert tags["resumed_into"] == first.run_id
     assert "study" not in tags
+
+
+@pytest.mark.parametrize("in_use", ["a result", "another training", "a study"])
+def test_a_run_that_is_in_use_is_not_written_to_but_gets_a_child(store, monkeypatch, caplog, in_use):
+    theirs = store.create_run(
+        store.create_experiment("theirs"), tags={"study_role": "parent"} if "study" in in_use else {}
+    )
+    if in_use == "a result":
+        store.set_terminated(theirs.info.run_id)
+    if in_use == "another training":
+        store.set_tag(theirs.info.run_id, "config_sha256", "0123")
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs.info.run_id)
+    before = store.get_run(theirs.info.run_id).to_dictionary()
+    with tracking.open_run(_CONFIG, Path()) as tracker:
+        tracker.log_config(_CONFIG)
+    made = store.get_run(tracker.run_id)
+    assert store.get_run(theirs.info.run_id).to_dictionary() == before
+    assert made.data.tags["mlflow.parentRunId"] == theirs.info.run_id
+    assert made.info.experiment_id == theirs.info.experiment_id
+    assert f"run {theirs.info.run_id}, which MLFLOW_RUN_ID names, is in use already" in caplog.text
+
+
+def test_a_name_that_somebody_gave_a_run_stays_and_one_that_mlflow_made_up_does_not(store, monkeypatch):
+    for given, expected in (("lr-sweep-3", "lr-sweep-3"), (None, f"control-seed{_CONFIG.seed}")):
+        run_id = store.create_run("0").info.run_id
+        if given:
+            store.set_tag(run_id, "mlflow.runName", given)  # as `mlflow run --run-name` does
+        monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+        with tracking.open_run(_CONFIG, Path()):
+            pass
+        assert store.get_run(run_id).info.run_name == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, True), ("false", False), ("true", True)])
+def test_mlflows_variable_says_whether_system_metrics_are_logged(store, monkeypatch, value, expected):
+    monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", value)
+    with tracking.open_run(_CONFIG, Path()) as tracker:
+        assert (tracker.run_id in fluent.run_id_to_system_metrics_monitor) is expected
+
+
+@pytest.mark.parametrize("call", ["start_run", "end_run"])
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_a_signal_while_a_run_is_made_or_ended_leaves_none_that_runs(store, monkeypatch, call, first):
+    function = getattr(mlflow, call)
+
+    def interrupted(*arguments, **named):
+        monkeypatch.setattr(mlflow, call, function)
+        if not first:
+            function(*arguments, **named)
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(mlflow, call, interrupted)
+    with pytest.raises(Interrupted), tracking.open_run(_CONFIG, Path(), claim="a1b2"):
+        pass
+    monkeypatch.undo()
+    assert mlflow.active_run() is None
+    expected = [] if call == "start_run" and first else ["KILLED"]
+    assert [run.info.status for run in store.search_runs(["0"])] == expected
 
 
 @pytest.mark.parametrize(

@@ -184,12 +184,14 @@ def _comparable(text: str) -> object:
 def _notes(
     runs: Sequence[StoredRun], newest: Mapping[tuple[str, int], StoredRun], planned: Iterable[tuple[str, int]]
 ) -> list[str]:
-    """What has no result: runs that did not end, and what was planned and never began."""
+    """What the code of some runs was, and what has no result: runs that did not end, what was planned and not begun."""
     unfinished = {(run.arm, run.seed): run for run in sorted(runs, key=lambda run: run.ended_ms) if not run.is_result}
     missing = {key: run for key, run in unfinished.items() if key not in newest}
     notes = [f"{arm}, seed {seed}: run {run.run_id} is {_state(run)}." for (arm, seed), run in sorted(missing.items())]
     never = sorted(set(planned) - newest.keys() - missing.keys())
-    return notes + [f"{arm}, seed {seed}: planned, and not begun." for arm, seed in never]
+    notes += [f"{arm}, seed {seed}: planned, and not begun." for arm, seed in never]
+    changed = [run for run in newest.values() if run.tags.get("git_commit", "").endswith("-dirty")]
+    return notes + ([f"Trained with code that was not committed: {_who(changed)}."] if changed else [])
 
 
 def _state(run: StoredRun) -> str:

@@ -23,11 +23,13 @@ def git_commit() -> str:
 
 
 def uncommitted_code() -> str:
-    """What the package's code has and its commit has not, in the format of `git diff`; empty if there is nothing."""
-    if not _git("ls-files", "--error-unmatch", "__init__.py"):
+    """What the package's code has and its commit has not, as `git diff` says it; empty if there is none."""
+    top = _git("rev-parse", "--show-toplevel").strip()
+    if not top or not _git("ls-files", "--error-unmatch", "__init__.py"):
         return ""
-    new = _git("ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
-    return _git("diff", "HEAD", "--", ".") + "".join(_git("diff", "--no-index", os.devnull, name) for name in new)
+    new = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z").split("\0")[:-1]
+    added = [_git("-C", top, "diff", "--no-index", os.devnull, name) for name in new]
+    return "".join([_git("diff", "HEAD", "--", "."), *added])
 
 
 def _git(*arguments: str) -> str:

@@ -248,6 +248,11 @@ def _choose_run(first_run_id: str | None) -> tuple[Run | None, Run | None]:
     if first_run_id:
         resume_into(first_run_id)
         return mlflow.MlflowClient().get_run(first_run_id), None
+    return own_run()
+
+
+def own_run() -> tuple[Run | None, Run | None]:
+    """The run of `MLFLOW_RUN_ID`, and None; if that holds something already, None and it: it is to be a parent."""
     run = named_run()
     os.environ.pop("MLFLOW_RUN_ID", None)
     if run is None:

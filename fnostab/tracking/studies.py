@@ -16,14 +16,15 @@ import mlflow
 import yaml
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fnostab.config import ConfigError
 from fnostab.study.selection import StoredRun, has_identity, newest_results
 from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import HOW_TO_REPEAT, StoreUnavailable, one_line, redacted, translated_store_errors
-from fnostab.tracking.run import resume_into, unless_named
+from fnostab.tracking.run import own_run, resume_into, unless_named
 from fnostab.tracking.store import search_runs
-from fnostab.tracking.target import named_run, target_experiment_id
+from fnostab.tracking.target import target_experiment_id
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,9 @@ def open_comparison(study: str) -> Iterator[StudyFolder]:
     """Open a run for what is said of a study that has no parent: that of `mlflow run`, or a new one."""
     with translated_store_errors(HOW_TO_REPEAT):
         run = _own_run()
-        mlflow.MlflowClient().update_run(run.info.run_id, status="RUNNING", name=f"{study}-comparison")
+        mlflow.MlflowClient().update_run(
+            run.info.run_id, status="RUNNING", name=unless_named(run, f"{study}-comparison")
+        )
         folder = StudyFolder(run.info.run_id, run.info.experiment_id)
         folder.set_tags({"study": study, ROLE: "comparison"})
     try:
@@ -245,6 +248,8 @@ def _end(run_id: str, status: str) -> None:
 
 def _own_run() -> Run:
     """The run that `mlflow run` made for this process, which no other is written to then, or else a new one."""
-    run = named_run()
-    os.environ.pop("MLFLOW_RUN_ID", None)
-    return run or mlflow.MlflowClient().create_run(target_experiment_id())
+    run, parent = own_run()
+    if run is not None:
+        return run
+    tags = {MLFLOW_PARENT_RUN_ID: parent.info.run_id} if parent else None
+    return mlflow.MlflowClient().create_run(parent.info.experiment_id if parent else target_experiment_id(), tags=tags)

@@ -1,0 +1,63 @@
+"""What a training writes to its run, also where something goes wrong."""
+
+import pytest
+
+from fnostab import tracking
+from fnostab.config import resolve_config
+from fnostab.dataset import load_or_build
+from fnostab.evaluation import baselines
+from fnostab.health import judge
+from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.workflows import logbook as logbook_module
+from fnostab.workflows.logbook import Logbook
+
+
+class _Tracker:
+    """Takes everything, and remembers the names."""
+
+    run_id = "r"
+    resumed = False
+
+    def __init__(self):
+        self.written: list[str] = []
+
+    def __getattr__(self, method):
+        return lambda *arguments, **named: self.written.append(str(arguments[-1]) if "text" in method else method)
+
+    def log_image(self, image, key, step):
+        self.written.append(key)
+
+
+@pytest.fixture
+def book(tmp_path):
+    config, tracker, said = resolve_config({"preset": "smoke"}), _Tracker(), []
+    book = Logbook(config, load_or_build(config.data), tracker, tmp_path, said.append)
+    return book, tracker, said
+
+
+def _fails(*_):
+    raise ValueError("Expected end of text, found '$'\n^")
+
+
+def test_a_picture_of_the_end_that_cannot_be_drawn_costs_no_result(book, tmp_path, monkeypatch):
+    book, tracker, said = book
+    monkeypatch.setattr(logbook_module, "training_figure", _fails)
+    book.end(judge(book.history.to_mapping()), {}, None, CheckpointFiles(tmp_path))
+    assert said == ["no picture figures/training.png: ValueError: Expected end of text, found '$'"]
+    assert {"set_tags", "metrics.json", "history.json"} <= set(tracker.written)
+
+
+def test_a_picture_on_the_way_that_cannot_be_drawn_costs_no_other(book, monkeypatch):
+    book, tracker, said = book
+    monkeypatch.setattr(book, "_reconstruct_middle", _fails)
+    book.draw(None, 3, 35)
+    assert said == ["no picture reconstruction of epoch 3: ValueError: Expected end of text, found '$'"]
+    assert tracker.written == ["training"]
+
+
+def test_uncommitted_code_lies_beside_the_run(book, monkeypatch):
+    book, tracker, _ = book
+    monkeypatch.setattr(tracking, "uncommitted_code", lambda: "diff --git ...")
+    book.begin("cpu", baselines(load_or_build(resolve_config({"preset": "smoke"}).data), False))
+    assert "code.diff" in tracker.written
+    assert book.history.val_loss_constant > book.history.val_loss_floor > 0
