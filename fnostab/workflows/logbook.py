@@ -12,7 +12,8 @@ from fnostab import tracking
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset
 from fnostab.evaluation import Evaluation, Reconstruction, can_be_stitched, reconstruct
-from fnostab.health import History, Verdict, plain
+from fnostab.health import History, Verdict
+from fnostab.health.history import plain
 from fnostab.io.endings import Interrupted
 from fnostab.report.axes import to_rgb
 from fnostab.report.run import frc_figure, reconstruction_figure, training_figure
