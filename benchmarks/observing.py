@@ -28,7 +28,7 @@ import torch
 from fnostab import tracking
 from fnostab.config import ArmConfig, resolve_config
 from fnostab.dataset import Dataset, load_or_build
-from fnostab.training.batches import PtychoDataModule
+from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
@@ -50,9 +50,9 @@ class Unobserved(PtychoModule):
 def train_s(module: PtychoModule, callbacks: list, dataset: Dataset, folder: Path) -> float:
     """Seconds that the training of `module` takes."""
     trainer = make_trainer(module.config, callbacks, CheckpointFiles(folder))
-    data = PtychoDataModule(dataset, module.config)
+    loaders = make_loaders(trainer, dataset, module.config)
     start = time.perf_counter()
-    trainer.fit(module, datamodule=data, weights_only=True)
+    trainer.fit(module, *loaders, weights_only=True)
     return time.perf_counter() - start
 
 
