@@ -59,9 +59,7 @@ class DataConfig(Section):
     )
     N: int = Field(64, ge=16, le=512, description="pattern and patch size in pixels")
     gridsize: int = Field(1, description="patches predicted at once along an axis; only 1 is built")
-    probe: str = Field(
-        "auto", description="curved_disk, disk, or an NPZ file with key `probe`; auto: curved_disk, or the scan's own"
-    )
+    probe: str = Field("auto", description="curved_disk, disk, or an NPZ file; auto: the scan's own, or curved_disk")
     probe_radius_px: float | None = Field(None, gt=0, description="disk radius; default 15 px at N=64, in proportion")
     probe_curvature_rad: float = Field(8.0, ge=-1000, le=1000, description="quadratic phase of curved_disk at its rim")
     objects: Literal["lines", "grf", "image"] = Field("lines", description="kind of synthetic object")
@@ -73,9 +71,7 @@ class DataConfig(Section):
     stride_train_px: int = Field(4, ge=1, le=2**14, description="scan step on training objects")
     stride_val_px: int = Field(10, ge=1, le=2**14, description="scan step on validation objects")
     stride_test_px: int = Field(10, ge=1, le=2**14, description="scan step on test objects")
-    max_train_patches: int | None = Field(
-        None, ge=1, le=_MANY, description="keep this many training patches, drawn at random"
-    )
+    max_train_patches: int | None = Field(None, ge=1, le=_MANY, description="keep so many training patches, at random")
     max_val_patches: int | None = Field(None, ge=1, le=_MANY, description="the same for validation")
     nphotons: float = Field(1e9, gt=0, description="counts in the mean simulated pattern")
     seed: int = Field(20260128, ge=0, lt=2**63, description="seed of objects, subsets and photon noise")
@@ -140,7 +136,7 @@ class ModelConfig(Section):
     max_channels: int = Field(256, ge=1, le=2**16, description="doubling stops at this width")
     gamma_init: float = Field(0.0, ge=-1000, le=1000, description="initial norm weight of stable blocks")
     layerscale_init: float | None = Field(
-        None, ge=-1000, le=1000, description="initial LayerScale of stable blocks; null: no LayerScale"
+        None, ge=-1000, le=1000, description="initial LayerScale of stable blocks; null: none"
     )
     norm_centred: bool = Field(True, description="the norm of stable blocks subtracts each channel's mean")
     norm_bias: bool = Field(True, description="the norm of stable blocks learns a bias")
@@ -171,9 +167,7 @@ class ClipConfig(Section):
     """The clipping rule; `val` <= 0 means none."""
 
     algo: ClipAlgorithm = Field("norm", description="clipping rule")
-    val: float = Field(
-        "auto", le=_LARGE, validate_default=True, description="limit of the rule; auto: norm 1.0, value 0.5, agc 0.01"
-    )
+    val: float = Field("auto", le=_LARGE, validate_default=True, description="limit; auto: norm 1, value 0.5, agc 0.01")
     granularity: Literal["unit", "tensor"] = Field("unit", description="what agc compares: output units or tensors")
 
     @field_validator("val", mode="before")
@@ -198,38 +192,25 @@ class TrainConfig(Section):
 
     epochs: int = Field(50, ge=1, le=10**6, description="passes over the training patches")
     give_up_after: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="share of the epochs after which a run that was never better than the best constant object is "
-        "stopped; null: never",
+        None, gt=0, lt=1, description="stop after this share of the epochs if nothing was learnt; null: never"
     )
     batch_size: int = Field(16, ge=1, le=10**6, description="patches per step, over all devices together")
     loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")
     learn_probe: bool = Field(False, description="learn the probe with the network")
     probe_lr: float = Field(1e-2, gt=0, le=_LARGE, description="learning rate of the probe over its largest amplitude")
-    overlap_weight: float = Field(
-        0.0, ge=0, le=1, description="share of the loss taken on the object stitched from each batch of neighbours"
-    )
+    overlap_weight: float = Field(0.0, ge=0, le=1, description="share of the loss on the object stitched from a batch")
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="device kind")
     devices: int = Field(1, ge=1, le=1024, description="devices per machine (on CPUs: processes) that share a batch")
     nodes: int = Field(1, ge=1, le=10_000, description="machines; more than one are started by torchrun or SLURM")
     strategy: Literal["auto", "ddp"] = Field("auto", description="how devices share a batch; auto: ddp if several")
     threads: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="CPU threads per process; default: OMP_NUM_THREADS, or cores over `devices`. Changes the last bits",
+        None, ge=1, le=1024, description="CPU threads per process; null: OMP_NUM_THREADS, or cores over `devices`"
     )
     cuda_graph: bool = Field(True, description="on one CUDA device, launch a step's kernels as a graph")
     checkpoint_every_s: float = Field(60.0, gt=0, le=_MANY, description="seconds between checkpoints inside an epoch")
-    layer_norms_every_steps: int = Field(
-        100, ge=1, le=_MANY, description="steps between gradient norms of every parameter"
-    )
+    layer_norms_every_steps: int = Field(100, ge=1, le=_MANY, description="steps between norms of all gradients")
     picture_every_epochs: int = Field(10, ge=1, le=_MANY, description="epochs between pictures of the test object")
-    artifacts: Literal["all", "numbers"] = Field(
-        "all", description="numbers: store no model, pictures or checkpoints, for sweeps of many runs"
-    )
+    artifacts: Literal["all", "numbers"] = Field("all", description="numbers: no model, pictures or checkpoints kept")
 
     @property
     def give_up_epoch(self) -> int | None:
