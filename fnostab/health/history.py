@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
@@ -78,7 +78,7 @@ class History:
         Raises ValueError, in one line, for what is no mapping, and for a series or a number that is none.
         """
         mapping = checked_mapping(mapping)
-        loaded = {entry.name: _with_numbers(mapping[entry.name]) for entry in fields(self) if entry.name in mapping}
+        loaded = {entry.name: each(mapping[entry.name], _as_number) for entry in fields(self) if entry.name in mapping}
         for name, value in loaded.items():
             if not _is_like(getattr(self, name), value):
                 kind = {list: "a list of numbers", float: "a number"}.get(type(getattr(self, name)), "an object")
@@ -102,23 +102,35 @@ def checked_mapping(history: Any) -> Mapping[str, Any]:
     return history
 
 
-def plain(value: Any) -> Any:
-    """Replace non-finite numbers in `value`, a number, text, list or dict, by text: JSON has no numbers for them."""
+def each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Apply `change` to every number and text in lists and dicts."""
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [each(item, change) for item in value]
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: each(item, change) for key, item in value.items()}
+    return change(value)
+
+
+def plain(value: Any) -> Any:
+    """Write the non-finite numbers in `value` as text: JSON has no numbers for them."""
+    return each(value, _as_text)
+
+
+def finite_or_none(value: Any) -> Any:
+    """Give None for NaN and infinities, and Python's number for a float of NumPy."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _as_text(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
-def _with_numbers(value: Any) -> Any:
-    """Undo `plain`."""
-    if isinstance(value, list):
-        return [_with_numbers(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _with_numbers(item) for key, item in value.items()}
+def _as_number(value: Any) -> Any:
+    """Undo `_as_text`."""
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from fnostab.health.config import DEFAULTS, HealthConfig
 from fnostab.health.evidence import gather, mapping, number, series
-from fnostab.health.history import checked_mapping
+from fnostab.health.history import checked_mapping, each, finite_or_none
 
 VerdictLabel = Literal["converged", "stagnated", "collapsed", "diverged", "non_finite", "out_of_memory", "interrupted"]
 
@@ -57,7 +55,7 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     pattern, best = number(history.get("val_loss_mean_pattern")), evidence["best_val_loss"]
     if label == "converged" and best >= pattern:
         reason += f"; but one mean pattern everywhere is no worse, with a val_loss of {pattern:.3g}"
-    return Verdict(label, reason, _ready_for_json(evidence))
+    return Verdict(label, reason, each(evidence, finite_or_none))
 
 
 def _given_up(events: Mapping[str, Any]) -> str:
@@ -93,7 +91,7 @@ def _judge_events(history: Mapping[str, Any], events: Mapping[str, Any]) -> tupl
 def _was_taken(history: Mapping[str, Any], step: Any) -> bool:
     """Whether loss and gradient norm of `step` were finite, so that only the validation can have been at fault."""
     both = (series(history, "loss_step"), series(history, "grad_norm_preclip"))
-    return isinstance(step, int) and all(0 <= step < len(series) and np.isfinite(series[step]) for series in both)
+    return isinstance(step, int) and all(0 <= step < len(values) and math.isfinite(values[step]) for values in both)
 
 
 def _judge_course(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str]:
@@ -137,12 +135,3 @@ def _judge_unlearnt(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[
 
 def _at_step(detail: Mapping[str, Any]) -> str:
     return "" if detail.get("step") is None else f" at step {detail['step']}"
-
-
-def _ready_for_json(value: Any) -> Any:
-    """`value` with None for NaN and infinities, and Python's numbers for those of numpy."""
-    if isinstance(value, dict):
-        return {key: _ready_for_json(item) for key, item in value.items()}
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value

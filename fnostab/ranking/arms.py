@@ -19,6 +19,7 @@ from typing import Any, Final, get_args
 import numpy as np
 
 from fnostab.health import VerdictLabel
+from fnostab.health.history import each, finite_or_none
 from fnostab.ranking.decision import Decision, decide
 from fnostab.ranking.intervals import (
     Bootstrap,
@@ -57,13 +58,7 @@ class Ranking:
 
     def to_json_rows(self) -> list[Row]:
         """The table as strictly valid JSON takes it: what is not finite becomes None."""
-        return [
-            {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in row.items()
-            }
-            for row in self.table
-        ]
+        return [each(row, finite_or_none) for row in self.table]
 
 
 def rank_arms(runs: Runs, rng: np.random.Generator | int, resamples: int = 4000) -> Ranking:
