@@ -26,8 +26,8 @@ def import_scan(
     Patterns larger than N x N are cropped to their middle, which makes pixels M / N times larger: the probe's spectrum
     is cropped alike, positions shrink by N / M, and the file's `object` is resampled. `probe`, an array or an NPZ file,
     stands in for the scan's own: one of M x M is cropped, one of N x N used as it is. Returns a `Scan` with a probe.
-    Raises ValueError, in one line, as `read_scan` does, for patterns smaller than N x N
-    or without counts in their middle, for a probe of another size, and if there is no probe.
+    Raises ValueError, in one line, as `read_scan` does, for patterns smaller than N x N or without counts in their
+    middle, for a probe of another size, and if there is no probe.
     """
     scan = read_scan(path, quantity)
     M = scan.counts.shape[-1]

@@ -32,8 +32,8 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     The first that applies: an event (out_of_memory, non_finite, interrupted; one that is false or null did not happen);
     never learnt (diverged or stagnated); collapsed; diverged; converged. Where `metrics.progress` cannot tell, because
     the R-factor of a constant object is unknown or not above that of photon noise, nothing was learnt. A val_loss that
-    is not finite counts as infinite: one in the middle does no harm; one at the end, or nothing else, means diverged.
-    A run that was given up (event `given_up`) is judged by its course, and the reason says so.
+    is not finite counts as infinite: one in the middle does no harm; one at the end, or nothing else, means diverged. A
+    run that was given up (event `given_up`) is judged by its course, and the reason says so.
 
     Takes any mapping: keys may be missing, series empty or of unequal lengths, numbers null or the texts NaN, Infinity,
     -Infinity. Raises ValueError only for what is no mapping. In the evidence epochs count from 1, steps from 0, and a
