@@ -7,8 +7,8 @@ zero by one would change it.
 **Non-finite gradients are never clipped.** A limit has no meaning against an infinite or undefined norm: scaling by
 `limit / inf` would turn every finite element into zero, and clamping would turn an infinity into an ordinary number.
 So if the total norm (for AGC: a unit's norm) is `inf` or NaN, those gradients stay as they are: `norm_preclip` and
-`norm_postclip` are both non-finite, and the first bad layer can still be found. Skipping the update is the caller's
-part. (PyTorch's `clip_grad_norm_` writes zeros and NaN in this case, its `clip_grad_value_` finite numbers.)
+`norm_postclip` are both non-finite, and the first bad layer can still be found. The caller has to skip the update.
+(PyTorch's `clip_grad_norm_` writes zeros and NaN in this case, its `clip_grad_value_` finite numbers.)
 """
 
 import math
@@ -34,7 +34,7 @@ Granularity = Literal["unit", "tensor"]
 #: Layers of torch whose weights count output channels on axis 1.
 _TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-#: Tensors of fewer elements are not worth several calls.
+#: Norms of tensors with fewer elements are taken in one call.
 _SMALL: Final = 2**17
 
 #: The floor under `||W||`, so that weights which start at zero can leave it (Brock et al. 2021).
@@ -42,11 +42,11 @@ AGC_EPS: Final = 1e-3
 
 
 class ClipStats(NamedTuple):
-    """What one clipping did: three 0-d tensors on the gradients' device, none of them read yet."""
+    """What one call has clipped; the host has read none of these tensors yet."""
 
-    norm_preclip: Float[Tensor, ""]  #: 2-norm of all gradients before
-    norm_postclip: Float[Tensor, ""]  #: and after
-    clipped_fraction: Float[Tensor, ""]  #: norm: 0 or 1; value: of elements; agc: of units; none: 0
+    norm_preclip: Float[Tensor, ""]  #: 2-norm of all gradients before clipping
+    norm_postclip: Float[Tensor, ""]  #: 2-norm of all gradients after clipping
+    clipped_fraction: Float[Tensor, ""]  #: share that was clipped: norm: 0 or 1; value: elements; agc: units; none: 0
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def clip_gradients_(
     - `norm`: scale all by `min(1, value / (total norm + 1e-6))`, bit for bit what `torch.nn.utils.clip_grad_norm_`
       does; its 1e-6 is kept, so that results compare with those of other programs.
     - `value`: clamp every element, of complex gradients real and imaginary part each, to `[-value, value]`.
-    - `agc`: `adaptive_gradient_clip_` with `clip_factor=value`; only this one heeds `granularity`.
+    - `agc`: `adaptive_gradient_clip_` with `clip_factor=value`; only this rule uses `granularity`.
 
     A `value` <= 0 means `none`, which only measures. Parameters without a gradient are skipped; where none has one,
     the statistics are zeros. Raises `ValueError`, before anything is changed, for an unknown `algorithm` or

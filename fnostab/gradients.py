@@ -1,8 +1,8 @@
 """Norms of gradients: of everything together and of each parameter, always left on the device.
 
-Nothing here waits for the device, so that a norm can be taken at every optimiser step; whoever reads the numbers
-decides when to pay for the copy. Norms are 2-norms, over real and imaginary parts alike for complex parameters.
-They are reported as they are: `inf` or NaN where a gradient holds one, and `inf` where squares overflow.
+Nothing here waits for the device, so that norms can be taken at every optimiser step; the caller decides when to copy
+them to the host. Norms are 2-norms, over real and imaginary parts alike for complex parameters.
+They are `inf` or NaN where a gradient holds one, and `inf` where squares overflow.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor, nn
 
-#: Whose gradients: a module's parameters, or bare tensors.
+#: The owner of the gradients: a module with its parameters, or bare tensors.
 ParameterSource: TypeAlias = nn.Module | Tensor | Iterable[Tensor]
 
 

@@ -11,7 +11,7 @@ class CNNGenerator(nn.Module):
     """Encoder-decoder of 3x3 convolutions without skips, as in PtychoNN (Cherukara et al. 2020).
 
     Shapes: diffraction amplitudes `(B, in_channels * C, N, N)` -> object patches `(B, N, N, C, out_channels)`, whose
-    last axis is (real, imaginary). Other grid sizes than the `N` it is built for run too.
+    last axis is (real, imaginary). It also runs on grids of other sizes than `N`.
 
     Lifter, `n_blocks` pairs of convolutions on the grids and with the widths of `HybridUNOGenerator`, the same way
     back with transposed convolutions, 1x1 convolution. Raises ValueError for counts less than 1 and grids under 2 px.

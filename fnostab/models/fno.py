@@ -11,7 +11,7 @@ class CascadedFNOGenerator(nn.Module):
     """FNO (Li et al. 2021) then CNN: nothing is downsampled, the width never changes.
 
     Shapes: diffraction amplitudes `(B, in_channels * C, N, N)` -> object patches `(B, N, N, C, out_channels)`, whose
-    last axis is (real, imaginary). Other grid sizes than the `N` it is built for run too.
+    last axis is (real, imaginary). It also runs on grids of other sizes than `N`.
 
     Lifter, `n_blocks` `PtychoBlock`s, 1x1 convolution, two 3x3 convolutions with GELU that refine, 1x1 convolution.
     Raises ValueError for counts less than 1, and for `modes` that the grid lacks.

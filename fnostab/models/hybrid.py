@@ -25,7 +25,7 @@ class HybridUNOGenerator(nn.Module):
     """U-shaped neural operator (after U-NO, Rahman et al. 2022) with a convolutional decoder (U-Net).
 
     Shapes: diffraction amplitudes `(B, in_channels * C, N, N)` -> object patches `(B, N, N, C, out_channels)`, whose
-    last axis is (real, imaginary). Other grid sizes than the `N` it is built for run too.
+    last axis is (real, imaginary). It also runs on grids of other sizes than `N`.
 
     Lifter, `n_blocks` encoder blocks, a bottleneck block with `modes // 2` (at least 1), a decoder stage with a skip
     for each halving, 1x1 convolution. Between encoder blocks a convolution of stride 2 halves the grid and doubles the

@@ -1,4 +1,4 @@
-"""What single layers of a network do: activations of its blocks, its norm weights, the first that is not finite."""
+"""Observations of single layers: activations of blocks, norm weights, the first layer whose output is not finite."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fnostab.gradients import total_norm
 from fnostab.models.blocks import PtychoBlock, StablePtychoBlock
 
-#: Called after a layer ran, with its name and what it gave.
+#: Called after a layer ran, with its name and its output.
 _Observer = Callable[[str, nn.Module, Tensor], None]
 
 
@@ -93,7 +93,7 @@ def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | Non
 
 @contextmanager
 def _watching(network: nn.Module, watch: _Observer) -> Iterator[None]:
-    """Let `watch` see every layer of `network` that gives a tensor, inner ones before those that hold them."""
+    """Call `watch` after every layer of `network` that returns a tensor, inner layers before those that hold them."""
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def after(layer: nn.Module, inputs: Any, output: Any) -> None:

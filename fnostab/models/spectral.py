@@ -115,8 +115,8 @@ class OneSidedSpectralConv2d(SpectralConv2d):
     """The original study's layer as it really ran: `modes` x `modes` weights at every level, rows r >= 0 only.
 
     Differs from `SpectralConv2d` in two ways: negative rows are dropped (on grids with fewer than `modes` rows none
-    are: row r of the FFT is r - H, too), and the weights exist whatever the resolution, so that on a small grid most
-    of them are never used. It is kept for comparisons.
+    are: row r of the FFT is r - H, too), and it has all weights at every resolution, most of them unused on a small
+    grid. It is kept for comparisons.
     """
 
     def _kept(self, height: int, width: int) -> tuple[int, int, int]:
