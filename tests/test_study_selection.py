@@ -3,7 +3,7 @@
 import pytest
 
 from fnostab.config import ConfigError, resolve_config
-from fnostab.study.selection import StoredRun, select_runs
+from fnostab.study.selection import OWN_KEYS, StoredRun, select_runs
 
 
 def stored(arm="control", seed=1, dataset="d1", status="FINISHED", ended=0, parent=None, varied="", **overrides):
@@ -119,3 +119,19 @@ def test_a_study_without_runs_or_without_a_finished_one_is_refused():
         select_runs("s", [])
     with pytest.raises(ConfigError, match=r"^`study` \(=s\) must have a finished run: its 1 are RUNNING"):
         select_runs("s", [stored(status="RUNNING", verdict=None)])
+
+
+def test_what_makes_an_arm_is_architecture_block_and_clipping():
+    block = {"gamma_init", "layerscale_init", "norm_centred", "norm_bias", "pre_norm", "gate", "gate_init", "mix"}
+    model = {f"model.{name}" for name in ("arch", "spectral_gain", *block)}
+    assert model | {"clip.algo", "clip.val", "clip.granularity"} == OWN_KEYS
+
+
+def test_stored_runs_with_options_that_were_removed_are_compared_as_they_were():
+    inst, group, other = stored("inst"), stored("group"), stored("inst", seed=2)
+    group.params["model.pre_norm"] = "group"
+    inst.params["model.pre_norm"] = "instance"
+    assert len(select_runs("s", [inst, group, other]).runs) == 3  # arms may differ in it, and today's runs lack it
+    other.params["model.pre_norm"] = "none"
+    with pytest.raises(ConfigError, match=r"^`model\.pre_norm` of study s must be one in all runs of arm inst"):
+        select_runs("s", [inst, group, other])

@@ -10,14 +10,12 @@ from fnostab.study.names import NUMBERS
 
 K = TypeVar("K", bound=Hashable)
 
-#: What makes an arm: architecture, block and clipping. What else a study varies is in the tag `varied` of its runs.
-OWN_KEYS: Final = frozenset(
-    {
-        *("model.arch", "model.gamma_init", "model.layerscale_init", "model.norm_centred", "model.norm_bias"),
-        *("clip.algo", "clip.val", "clip.granularity"),
-        *REMOVED_KEYS,
-    }
+#: The size of a network, which the arms of a study have in common unless it varies them.
+_SIZES: Final = frozenset(
+    f"model.{name}" for name in ("width", "fno_blocks", "modes", "min_resolution", "max_channels")
 )
+#: What makes an arm: architecture, block and clipping. What else a study varies is in the tag `varied` of its runs.
+OWN_KEYS: Final = frozenset(key for key in CONFIG_KEYS if key.startswith(("model.", "clip."))) - _SIZES | REMOVED_KEYS
 #: Names, and what changes no result by more than the last bits or not at all.
 _IRRELEVANT: Final = frozenset(
     {
