@@ -6,8 +6,7 @@ Observed: loss, norms and clipped fraction of every step, per-parameter norms, a
 writing to a fresh sqlite store, MLflow's system metrics. Off: the network, the physics, clipping by PyTorch, the
 R-factor on the validation patches. The two take turns, so that a drift of the machine meets them alike; on a machine
 with other work that comparison is still noisy, so the time inside of what observes is also summed up by a stopwatch.
-Pictures come every few epochs only, so one set is timed by itself, and counted as often as the preset draws it on the
-way.
+Pictures, which come every few epochs only, are left out.
 """
 
 import argparse
@@ -28,12 +27,13 @@ import torch
 from fnostab import tracking
 from fnostab.config import ArmConfig, resolve_config
 from fnostab.dataset import Dataset, load_or_build
+from fnostab.health.history import History
+from fnostab.training import module as training_module
 from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.trainer import make_trainer
-from fnostab.workflows.logbook import Logbook
 
 
 class Unobserved(PtychoModule):
@@ -57,16 +57,12 @@ def train_s(module: PtychoModule, callbacks: list, dataset: Dataset, folder: Pat
 
 
 class Stopwatch:
-    """Adds up the seconds inside of some methods of some objects."""
+    """Adds up the seconds inside of some functions."""
 
     def __init__(self) -> None:
         self.total_s = 0.0
 
-    def watch(self, owner: object, *names: str) -> None:
-        for name in names:
-            setattr(owner, name, self._timed(getattr(owner, name)))
-
-    def _timed(self, function: Callable) -> Callable:
+    def timed(self, function: Callable) -> Callable:
         def timed(*arguments, **named):
             start = time.perf_counter()
             try:
@@ -78,22 +74,11 @@ class Stopwatch:
 
 
 class Observed(NamedTuple):
-    """Seconds of each training without and with observing, the share inside of what observes, seconds of pictures."""
+    """Seconds of each training without and with observing, and the share inside of what observes."""
 
     off: list[float]
     on: list[float]
     inside: list[float]
-    picture: list[float]
-    epochs: int
-    #: Of the whole preset: epochs, and sets of pictures on the way.
-    whole_epochs: int
-    sets: int
-
-    @property
-    def picture_share(self) -> float:
-        """What all sets of pictures take of a whole run, over its time without."""
-        run_s = statistics.median(self.off) / self.epochs * self.whole_epochs
-        return statistics.median(self.picture) * self.sets / run_s
 
 
 def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observed:
@@ -101,10 +86,9 @@ def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observe
     for name in ("lightning.pytorch", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    whole = resolve_config({"preset": preset}).train
     config = resolve_config({"preset": preset, "epochs": epochs})
     dataset = load_or_build(config.data)
-    off, on, inside, picture = [], [], [], []
+    off, on, inside = [], [], []
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name), mock.patch.dict(os.environ):
         folder = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
@@ -114,17 +98,18 @@ def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observe
             if not observed:
                 off.append(train_s(Unobserved(config, dataset), [], dataset, folder))
                 continue
-            with tracking.open_run(config, folder) as tracker:
-                logbook = Logbook(config, dataset, tracker, folder, lambda line: None)
-                module = PtychoModule(config, dataset)
-                recorder, watch = SeriesRecorder(logbook.history, tracker), Stopwatch()
-                watch.watch(recorder, "on_fit_start", "on_train_start", "on_train_batch_end", "on_train_epoch_end")
-                watch.watch(module, "_amplitude_ssim")
-                on.append(train_s(module, [recorder], dataset, folder))
-                inside.append(watch.total_s / on[-1])
-                picture.append(_seconds(lambda logbook=logbook, module=module: logbook.draw(module, 1, 0)))
-    sets = (whole.epochs - 1) // whole.picture_every_epochs
-    return Observed(off, on, inside, picture, epochs, whole.epochs, sets)
+            watch = Stopwatch()
+            ssim = watch.timed(training_module.stitched_amplitude_ssim)
+            with (
+                tracking.open_run(config, folder) as tracker,
+                mock.patch.object(training_module, "stitched_amplitude_ssim", ssim),
+            ):
+                recorder = SeriesRecorder(History(), tracker)
+                for name in ("on_fit_start", "on_train_start", "on_train_batch_end", "on_train_epoch_end"):
+                    setattr(recorder, name, watch.timed(getattr(recorder, name)))
+                on.append(train_s(PtychoModule(config, dataset), [recorder], dataset, folder))
+            inside.append(watch.total_s / on[-1])
+    return Observed(off, on, inside)
 
 
 def main() -> None:
@@ -145,16 +130,6 @@ def main() -> None:
         f"the same by the stopwatch: {100 * statistics.median(found.inside):.1f} % "
         f"({100 * max(found.inside):.1f} % at most)"
     )
-    print(
-        f"one set of pictures: {_spread(found.picture)}; {found.sets} in {found.whole_epochs} epochs: "
-        f"{100 * found.picture_share:.1f} %"
-    )
-
-
-def _seconds(function) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def _spread(values: list[float]) -> str:
