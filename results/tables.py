@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from fnostab.ranking.intervals import wilson_interval
+from fnostab.report.axes import to_png
 from fnostab.study.text import interval, number, percent_interval
 from results import early_warning
-from results import figures as answer_figures
+from results.figures import FIGURES
 from results.runs import (
     BETTER,
     DEPTHS,
@@ -319,8 +320,8 @@ def main() -> None:
     for path in pages():
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
     if not options.tables:
-        for name, draw in answer_figures.FIGURES.items():
-            draw().savefig(RESULTS / "figures" / f"{name}.png", dpi=110)
+        for name, draw in FIGURES.items():
+            (RESULTS / "figures" / f"{name}.png").write_bytes(to_png(draw(), dpi=110))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,25 @@ def test_npz_and_png_are_whole_and_nothing_else_is_left(model, write):
         assert picture.size > (500, 500)
 
 
+def test_an_object_that_cannot_be_drawn_is_written_all_the_same_and_this_is_said(model, write, monkeypatch):
+    def broken_figure(*arguments):
+        raise ValueError("Unknown symbol")
+
+    monkeypatch.setattr("fnostab.workflows.reconstruct.reconstruction_figure", broken_figure)
+    scan = write(n=30)
+    result, lines = _reconstruct(model, scan)
+    assert result.png is None
+    assert "warning: the object could not be drawn, so there is no picture: ValueError: Unknown symbol" in lines
+    assert sorted(path.name for path in scan.parent.iterdir()) == ["recon.npz", "scan.npz"]
+
+
+def test_a_scan_with_dollars_in_its_name_is_drawn_as_any_other(model, write):
+    scan = write(n=30)
+    result, lines = _reconstruct(model, scan.rename(scan.with_name("a$_b$^{.npz")))
+    assert result.png.exists()
+    assert not any("drawn" in line for line in lines)
+
+
 def test_patterns_go_in_batches_that_are_told_and_change_nothing(run, model, write, dataset):
     told = []
     result, _ = _reconstruct(model, write(), batch_size=50, on_patterns=lambda done, total: told.append((done, total)))

@@ -8,21 +8,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fnostab.report.axes import Picture, colours, label, log_axis, new_figure, tidy, try_to_draw
+from fnostab.report.axes import OTHER_COLOURS, Picture, colours, label, log_axis, new_figure, tidy, try_to_draw
 from fnostab.report.curves import gradient_norms, learning_curves
-from fnostab.study.depth import DepthChange, Estimate
+from fnostab.study.depth import DepthChange
 from fnostab.study.result import StudyResult, StudyRun
 
 #: Arms beside each other in one figure; a figure of more is no overview.
 MOST_ARMS: Final = 24
-#: Panels of the figure `depth`: title, whether the axis is logarithmic, and the metrics by what they are called in it.
-_DEPTH_PANELS: Final = (
-    ("val_loss", True, {"median": "median_best_val_loss", "best": "best_val_loss"}),
-    ("SSIM", False, {"amplitude": "amp_ssim", "phase": "phase_ssim"}),
-    ("MAE", True, {"amplitude": "amp_mae", "phase": "phase_mae"}),
-    ("gradient norm", True, {"median": "grad_norm_median", "maximum": "grad_norm_max"}),
-    ("failure rate / %", False, {"failure rate": "failure_rate"}),
-)
+#: Panels of the figure `depth`: the metrics of each, by what they are called in it.
+_DEPTH_PANELS: Final = {
+    "val_loss": {"median": "median_best_val_loss", "best": "best_val_loss"},
+    "SSIM": {"amplitude": "amp_ssim", "phase": "phase_ssim"},
+    "MAE": {"amplitude": "amp_mae", "phase": "phase_mae"},
+    "gradient norm": {"median": "grad_norm_median", "maximum": "grad_norm_max"},
+    "share of failed runs": {"failure rate": "failure_rate"},
+}
 
 
 def draw_figures(result: StudyResult) -> tuple[dict[str, Picture], list[str]]:
@@ -124,61 +124,32 @@ def failure_rates(result: StudyResult) -> Figure:
 
 
 def depth(result: StudyResult) -> Figure:
-    """Each metric of Stage A beside Stage B, arm by arm."""
-    figure = new_figure(9.5, 5.6 * len(result.depths))
-    for comparison, part in zip(result.depths, figure.subfigures(len(result.depths), squeeze=False).flat, strict=True):
-        blocks = comparison.depths
-        part.suptitle(f"{label(comparison.arm, 50)}: {blocks[0]} and {blocks[1]} blocks", fontsize=10.5)
-        grid = part.subplots(2, 3)
-        for axes, (title, logarithmic, metrics) in zip(grid.flat, _DEPTH_PANELS, strict=False):
-            _slopes(axes, logarithmic, {name: comparison[metric] for name, metric in metrics.items()})
+    """Each metric of Stage A beside Stage B, an arm a row; what is unknown or infinite only the table tells."""
+    figure = new_figure(12, 0.4 + 2.6 * len(result.depths))
+    grid = figure.subplots(len(result.depths), len(_DEPTH_PANELS), squeeze=False)
+    for row, comparison in zip(grid, result.depths, strict=True):
+        row[0].set_ylabel(label(comparison.arm, 34), fontsize=9)
+        for axes, (title, metrics) in zip(row, _DEPTH_PANELS.items(), strict=True):
+            tidy(axes)
             axes.set_title(title, fontsize=9.5, loc="left")
-            axes.set_xticks([0, 1], [f"{blocks[0]} blocks\n(Stage A)", f"{blocks[1]} blocks\n(Stage B)"], fontsize=8)
+            for place, (name, metric) in enumerate(metrics.items()):
+                _change(axes, 0.06 * place, comparison[metric], name, OTHER_COLOURS[-3 + place])
+            axes.set_xticks([0, 1], [f"{blocks} blocks" for blocks in comparison.depths], fontsize=8)
             axes.set_xlim(-0.4, 1.4)
-        grid.flat[-1].remove()
+            axes.margins(y=0.15)
+            if title == "gradient norm" and np.isfinite(axes.dataLim.minposy):
+                axes.set_yscale("log")
+            if len(metrics) > 1:
+                axes.legend(fontsize=8, frameon=False)
     return figure
 
 
-def _slopes(axes: Axes, logarithmic: bool, changes: dict[str, DepthChange]) -> None:
-    """A line from Stage A to Stage B for each metric, with its intervals; what is not finite is said in words."""
-    parts = [_drawn(estimate, change) for change in changes.values() for estimate in (change.a, change.b)]
-    known = [end for part in parts for end in (part.value, part.low, part.high) if end is not None and np.isfinite(end)]
-    positive = [end for end in known if end > 0]
-    if logarithmic and positive:
-        log_axis(axes, min(positive), max(positive))
-    else:
-        low, high = min(known, default=0), max(known, default=1)
-        margin = 0.1 * max(high - low, 0.1)
-        axes.set_ylim(low - margin, high + margin)
-        tidy(axes)
-    for place, (name, change) in enumerate(changes.items()):
-        color, marker = (("#0072B2", "o"), ("#E69F00", "s"))[place]
-        shift = 0.06 * place
-        ends = _drawn(change.a, change), _drawn(change.b, change)
-        values = [np.nan if part.value is None else part.value for part in ends]
-        finite = np.where(np.isfinite(values), values, np.nan)
-        axes.plot([shift, 1 + shift], finite, marker=marker, color=color, ms=6, lw=1.4, label=name, gid="metric")
-        for x, part in enumerate(ends):
-            if part.low is not None and part.high is not None and np.isfinite(part.low):
-                up = np.isinf(part.high)
-                bar = [part.low, axes.get_ylim()[1] if up else part.high]
-                style: dict[str, Any] = {"marker": "^", "markevery": [1], "ms": 5, "clip_on": False} if up else {}
-                axes.plot([x + shift] * 2, bar, color=color, lw=1, alpha=0.7, gid="interval", **style)
-            if part.value is None or not np.isfinite(part.value):
-                said = f"{name}: {'unknown' if part.value is None else '∞'}"
-                across = axes.get_xaxis_transform()
-                axes.text(
-                    x, 0.97 - 0.08 * place, said, transform=across, ha="center", va="top", fontsize=7.5, color=color
-                )
-    if len(changes) > 1:
-        axes.legend(fontsize=8, frameon=False)
-
-
-def _drawn(estimate: Estimate, change: DepthChange) -> Estimate:
-    """Rates in per cent, everything else as it is."""
-    if change.kind != "rate":
-        return estimate
-    return Estimate(*(None if end is None else 100 * end for end in (estimate.value, estimate.low, estimate.high)))
+def _change(axes: Axes, shift: float, change: DepthChange, name: str, color: str) -> None:
+    """A line from Stage A to Stage B, with the intervals that are finite."""
+    ends = [(of.value, of.low, of.high) for of in (change.a, change.b)]
+    values, low, high = np.array([[np.nan if x is None or np.isinf(x) else x for x in of] for of in ends]).T
+    axes.plot([shift, 1 + shift], values, "o-", color=color, ms=6, lw=1.4, label=name, gid="metric")
+    axes.vlines([shift, 1 + shift], low, high, color=color, lw=1, alpha=0.7)
 
 
 #: The figures by name, in the order in which they are shown.
