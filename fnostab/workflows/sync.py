@@ -1,6 +1,6 @@
 """Bring what waits on this machine to the tracking store: `fnostab sync`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,10 +14,10 @@ from fnostab.io.endings import CommandFailed
 from fnostab.tracking import Tracker
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.workflows import PrintLine
 from fnostab.workflows.runfolder import AlreadyRunning, RunFolder, Unfinished
 from fnostab.workflows.train import train_arm
 
-Report = Callable[[str], None]
 #: finished: the run is whole; uploaded: all that there is so far is stored, and the run is to be trained on; forgotten:
 #: it was deleted in the store; busy: another process has it; elsewhere: it belongs to another store; failed: it waits.
 State = Literal["finished", "uploaded", "forgotten", "busy", "elsewhere", "failed"]
@@ -32,7 +32,7 @@ class Synced:
     text: str
 
 
-def sync_runs(runs: Sequence[Unfinished], report: Report) -> list[Synced]:
+def sync_runs(runs: Sequence[Unfinished], report: PrintLine) -> list[Synced]:
     """Bring those of `runs` that wait for the present tracking store there; returns what became of each.
 
     A run whose training is over is evaluated, exported and closed, as it would have been; of one that was stopped in
@@ -43,7 +43,7 @@ def sync_runs(runs: Sequence[Unfinished], report: Report) -> list[Synced]:
     return [_sync(run, store, report) for run in runs]
 
 
-def _sync(run: Unfinished, store: str, report: Report) -> Synced:
+def _sync(run: Unfinished, store: str, report: PrintLine) -> Synced:
     if run.store != store:
         return Synced(run, "elsewhere", f"it waits for the tracking store {run.store}")
     try:
@@ -68,7 +68,7 @@ def _sync(run: Unfinished, store: str, report: Report) -> Synced:
     return Synced(run, "finished", f"verdict: {result.verdict.label}: {result.verdict.reason}")
 
 
-def _upload(run: Unfinished, config: ArmConfig, folder: Path, report: Report) -> tuple[bool, str]:
+def _upload(run: Unfinished, config: ArmConfig, folder: Path, report: PrintLine) -> tuple[bool, str]:
     """Store the series in a run's last checkpoint; tells whether its training is over, and how much there was."""
     checkpoint = CheckpointFiles(folder, report).newest_complete()
     if checkpoint is None:

@@ -40,11 +40,10 @@ from fnostab.training.trainer import (
     quieten_libraries,
     set_threads,
 )
-from fnostab.workflows import follow
+from fnostab.workflows import PrintLine, follow
 from fnostab.workflows.logbook import Logbook
 from fnostab.workflows.runfolder import RunFolder
 
-Report = Callable[[str], None]
 Watch = Callable[[EpochSummary], None]
 #: What of a verdict's evidence is a metric as well, so that runs can be compared without reading their artifacts.
 _EVIDENCE = ("grad_norm_median", "grad_norm_max", "plateau_left_epoch")
@@ -63,7 +62,7 @@ class ArmResult:
 
 def train_arm(
     config: ArmConfig,
-    report: Report,
+    report: PrintLine,
     data_progress: Callable[[int, int], None] | None = None,
     *,
     watch: Watch | None = None,
@@ -131,7 +130,7 @@ def _earlier_run(
     return run_id, state
 
 
-def _finished_result(run_id: str, report: Report) -> ArmResult:
+def _finished_result(run_id: str, report: PrintLine) -> ArmResult:
     """The result of a run that another process finished; it may have been killed after its last word to the store."""
     tracking.resume_into(run_id)
     found = tracking.read_run(run_id)
@@ -152,7 +151,7 @@ class _Training:
         tracker: Tracker,
         logbook: Logbook,
         folder: Path,
-        report: Report,
+        report: PrintLine,
     ) -> None:
         self._config = config
         self._dataset = dataset
