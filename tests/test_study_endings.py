@@ -8,6 +8,7 @@ import pytest
 
 from fnostab import tracking
 from fnostab.cli import main
+from fnostab.io.endings import Interrupted
 from fnostab.io.locks import LockTimeout
 from fnostab.launch import LaunchConfig, Update
 from fnostab.study.plan import plan_table
@@ -124,16 +125,18 @@ def test_a_study_whose_artifacts_cannot_be_written_has_failed(runs_end, monkeypa
     assert _parent("s6").status == "FAILED"
 
 
-def test_the_run_of_a_process_that_died_has_failed(monkeypatch):
+def test_no_run_of_a_study_that_is_over_stays_running(monkeypatch):
     def die(job, send):
         tags = {"study": "dead", "arm": "a", "seed": str(job.config["seed"]), "dataset_sha256": "d", **job.tags}
         mlflow.MlflowClient().create_run("0", tags=tags)
-        send(Update("failed", "its process was ended by SIGKILL", died=job.config["seed"] == 1))
+        send(ends[job.config["seed"]])
 
+    # The second one says itself that it failed: another process trains it.
+    ends = {1: Update("failed", died=True), 2: Update("failed"), 3: Update("interrupted")}
     monkeypatch.setattr(workflow, "train_job", die)
-    _run(_plan("dead", seeds="1,2"))
-    # The other one says itself that it failed, for instance since another process trains it.
-    assert {run.seed: run.status for run in tracking.find_runs("dead")} == {1: "FAILED", 2: "RUNNING"}
+    with pytest.raises(Interrupted):
+        _run(_plan("dead", seeds="1,2,3"))
+    assert {run.seed: run.status for run in tracking.find_runs("dead")} == {1: "FAILED", 2: "RUNNING", 3: "KILLED"}
 
 
 def test_the_plans_of_one_parent_add_up_as_pairs_of_arm_and_seed(runs_end):

@@ -31,7 +31,7 @@ from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import (
     StudyFolder,
     Unreadable,
-    end_dead_runs,
+    end_runs,
     find_parents,
     find_results,
     find_runs,
@@ -62,7 +62,7 @@ __all__ = [
     "Tracker",
     "Unreadable",
     "check_store",
-    "end_dead_runs",
+    "end_runs",
     "export_study",
     "fail_projects_run",
     "find_claimed",

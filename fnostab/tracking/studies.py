@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -202,12 +202,18 @@ def open_parent(
     _end(run_id, folder.status)
 
 
-def end_dead_runs(study: str, parent_run_id: str, dead: Collection[tuple[str, int]]) -> None:
-    """Let the runs of a parent end FAILED whose processes died before they could; `dead` are their arms and seeds."""
-    for run in find_runs(study) if dead else ():
-        mine = run.tags.get("mlflow.parentRunId") == parent_run_id and (run.tags.get("arm"), run.seed) in dead
-        if mine and run.status == "RUNNING":
-            _end(run.run_id, "FAILED")
+def end_runs(study: str, parent_run_id: str, statuses: Mapping[tuple[str, int], str]) -> None:
+    """Let those runs of a parent end that are RUNNING though nobody trains them any more.
+
+    Their processes died, or could not reach the store at their end. `statuses` says for arm and seed how they end.
+    """
+    try:
+        for run in find_runs(study) if statuses else ():
+            mine = run.tags.get("mlflow.parentRunId") == parent_run_id and (run.arm, run.seed) in statuses
+            if mine and run.status == "RUNNING":
+                _end(run.run_id, statuses[run.arm, run.seed])
+    except StoreUnavailable as away:
+        logger.warning("runs of study %s may stay RUNNING in the store: %s", study, away)
 
 
 @contextmanager

@@ -102,8 +102,6 @@ def _log_failures(outcome: StudyOutcome, parent: tracking.StudyFolder) -> None:
     if outcome.without_result:
         parent.status = "FAILED"
     parent.set_tags({"results": outcome.results})
-    dead = [(run.arm, run.seed) for run, end in outcome.without_result if end.died]
-    tracking.end_dead_runs(outcome.plan.study, parent.run_id, dead)
     for run, end in outcome.without_result:
         if end.details:
             parent.log_text(end.details, f"failures/{run.arm}-seed{run.seed}.txt")
@@ -190,20 +188,30 @@ def _launch(
 ) -> dict[int, Update]:
     """Train the runs that are not finished; how each ended, by place."""
     tags = {"mlflow.parentRunId": parent_run_id, "varied": ",".join(plan.varied)}
-    places = [place for place in range(len(plan.runs)) if place not in finished]
-    jobs = [_job(plan.runs[place], tags) for place in places]
+    runs = plan.runs
+    places = [place for place in range(len(runs)) if place not in finished]
+    jobs = [_job(runs[place], tags) for place in places]
     if not jobs:
         return {}
 
+    statuses = {}
+
     def watch(index: int, update: Update) -> None:
+        run = runs[places[index]]
+        if update.state == "interrupted" or update.died:
+            statuses[run.arm, run.seed] = "FAILED" if update.died else "KILLED"
         view.update(places[index], update)
 
-    if where.launcher == "inline":
-        ends = launch.run_inline(jobs, train_job, watch)
-    elif where.launcher == "ray":
-        ends = launch.run_ray(jobs, train_job, watch, workers=where.workers, gpus_per_run=where.gpus_per_run)
-    else:
-        ends = launch.run_processes(jobs, _CHILD, watch, where.workers or _workers(plan.common, len(jobs)))
+    try:
+        if where.launcher == "inline":
+            ends = launch.run_inline(jobs, train_job, watch)
+        elif where.launcher == "ray":
+            ends = launch.run_ray(jobs, train_job, watch, workers=where.workers, gpus_per_run=where.gpus_per_run)
+        else:
+            workers = where.workers or _workers(plan.common, len(jobs))
+            ends = launch.run_processes(jobs, _CHILD, watch, workers)
+    finally:
+        tracking.end_runs(plan.study, parent_run_id, statuses)
     return dict(zip(places, ends, strict=True))
 
 
