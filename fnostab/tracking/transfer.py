@@ -3,7 +3,7 @@
 import gzip
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -35,7 +35,7 @@ _MAX_BYTES: Final = 2**30
 
 
 class _PortableRun(BaseModel):
-    """A line of the file."""
+    """A line of the file; JSON has no infinities, so a metric that is not finite is null, and known by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -74,9 +74,9 @@ def export_study(study: str, path: Path, *, steps: bool = False) -> int:
         open(partial, "wb") as file,
         gzip.GzipFile("", "wb", 9, file, mtime=0) as packed,
     ):
-        packed.write(_line(_FORMAT | {"study": study}))
+        packed.write(json.dumps(_FORMAT | {"study": study}).encode() + b"\n")
         for run, history, config in zip(runs, histories, configs, strict=True):
-            packed.write(_line(_portable(run, history, config)))
+            packed.write(_portable(run, history, config).model_dump_json().encode() + b"\n")
     return len(runs)
 
 
@@ -115,13 +115,14 @@ def read_exported(path: Path) -> ExportedStudy:
                 raise ValueError(f"run {shown(run.run_id)} has not the tags of one of study {shown(study)}")
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"`file` (={path}) must be runs that were exported: `{where}`: {first['msg']}") from None
+        fault = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"
     except RecursionError:
-        raise ConfigError(f"`file` (={path}) must be runs that were exported: it is nested too deeply") from None
+        fault = "it is nested too deeply"
     except DAMAGE as error:
-        raise ConfigError(f"`file` (={path}) must be runs that were exported: {error}") from None
-    return ExportedStudy(study, runs)
+        fault = str(error)
+    else:
+        return ExportedStudy(study, runs)
+    raise ConfigError(f"`file` (={path}) must be runs that were exported: {fault}")
 
 
 def import_runs(exported: ExportedStudy) -> int:
@@ -142,26 +143,17 @@ def import_runs(exported: ExportedStudy) -> int:
     return len(missing)
 
 
-def _portable(run: StoredRun, history: Mapping[str, Any] | None, config: str | None) -> Mapping[str, Any]:
-    return {
-        "run_id": run.tags.get(CAME_FROM, run.run_id),
-        "name": f"{run.arm}-seed{run.seed}",
-        "ended_ms": run.ended_ms,
-        "tags": {key: value for key, value in run.tags.items() if not key.startswith(_LOCAL)},
-        "params": run.params,
-        # JSON has no infinities; a metric that is not a number is known by name.
-        "metrics": {
-            key: value if math.isfinite(value) else None
-            for key, value in run.metrics.items()
-            if not key.startswith("system/")
-        },
-        "history": history,
-        "config": config,
-    }
-
-
-def _line(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+def _portable(run: StoredRun, history: dict[str, Any] | None, config: str | None) -> _PortableRun:
+    return _PortableRun(
+        run_id=run.tags.get(CAME_FROM, run.run_id),
+        name=f"{run.arm}-seed{run.seed}",
+        ended_ms=run.ended_ms,
+        tags={key: value for key, value in run.tags.items() if not key.startswith(_LOCAL)},
+        params=dict(run.params),
+        metrics={key: value for key, value in run.metrics.items() if not key.startswith("system/")},
+        history=history,
+        config=config,
+    )
 
 
 def _lines(path: Path) -> Iterator[bytes]:
