@@ -29,6 +29,7 @@ from fnostab.config import ArmConfig, resolve_config
 from fnostab.dataset import Dataset, load_or_build
 from fnostab.health.history import History
 from fnostab.training import module as training_module
+from fnostab.tracking.store import open_store
 from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
@@ -92,7 +93,7 @@ def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observe
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name), mock.patch.dict(os.environ):
         folder = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-        tracking.open_store()
+        open_store()
         for repeat in range(2 * repeats):
             observed = repeat % 4 in (1, 2)  # off, on, on, off: a steady drift favours neither
             if not observed:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
 from fnostab.study.selection import StoredRun
-from fnostab.tracking import read_exported
+from fnostab.tracking.transfer import read_exported
 
 DATA: Final = Path(__file__).resolve().parent.parent / "docs" / "results" / "data"
 #: Every study whose runs are there.

@@ -114,7 +114,7 @@ class Trainings:
 def empty_store(folder: Path) -> Path:
     """A folder with a store in which nothing is yet."""
     folder.mkdir()
-    code = "from fnostab import tracking; tracking.open_store()"
+    code = "from fnostab.tracking.store import open_store; open_store()"
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
     return folder

@@ -15,7 +15,7 @@ from fnostab.cli import main
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.health.history import STEP_SERIES
-from fnostab.tracking import StoreUnavailable
+from fnostab.tracking.errors import StoreUnavailable
 from fnostab.training.module import PtychoModule
 from fnostab.workflows.train import train_arm
 

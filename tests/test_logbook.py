@@ -2,7 +2,6 @@
 
 import pytest
 
-from fnostab import tracking
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines
@@ -57,7 +56,7 @@ def test_a_picture_on_the_way_that_cannot_be_drawn_costs_no_other(book, monkeypa
 
 def test_uncommitted_code_lies_beside_the_run(book, monkeypatch):
     book, tracker, _ = book
-    monkeypatch.setattr(tracking, "uncommitted_code", lambda: "diff --git ...")
+    monkeypatch.setattr("fnostab.workflows.logbook.uncommitted_code", lambda: "diff --git ...")
     book.begin("cpu", baselines(load_or_build(resolve_config({"preset": "smoke"}).data), False))
     assert "code.diff" in tracker.written
     assert book.history.val_loss_constant > book.history.val_loss_floor > 0

@@ -18,15 +18,10 @@ from fnostab.cli import registry as command
 from fnostab.cli.common import Parser
 from fnostab.config import ConfigError, resolve_config
 from fnostab.io.locks import LockTimeout
-from fnostab.tracking import (
-    Candidate,
-    StoreUnavailable,
-    model_name,
-    model_registry,
-    read_registry,
-    register_winner,
-    rollback,
-)
+from fnostab.study.champion import Candidate
+from fnostab.tracking import model_registry
+from fnostab.tracking.errors import StoreUnavailable
+from fnostab.tracking.model_registry import model_name, read_registry, register_winner, rollback
 
 _NAME = "fnostab-stage-a"
 _HASH = "a1b2c3d4e5f6" + 52 * "0"
@@ -333,7 +328,9 @@ import sys
 
 
 def register(run_id, loss, start, answers):
-    from fnostab.tracking import Candidate, open_store, register_winner
+    from fnostab.study.champion import Candidate
+    from fnostab.tracking.model_registry import register_winner
+    from fnostab.tracking.store import open_store
 
     open_store()
     start.wait(120)

@@ -6,14 +6,14 @@ import signal
 import mlflow
 import pytest
 
-from fnostab import tracking
+from fnostab.tracking.studies import StudyFolder, find_parents, find_runs, planned_runs
 from fnostab.cli import main
 from fnostab.io.endings import Interrupted
 from fnostab.io.locks import LockTimeout
 from fnostab.launch import LaunchConfig, Update
 from fnostab.study.plan import plan_table
 from fnostab.study.selection import StoredRun
-from fnostab.tracking import StoreUnavailable
+from fnostab.tracking.errors import StoreUnavailable
 from fnostab.workflows import study as workflow
 from fnostab.workflows.study import run_study
 
@@ -61,7 +61,7 @@ def _run(plan):
 
 
 def _parent(study):
-    (parent,) = tracking.find_parents(study)
+    (parent,) = find_parents(study)
     return parent
 
 
@@ -88,13 +88,13 @@ def test_an_inline_study_that_a_signal_stops_is_killed_with_its_exit_code(runs_e
 
 
 def test_a_signal_while_the_parent_run_is_made_begins_no_run_and_leaves_it_killed(runs_end, monkeypatch):
-    set_tags = tracking.StudyFolder.set_tags
+    set_tags = StudyFolder.set_tags
 
     def interrupt(*arguments):
         signal.raise_signal(signal.SIGTERM)
         set_tags(*arguments)
 
-    monkeypatch.setattr(tracking.StudyFolder, "set_tags", interrupt)
+    monkeypatch.setattr(StudyFolder, "set_tags", interrupt)
     monkeypatch.setattr(workflow, "train_job", pytest.fail)
     assert main([*_COMMAND, "--study", "s4"]) == 128 + signal.SIGTERM
     assert _parent("s4").status == "KILLED"
@@ -136,27 +136,27 @@ def test_no_run_of_a_study_that_is_over_stays_running(monkeypatch):
     monkeypatch.setattr(workflow, "train_job", die)
     with pytest.raises(Interrupted):
         _run(_plan("dead", seeds="1,2,3"))
-    assert {run.seed: run.status for run in tracking.find_runs("dead")} == {1: "FAILED", 2: "RUNNING", 3: "KILLED"}
+    assert {run.seed: run.status for run in find_runs("dead")} == {1: "FAILED", 2: "RUNNING", 3: "KILLED"}
 
 
 def test_the_plans_of_one_parent_add_up_as_pairs_of_arm_and_seed(runs_end):
     runs_end(Update("done", "it learnt", verdict="converged"))
     _run(_plan("pairs", "a", "1,"))
     _run(_plan("pairs", "ba", "2,3"))
-    assert tracking.planned_runs(_parent("pairs")) == [("a", 1), ("b", 2), ("a", 2), ("b", 3), ("a", 3)]
+    assert planned_runs(_parent("pairs")) == [("a", 1), ("b", 2), ("a", 2), ("b", 3), ("a", 3)]
 
 
 def test_a_plan_of_an_earlier_version_is_each_arm_with_each_seed(monkeypatch):
     plan = json.dumps({"study": "s", "arms": ["a", "b"], "seeds": [1, 2]}).encode()
     monkeypatch.setattr("fnostab.tracking.studies.read_artifact", lambda run_id, path: plan)
     parent = StoredRun("r", "0", "FINISHED", 0, {})
-    assert tracking.planned_runs(parent) == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+    assert planned_runs(parent) == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
 
 
 def test_a_lock_that_a_study_waits_for_in_vain_is_not_another_process_that_runs_it(runs_end, monkeypatch):
     def wait_in_vain(*_, **__):
         raise LockTimeout(workflow.cache_folder() / "other.lock", "77", 1.0)
 
-    monkeypatch.setattr(tracking, "find_results", wait_in_vain)
+    monkeypatch.setattr(workflow, "find_results", wait_in_vain)
     with pytest.raises(LockTimeout, match=r"another process \(pid 77\) still holds the lock .*other.lock"):
         _run(_plan("s10"))

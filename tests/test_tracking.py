@@ -18,14 +18,15 @@ from fnostab import tracking
 from fnostab.config import ConfigError, resolve_config
 from fnostab.io.endings import Interrupted
 from fnostab.tracking import store as store_module
-from fnostab.tracking.errors import failure_text
+from fnostab.tracking.errors import StoreUnavailable, failure_text, redacted
+from fnostab.tracking.store import check_store, open_store
 
 _CONFIG = resolve_config({"preset": "smoke"})
 
 
 @pytest.fixture
 def store(fresh_store):
-    tracking.open_store()
+    open_store()
     return mlflow.MlflowClient()
 
 
@@ -191,7 +192,7 @@ def test_a_run_whose_last_values_cannot_be_stored_is_not_finished(store, monkeyp
 
     ids: list[str] = []
     with pytest.raises(
-        tracking.StoreUnavailable, match=r"answer \(no answer\): 3 values wait; the same command, or `fnostab sync`"
+        StoreUnavailable, match=r"answer \(no answer\): 3 values wait; the same command, or `fnostab sync`"
     ):
         go()
     assert tracking.run_state(ids[0]) == "unfinished"
@@ -200,7 +201,7 @@ def test_a_run_whose_last_values_cannot_be_stored_is_not_finished(store, monkeyp
 def test_an_artifact_that_the_store_does_not_take_says_so(store, monkeypatch):
     with tracking.open_run(_CONFIG, Path()) as tracker, monkeypatch.context() as outage:
         outage.setattr(tracker._client, "log_text", _away)
-        with pytest.raises(tracking.StoreUnavailable, match=r"answer \(no answer\); the same command"):
+        with pytest.raises(StoreUnavailable, match=r"answer \(no answer\); the same command"):
             tracker.log_text("x", "x.txt")
 
 
@@ -226,7 +227,7 @@ def test_pictures_wait_as_files_while_the_store_is_away_and_a_later_process_stor
 
     with monkeypatch.context() as outage:
         outage.setattr(mlflow.MlflowClient, "log_image", _away)
-        with pytest.raises(tracking.StoreUnavailable, match="1 values wait"):
+        with pytest.raises(StoreUnavailable, match="1 values wait"):
             draw_again_and_go_on()
     with tracking.open_run(_CONFIG, tmp_path, first_run_id=first.run_id) as back:
         assert back.flush()
@@ -280,7 +281,7 @@ def test_a_run_is_found_by_the_word_that_it_was_made_with(store, tmp_path):
 def test_passwords_are_no_part_of_what_is_said(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "open sesame")
     said = "postgresql://me:s%2Fecret@host:5432/x refused 'open sesame'; http://host:80/a@b and https://me@host stay"
-    assert tracking.redacted(said) == (
+    assert redacted(said) == (
         "postgresql://me:***@host:5432/x refused '***'; http://host:80/a@b and https://me@host stay"
     )
 
@@ -291,7 +292,7 @@ def test_a_password_in_the_uri_is_not_said_when_nothing_answers(fresh_store, mon
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(port=_unused_port()))
     with pytest.raises(ConfigError, match="must name a tracking server that answers") as caught:
-        tracking.check_store()
+        check_store()
     assert "cret" not in str(caught.value)
     assert list(fresh_store.iterdir()) == []
 
@@ -303,7 +304,7 @@ def test_a_login_in_a_servers_uri_is_moved_to_the_variables_that_mlflow_has_for_
         monkeypatch.setattr(store_module, "_REACH_TIMEOUT_S", 0.1)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:se%2Fcret@127.0.0.1:{server.getsockname()[1]}/ml")
         with pytest.raises(ConfigError):
-            tracking.check_store()
+            check_store()
         assert os.environ["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{server.getsockname()[1]}/ml"
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "se/cret"
@@ -339,7 +340,7 @@ def test_a_tracking_uri_that_nothing_answers_is_refused_within_seconds(fresh_sto
     with pytest.raises(
         ConfigError, match=rf"`MLFLOW_TRACKING_URI` \(={uri}\) must name a tracking server that answers"
     ):
-        tracking.check_store()
+        check_store()
     assert time.monotonic() - started < 60
     assert list(fresh_store.iterdir()) == []
 
@@ -349,7 +350,7 @@ def test_a_server_that_takes_the_call_and_stays_silent_is_refused_within_seconds
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
         started = time.monotonic()
         with pytest.raises(ConfigError, match="must name a tracking server that answers: timed out"):
-            tracking.check_store()
+            check_store()
         assert time.monotonic() - started < 60
 
 
@@ -357,7 +358,7 @@ def test_a_server_that_takes_the_call_and_stays_silent_is_refused_within_seconds
 def test_a_uri_that_is_none_is_refused_in_one_line(fresh_store, monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(ConfigError, match="must name a tracking server that answers") as caught:
-        tracking.check_store()
+        check_store()
     assert "\n" not in str(caught.value)
 
 
@@ -365,21 +366,21 @@ def test_a_file_that_is_no_database_is_refused(fresh_store, monkeypatch):
     (fresh_store / "notes.db").write_text("these are notes, nothing else")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store}/notes.db")
     with pytest.raises(ConfigError, match="must be a sqlite database"):
-        tracking.check_store()
+        check_store()
 
 
 def test_two_working_directories_have_two_stores(fresh_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    first = tracking.check_store()
+    first = check_store()
     (fresh_store / "other").mkdir()
     monkeypatch.chdir(fresh_store / "other")
-    assert tracking.check_store() != first
+    assert check_store() != first
 
 
 def test_a_sqlite_store_in_a_folder_that_does_not_exist_is_refused(fresh_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store}/nowhere/mlflow.db")
     with pytest.raises(ConfigError, match="must lie in a folder that exists"):
-        tracking.open_store()
+        open_store()
     assert list(fresh_store.iterdir()) == []
 
 

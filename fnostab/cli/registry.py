@@ -12,7 +12,7 @@ from fnostab.cli.common import add_command, add_group, say
 from fnostab.config import ConfigError
 
 if TYPE_CHECKING:
-    from fnostab.tracking import RegistryVersion
+    from fnostab.study.champion import RegistryVersion
 
 _COLUMNS = ("version", "aliases", "arm", "seed", "val_loss", "dataset", "registered", "run")
 
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
 def _show(arguments: argparse.Namespace) -> int:
     if arguments.model and arguments.study:
         raise ConfigError(f"`study` (={arguments.study}) must not be given together with a model")
-    from fnostab.tracking import model_name, read_registry
+    from fnostab.tracking.model_registry import model_name, read_registry
 
     versions = read_registry(model_name(arguments.study) if arguments.study else arguments.model)
     if arguments.json:
@@ -44,7 +44,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from fnostab.tracking import rollback
+    from fnostab.tracking.model_registry import rollback
 
     say(rollback(arguments.model))
     return 0

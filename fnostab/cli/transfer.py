@@ -24,10 +24,11 @@ def _export(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out or f"{study}.jsonl.gz")
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"`out` (={out}) must be a file in a folder that exists")
-    from fnostab import tracking
+    from fnostab.tracking.store import open_store
+    from fnostab.tracking.transfer import export_study
 
-    tracking.open_store(must_exist=True)
-    count = tracking.export_study(study, out, steps=arguments.steps)
+    open_store(must_exist=True)
+    count = export_study(study, out, steps=arguments.steps)
     say(f"{count} runs of study {study}: {out.absolute()}")
     return 0
 
@@ -37,11 +38,12 @@ def _import(arguments: argparse.Namespace) -> int:
     for path in paths:
         if not path.is_file():
             raise ConfigError(f"`file` (={path}) must be a file")
-    from fnostab import tracking
+    from fnostab.tracking.store import open_store
+    from fnostab.tracking.transfer import import_runs, read_exported
 
-    files = [tracking.read_exported(path) for path in paths]
-    tracking.open_store()
+    files = [read_exported(path) for path in paths]
+    open_store()
     for path, exported in zip(paths, files, strict=True):
-        new = tracking.import_runs(exported)
+        new = import_runs(exported)
         say(f"study {exported.study}: {new} runs are new, {len(exported.runs) - new} were there; {path}")
     return 0

@@ -24,7 +24,7 @@ from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import HOW_TO_REPEAT, StoreUnavailable, one_line, redacted, translated_store_errors
 from fnostab.tracking.run import own_run, resume_into, unless_named
 from fnostab.tracking.store import search_runs
-from fnostab.tracking.target import target_experiment_id
+from fnostab.tracking.target import named_run, target_experiment_id
 
 logger = logging.getLogger(__name__)
 
@@ -221,9 +221,8 @@ def open_comparison(study: str) -> Iterator[StudyFolder]:
     """Open a run for what is said of a study that has no parent: that of `mlflow run`, or a new one."""
     with translated_store_errors(HOW_TO_REPEAT):
         run = _own_run()
-        mlflow.MlflowClient().update_run(
-            run.info.run_id, status="RUNNING", name=unless_named(run, f"{study}-comparison")
-        )
+        name = unless_named(run, f"{study}-comparison")
+        mlflow.MlflowClient().update_run(run.info.run_id, status="RUNNING", name=name)
         folder = StudyFolder(run.info.run_id, run.info.experiment_id)
         folder.set_tags({"study": study, ROLE: "comparison"})
     try:
@@ -237,10 +236,11 @@ def open_comparison(study: str) -> Iterator[StudyFolder]:
 @contextmanager
 def open_existing_parent(parent: StoredRun) -> Iterator[StudyFolder]:
     """The parent run as it stands; a run that `mlflow run` made for this process gets the tag `compared_into`."""
-    projects_run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    if projects_run_id and projects_run_id != parent.run_id:
-        with translated_store_errors():
-            mlflow.MlflowClient().set_tag(projects_run_id, "compared_into", parent.run_id)
+    with translated_store_errors(HOW_TO_REPEAT):
+        run = named_run()
+        if run is not None and run.info.run_id != parent.run_id:
+            mlflow.MlflowClient().set_tag(run.info.run_id, "compared_into", parent.run_id)
+    os.environ.pop("MLFLOW_RUN_ID", None)
     yield StudyFolder(parent.run_id, parent.experiment_id)
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.io.endings import Interrupted
 from fnostab.launch import Job, Send, Update, serve_jobs
-from fnostab.tracking import StoreUnavailable, redacted
+from fnostab.tracking.errors import StoreUnavailable, redacted
 from fnostab.training.callbacks import EpochSummary
 from fnostab.workflows.runfolder import AlreadyRunning
 from fnostab.workflows.train import train_arm

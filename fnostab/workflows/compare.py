@@ -15,11 +15,24 @@ from fnostab.report.axes import Picture
 from fnostab.report.card import model_card
 from fnostab.report.figures import draw_figures
 from fnostab.report.study import html_report, short_summary, summary_markdown
+from fnostab.study.champion import Candidate
 from fnostab.study.curves import Curves
 from fnostab.study.depth import DepthComparison, compare_depth
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
 from fnostab.study.selection import Selection, StoredRun, select_runs
-from fnostab.tracking import Candidate, Registration, Unreadable
+from fnostab.tracking.model_registry import Registration, has_logged_model, model_name, register_winner
+from fnostab.tracking.store import open_store
+from fnostab.tracking.studies import (
+    Unreadable,
+    find_parents,
+    find_runs,
+    open_comparison,
+    open_existing_parent,
+    planned_runs,
+    read_artifacts,
+    run_url,
+)
+from fnostab.tracking.transfer import CAME_FROM
 
 #: The picture of a run that the report shows, and its caption.
 _PICTURE, _CAPTION = "recon/object_0.png", "first test object"
@@ -57,7 +70,7 @@ def compare_study(
     `dataset` (the beginning of a content hash) and `parent` (a run) choose where a study has several. `out` is a folder
     for a copy of the files. Raises `ConfigError`, before anything is written, for runs that cannot be compared.
     """
-    tracking.open_store(must_exist=True)
+    open_store(must_exist=True)
     selection, ranking = rank_study(study, dataset=dataset, parent=parent)
     home = _parent_of(study, selection, parent)
     result = _result(study, selection, ranking, home)
@@ -67,12 +80,12 @@ def compare_study(
     result = replace(result, notes=[*result.notes, *faults])
     with tempfile.TemporaryDirectory(prefix="fnostab-compare-") as folder:
         names = _write(result, pictures, Path(folder))
-        with tracking.open_comparison(study) if home is None else tracking.open_existing_parent(home) as run:
+        with open_comparison(study) if home is None else open_existing_parent(home) as run:
             run.log_files(Path(folder))
             if candidate is not None:
                 winner = next(run for run in selection.runs if run.run_id == candidate.run_id)
-                card = model_card(tracking.model_name(study), winner)
-                registration = tracking.register_winner(candidate, card + summary_markdown(result), promote=promote)
+                card = model_card(model_name(study), winner)
+                registration = register_winner(candidate, card + summary_markdown(result), promote=promote)
                 registry = registration.text
             run.set_tags(
                 {
@@ -92,13 +105,13 @@ def compare_study(
 
 def rank_study(study: str, *, dataset: str | None = None, parent: str | None = None) -> tuple[Selection, Ranking]:
     """The runs of `study` that are compared, and their ranking."""
-    found = tracking.find_runs(study)
-    parents = [run for run in tracking.find_parents(study) if parent in (None, run.run_id)]
+    found = find_runs(study)
+    parents = [run for run in find_parents(study) if parent in (None, run.run_id)]
     planned = [
         key
         for run in parents
         if dataset is None or run.tags.get("dataset_sha256", "").startswith(dataset)
-        for key in tracking.planned_runs(run)
+        for key in planned_runs(run)
     ]
     selection = select_runs(study, found, dataset=dataset, parent=parent, planned=planned)
     return selection, rank_arms([run.to_row() for run in selection.runs], BOOTSTRAP_SEED)
@@ -106,7 +119,7 @@ def rank_study(study: str, *, dataset: str | None = None, parent: str | None = N
 
 def _parent_of(study: str, selection: Selection, parent: str | None) -> StoredRun | None:
     """The newest parent run of the study on this dataset, if there is one."""
-    for run in tracking.find_parents(study):
+    for run in find_parents(study):
         if parent in (None, run.run_id) and run.tags.get("dataset_sha256") == selection.dataset_sha256:
             return run
     return None
@@ -137,7 +150,7 @@ def _study_run(run: StoredRun) -> StudyRun:
         verdict=verdict,
         verdict_reason=run.tags.get("verdict_reason", ""),
         best_val_loss=float("inf") if verdict in FAILED else loss,
-        url=tracking.run_url(run),
+        url=run_url(run),
     )
 
 
@@ -148,8 +161,8 @@ def _with_artifacts(result: StudyResult, stored: Mapping[str, StoredRun]) -> Stu
     """
     drawn = [stored[run.run_id] for run in result.drawn_runs]
     shown = [stored[run.run_id] for arm in result.drawn_arms for run in best_and_worst(result.of_arm(arm))]
-    histories = tracking.read_artifacts(drawn, "history.json", lambda content: Curves.of(json.loads(content)))
-    pngs = tracking.read_artifacts(shown, _PICTURE, bytes)
+    histories = read_artifacts(drawn, "history.json", lambda content: Curves.of(json.loads(content)))
+    pngs = read_artifacts(shown, _PICTURE, bytes)
     curves = {run.run_id: found for run, found in zip(drawn, histories, strict=True) if isinstance(found, Curves)}
     pictures = {run.run_id: {_CAPTION: png} for run, png in zip(shown, pngs, strict=True) if isinstance(png, bytes)}
     runs = [
@@ -229,9 +242,9 @@ def _candidate(result: StudyResult, selection: Selection) -> tuple[Candidate | N
     if result.ranking.decision.winner is None:
         return None, "Nothing registered: every run failed."
     run = next(run for run in selection.runs if run.run_id == first["best_run_id"])
-    if run.params.get("train.artifacts") == "numbers" or tracking.CAME_FROM in run.tags:
+    if run.params.get("train.artifacts") == "numbers" or CAME_FROM in run.tags:
         fault = "the numbers are here, but no model"
-    elif not tracking.has_logged_model(run.run_id):
+    elif not has_logged_model(run.run_id):
         fault = "there is no logged model named `model` that is whole"
     else:
         loss = first["best_val_loss"]

@@ -19,6 +19,9 @@ from fnostab.report.axes import to_rgb
 from fnostab.report.run import frc_figure, reconstruction_figure, training_figure
 from fnostab.study.names import NUMBERS
 from fnostab.tracking import Tracker
+from fnostab.tracking.checkout import uncommitted_code
+from fnostab.tracking.errors import StoreUnavailable
+from fnostab.tracking.exports import log_model
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import CountsToObject
@@ -62,7 +65,7 @@ class Logbook:
         tracker.delete_tags("verdict", "verdict_reason")
         tracker.log_config(config)
         tracker.log_dataset(self._dataset)
-        if code := tracking.uncommitted_code():
+        if code := uncommitted_code():
             tracker.log_text(code, "code.diff")
         tracker.log_metrics(baselines, step=0)
         verb = "continuing" if tracker.resumed else "training"
@@ -120,7 +123,7 @@ class Logbook:
         np.savez(probe_path, probe=module.probe_array, mean_counts=module.mean_counts, scale=module.scale)
         shipped = CountsToObject(module.generator, module.input_scale).cpu().eval()
         example = np.array(self._dataset.test.counts[:_EXAMPLE_PATTERNS])
-        tracking.log_model(self._tracker, shipped, example, extra_files=[probe_path])
+        log_model(self._tracker, shipped, example, extra_files=[probe_path])
 
     def end(
         self, verdict: Verdict, results: dict[str, float], evaluation: Evaluation | None, files: CheckpointFiles
@@ -150,7 +153,7 @@ class Logbook:
         try:
             self._tracker.set_tags({"verdict": "interrupted", "verdict_reason": reason})
             self._tracker.log_text(self.history.to_json(), "history.json")
-        except tracking.StoreUnavailable as away:
+        except StoreUnavailable as away:
             self._report(str(away))
 
     def _log_picture(self, name: str, key: str | None, *drawing: Any) -> None:

@@ -21,8 +21,8 @@ from fnostab.optics import measured_scale
 from fnostab.report.axes import try_to_draw
 from fnostab.report.run import reconstruction_figure
 from fnostab.scan import Reassembly, reassemble, stitched_r_factor
-from fnostab.tracking import check_store
 from fnostab.tracking.models import ShippedModel, load_model, log_to_projects_run
+from fnostab.tracking.store import check_store
 from fnostab.workflows import PrintLine
 
 #: A scan's probe that differs from the model's by less than this share is taken as the same.

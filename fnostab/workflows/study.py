@@ -13,6 +13,9 @@ import torch
 
 import fnostab
 from fnostab import launch, tracking
+from fnostab.tracking.checkout import git_commit
+from fnostab.tracking.store import check_store, open_store
+from fnostab.tracking.studies import StudyFolder, end_runs, find_results, open_parent, read_config
 from fnostab.config import ArmConfig, ConfigError, stored_config
 from fnostab.dataset import Dataset, OnPatterns, load_or_build
 from fnostab.io.cache import cache_folder
@@ -69,21 +72,21 @@ def run_study(
     SIGTERM or Ctrl-C, once the runs have stored what they had; the same call then goes on.
     """
     _check(plan)
-    store_uri = tracking.check_store(for_new_run=True)
+    store_uri = check_store(for_new_run=True)
     dataset = _dataset(plan, data_progress)
-    tracking.open_store()
+    open_store()
     identity = plan.identity(dataset.sha256)
     with _locked(f"{identity}-{store_uri}", plan.study):
         finished = _finished(plan, dataset)
         view.begin(plan.runs, finished)
         tags = {"stage": "b" if plan.stage_a else "a", "dataset_sha256": dataset.sha256, "preset": plan.common.preset}
-        tags |= {"fnostab_version": fnostab.__version__, "git_commit": tracking.git_commit()}
+        tags |= {"fnostab_version": fnostab.__version__, "git_commit": git_commit()}
         tags |= {"stage_a": plan.stage_a} if plan.stage_a else {}
         params = {"arms": ", ".join(plan.arms), "launcher": where.launcher}
         with (
             _cluster(plan, where, len(plan.runs) - len(finished)),
             launch.collected_signals(),  # from before there is a parent run, so that no signal leaves it RUNNING
-            tracking.open_parent(plan.study, identity, plan.to_mapping(), tags, params) as parent,
+            open_parent(plan.study, identity, plan.to_mapping(), tags, params) as parent,
         ):
             with _environment(store_uri, parent.experiment_id):
                 ends = finished | _launch(plan, where, view, parent.run_id, finished)
@@ -97,7 +100,7 @@ def run_study(
     return outcome
 
 
-def _log_failures(outcome: StudyOutcome, parent: tracking.StudyFolder) -> None:
+def _log_failures(outcome: StudyOutcome, parent: StudyFolder) -> None:
     """Let the parent run say what has no result, and why."""
     if outcome.without_result:
         parent.status = "FAILED"
@@ -120,13 +123,13 @@ def stage_b_of(stage_a: str, seeds: str, *, fno_blocks: int = STAGE_B_BLOCKS, st
 
     Raises `ConfigError` if there is no such study, its runs cannot be compared, or every one of them failed.
     """
-    tracking.open_store(must_exist=True)
+    open_store(must_exist=True)
     selection, ranking = rank_study(stage_a)
     winner = ranking.decision.winner
     if winner is None:
         raise ConfigError(f"`stage_a` (={stage_a}) must have an arm that converged: every run failed")
     run_id = next(row["best_run_id"] for row in ranking.table if row["arm"] == winner)
-    config = stored_config(tracking.read_config(run_id))
+    config = stored_config(read_config(run_id))
     first = min(run.seed for run in selection.runs if run.arm == winner)
     plan = plan_stage_b(stage_a, config.model_copy(update={"seed": first}), seeds, fno_blocks=fno_blocks, study=study)
     found = _dataset(plan, None).sha256
@@ -167,7 +170,7 @@ def _locked(key: str, study: str) -> Iterator[None]:
 
 def _finished(plan: StudyPlan, dataset: Dataset) -> dict[int, Update]:
     """The runs, by place, that have a result in the store."""
-    stored = tracking.find_results(plan.study, dataset.sha256)
+    stored = find_results(plan.study, dataset.sha256)
     ends = {}
     for place, planned in enumerate(plan.runs):
         run = stored.get((planned.arm, planned.seed, planned.config.sha256()))
@@ -211,7 +214,7 @@ def _launch(
             workers = where.workers or _workers(plan.common, len(jobs))
             ends = launch.run_processes(jobs, _CHILD, watch, workers)
     finally:
-        tracking.end_runs(plan.study, parent_run_id, statuses)
+        end_runs(plan.study, parent_run_id, statuses)
     return dict(zip(places, ends, strict=True))
 
 

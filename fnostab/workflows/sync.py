@@ -12,6 +12,8 @@ from fnostab.config import ArmConfig, stored_config
 from fnostab.health.history import History
 from fnostab.io.endings import CommandFailed
 from fnostab.tracking import Tracker
+from fnostab.tracking.errors import redacted
+from fnostab.tracking.store import open_store
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.workflows import PrintLine
@@ -39,7 +41,7 @@ def sync_runs(runs: Sequence[Unfinished], report: PrintLine) -> list[Synced]:
     the middle, what its last checkpoint holds is uploaded, and the command that began it goes on with the training.
     Nothing is written twice. Raises `ConfigError` if the store does not answer.
     """
-    store = tracking.redacted(tracking.open_store())
+    store = redacted(open_store())
     return [_sync(run, store, report) for run in runs]
 
 

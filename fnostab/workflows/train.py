@@ -18,6 +18,9 @@ from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
 from fnostab.study.names import METRIC
 from fnostab.tracking import Tracker
+from fnostab.tracking.errors import redacted
+from fnostab.tracking.store import check_store, open_store
+from fnostab.tracking.studies import find_results
 from fnostab.training.callbacks import (
     Checkpoints,
     ConsoleProgress,
@@ -87,14 +90,14 @@ def train_arm(
         follow.follow(config)
         raise SystemExit(0)
     with Interruption() as interruption:
-        store_uri = tracking.check_store(for_new_run=True)
+        store_uri = check_store(for_new_run=True)
         try:
             dataset = load_or_build(config.data, progress=data_progress)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         config = set_threads(config)
-        tracking.open_store()
-        with RunFolder(config, dataset.sha256, tracking.redacted(store_uri)) as folder:
+        open_store()
+        with RunFolder(config, dataset.sha256, redacted(store_uri)) as folder:
             run_id, state = _earlier_run(config, dataset.sha256, folder, again)
             if run_id and state == "finished":
                 result = _finished_result(run_id, report)
@@ -120,7 +123,7 @@ def _earlier_run(
     """The run of this identity and how it stands: it is to be continued, or finished, or gone and a new one is made."""
     run_id = folder.first_run_id or tracking.find_claimed(folder.claim)
     if run_id is None and not again:
-        results = tracking.find_results(config.study, dataset_sha256, config_sha256=config.sha256())
+        results = find_results(config.study, dataset_sha256, config_sha256=config.sha256())
         found = results.get((config.arm, config.seed, config.sha256()))
         run_id = found.run_id if found else None
     state = tracking.run_state(run_id) if run_id else "gone"

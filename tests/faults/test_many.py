@@ -34,7 +34,9 @@ small = ["--preset", "smoke", "--epochs", "1", "--width", "4", "--fno_blocks", "
 sys.exit(main(["train", *small, *sys.argv[1:]]))
 """
 _REGISTER = """
-from fnostab.tracking import Candidate, connect, register_winner
+from fnostab.tracking import connect
+from fnostab.study.champion import Candidate
+from fnostab.tracking.model_registry import register_winner
 study, run_id, loss = sys.argv[1:]
 connect()
 print("ready", flush=True)
