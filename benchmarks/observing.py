@@ -28,8 +28,8 @@ from fnostab import tracking
 from fnostab.config import ArmConfig, resolve_config
 from fnostab.dataset import Dataset, load_or_build
 from fnostab.health.history import History
-from fnostab.training import module as training_module
 from fnostab.tracking.store import open_store
+from fnostab.training import module as training_module
 from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
