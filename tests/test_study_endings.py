@@ -6,7 +6,6 @@ import signal
 import mlflow
 import pytest
 
-from fnostab.tracking.studies import StudyFolder, find_parents, find_runs, planned_runs
 from fnostab.cli import main
 from fnostab.io.endings import Interrupted
 from fnostab.io.locks import LockTimeout
@@ -14,6 +13,7 @@ from fnostab.launch import LaunchConfig, Update
 from fnostab.study.plan import plan_table
 from fnostab.study.selection import StoredRun
 from fnostab.tracking.errors import StoreUnavailable
+from fnostab.tracking.studies import StudyFolder, find_parents, find_runs, planned_runs
 from fnostab.workflows import study as workflow
 from fnostab.workflows.study import run_study
 
