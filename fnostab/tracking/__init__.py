@@ -3,7 +3,6 @@
 import logging
 
 from fnostab.tracking.run import (
-    RunRecord,
     RunState,
     Tracker,
     fail_projects_run,
@@ -20,7 +19,6 @@ from fnostab.tracking.run import (
 logging.getLogger("fnostab").setLevel(logging.WARNING)
 
 __all__ = [
-    "RunRecord",
     "RunState",
     "Tracker",
     "fail_projects_run",

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 import fnostab
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset
+from fnostab.study.selection import StoredRun
 from fnostab.tracking.batches import METRICS_A_CALL, log_batches
 from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.errors import (
@@ -35,7 +35,7 @@ from fnostab.tracking.errors import (
     translated_store_errors,
 )
 from fnostab.tracking.pictures import PictureQueue
-from fnostab.tracking.store import check_store, open_store, search_runs
+from fnostab.tracking.store import check_store, open_store, search_runs, stored_run
 from fnostab.tracking.target import named_run
 
 logger = logging.getLogger(__name__)
@@ -324,31 +324,21 @@ def run_state(run_id: str) -> RunState:
     return "finished" if run.info.status == "FINISHED" else "unfinished"
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What the store holds of one run; `history` is the content of `history.json`, None if it has none yet."""
+def read_run(run_id: str) -> tuple[StoredRun, dict[str, Any] | None]:
+    """Read `run_id` from the store, and its `history.json` if it has one yet.
 
-    run_id: str
-    experiment_id: str
-    status: str
-    tags: dict[str, str]
-    metrics: dict[str, float]
-    history: dict[str, Any] | None
-
-
-def read_run(run_id: str) -> RunRecord:
-    """Read `run_id` from the store; raises `ConfigError` if there is no such store or run."""
+    Raises `ConfigError` if there is no such store or run.
+    """
     uri = open_store(must_exist=True)
     client = mlflow.MlflowClient()
     try:
-        run = client.get_run(run_id)
+        run = stored_run(client.get_run(run_id))
         has_history = any(artifact.path == "history.json" for artifact in client.list_artifacts(run_id))
-        history = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/history.json") if has_history else None
+        return run, mlflow.artifacts.load_dict(f"{run.artifact_uri}/history.json") if has_history else None
     except MlflowException as error:
         raise ConfigError(
             f"`run` (={run_id}) must be a run in the tracking store {redacted(uri)}: {one_line(error)}"
         ) from None
-    return RunRecord(run_id, run.info.experiment_id, run.info.status, run.data.tags, run.data.metrics, history)
 
 
 def how_to_open(run_id: str, experiment_id: str) -> str:

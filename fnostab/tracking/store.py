@@ -227,10 +227,11 @@ def search_runs(**tags: str) -> Iterator[StoredRun]:
     with translated_store_errors(HOW_TO_REPEAT):
         experiments = [experiment.experiment_id for experiment in all_pages(client.search_experiments, "")]
         for run in all_pages(partial(client.search_runs, experiments), query):
-            yield _stored(run)
+            yield stored_run(run)
 
 
-def _stored(run: Run) -> StoredRun:
+def stored_run(run: Run) -> StoredRun:
+    """What is kept of a run that MLflow's client gave."""
     info, data = run.info, run.data
     ended_ms = info.end_time or info.start_time or 0
     tags, params = ({_once(key): _once(value) for key, value in of.items()} for of in (data.tags, data.params))

@@ -21,7 +21,7 @@ def inspect_run(run_id: str) -> dict[str, Any]:
     `verdict` and `verdict_reason` are what the run was tagged with, None while it has no verdict; `evidence` comes from
     its recorded series, None while there are none. Raises `ConfigError` if there is no such run or store.
     """
-    run = tracking.read_run(run_id)
+    run, history = tracking.read_run(run_id)
     return {
         "run_id": run.run_id,
         "status": run.status,
@@ -29,7 +29,7 @@ def inspect_run(run_id: str) -> dict[str, Any]:
         "verdict": run.tags.get("verdict"),
         "verdict_reason": run.tags.get("verdict_reason"),
         "vacuous": [name for name in run.tags.get("vacuous", "").split(",") if name],
-        "evidence": None if run.history is None else judge(run.history).evidence,
+        "evidence": None if history is None else judge(history).evidence,
         "metrics": {name: plain(value) for name, value in sorted(run.metrics.items())},
     }
 

@@ -136,39 +136,34 @@ def _earlier_run(
 def _finished_result(run_id: str, report: PrintLine) -> ArmResult:
     """The result of a run that another process finished; it may have been killed after its last word to the store."""
     tracking.resume_into(run_id)
-    found = tracking.read_run(run_id)
+    found, stored = tracking.read_run(run_id)
     report(f"MLflow run {run_id} was finished already")
     history = History()
-    history.load(found.history or {})
+    history.load(stored or {})
     how_to_open = tracking.how_to_open(run_id, found.experiment_id)
-    return ArmResult(run_id, how_to_open, judge(history.to_mapping()), found.metrics, history)
+    return ArmResult(run_id, how_to_open, judge(history.to_mapping()), dict(found.metrics), history)
 
 
+@dataclass
 class _Training:
     """One training, from its network to its verdict."""
 
-    def __init__(
-        self,
-        config: ArmConfig,
-        dataset: Dataset,
-        tracker: Tracker,
-        logbook: Logbook,
-        folder: Path,
-        report: PrintLine,
-    ) -> None:
-        self._config = config
-        self._dataset = dataset
-        self._tracker = tracker
-        self._logbook = logbook
-        self._report = report
-        self._files = CheckpointFiles(folder, report)
-        self._checkpoints = Checkpoints(self._files, config.train.checkpoint_every_s)
+    config: ArmConfig
+    dataset: Dataset
+    tracker: Tracker
+    logbook: Logbook
+    folder: Path
+    report: PrintLine
+
+    def __post_init__(self) -> None:
+        self._files = CheckpointFiles(self.folder, self.report)
+        self._checkpoints = Checkpoints(self._files, self.config.train.checkpoint_every_s)
         self._device = torch.device("cpu")
 
     def run(self, interruption: Interruption, watch: Watch | None) -> ArmResult:
         """Train, evaluate, judge, log."""
-        tracker, logbook, history = self._tracker, self._logbook, self._logbook.history
-        known = baselines(self._dataset, self._config.train.learn_probe)
+        tracker, logbook, history = self.tracker, self.logbook, self.logbook.history
+        known = baselines(self.dataset, self.config.train.learn_probe)
         results: dict[str, float] = {}
         evaluation = None
         with self._running_out_of_memory():
@@ -191,19 +186,19 @@ class _Training:
 
     def _fit(self, interruption: Interruption, watch: Watch | None, known: dict[str, float]) -> dict[str, float]:
         """Build the network and train it; what is noticed on the way goes into the history."""
-        config = self._config
-        recorder = SeriesRecorder(self._logbook.history, self._tracker, config.train.give_up_epoch)
-        callbacks = [recorder, ConsoleProgress(self._report, watch), self._checkpoints, interruption]
-        if self._logbook.keeps_all:
-            callbacks.insert(2, Pictures(self._logbook.draw, config.train.picture_every_epochs))
+        config = self.config
+        recorder = SeriesRecorder(self.logbook.history, self.tracker, config.train.give_up_epoch)
+        callbacks = [recorder, ConsoleProgress(self.report, watch), self._checkpoints, interruption]
+        if self.logbook.keeps_all:
+            callbacks.insert(2, Pictures(self.logbook.draw, config.train.picture_every_epochs))
         trainer = make_trainer(config, callbacks, self._files)
         self._device = trainer.strategy.root_device
-        self._logbook.begin(_device_name(self._device), known)
-        last = self._files.newest_complete() if self._tracker.resumed else None
+        self.logbook.begin(_device_name(self._device), known)
+        last = self._files.newest_complete() if self.tracker.resumed else None
         resume_from = str(last) if last else None
-        meeting = Meeting(self._dataset.sha256, resume_from)
-        with leading(trainer, config, meeting, follow.COMMAND, self._report):
-            fit(trainer, config, self._dataset, resume_from)
+        meeting = Meeting(self.dataset.sha256, resume_from)
+        with leading(trainer, config, meeting, follow.COMMAND, self.report):
+            fit(trainer, config, self.dataset, resume_from)
         # Nothing is left to train where only the upload was.
         return {METRIC["samples_per_s"]: recorder.samples_per_s} if recorder.samples_per_s else {}
 
@@ -215,27 +210,27 @@ class _Training:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            history, device = self._logbook.history, _device_name(self._device)
+            history, device = self.logbook.history, _device_name(self._device)
             peak = peak_bytes(self._device)
             history.events["out_of_memory"] = {"step": history.steps, "peak_bytes": peak, "device": device}
 
     def _best(self) -> PtychoModule | None:
         """The network with its best weights; None if it did not fit into the memory, or never gave finite numbers."""
-        if "out_of_memory" in self._logbook.history.events or not math.isfinite(self._checkpoints.best_val_loss):
+        if "out_of_memory" in self.logbook.history.events or not math.isfinite(self._checkpoints.best_val_loss):
             return None
-        module = PtychoModule(self._config, self._dataset)
+        module = PtychoModule(self.config, self.dataset)
         module.load_state_dict(self._files.best_weights())
         return module.to(self._device)
 
     def _evaluate(self, module: PtychoModule) -> Evaluation | None:
         """Reconstruct the test objects and log them; None if the network blew up so far that there are none."""
-        patches = module.reconstruct(self._dataset.test)
+        patches = module.reconstruct(self.dataset.test)
         if not can_be_stitched(patches):
             return None
-        found = evaluate(patches, self._dataset, module.probe_array, self._config.train.learn_probe)
+        found = evaluate(patches, self.dataset, module.probe_array, self.config.train.learn_probe)
         for name in ("object_correlation", "twin_correlation"):
-            setattr(self._logbook.history, name, found.metrics.get(METRIC[name], math.nan))
-        self._logbook.log_reconstructions(found, module.probe_array)
+            setattr(self.logbook.history, name, found.metrics.get(METRIC[name], math.nan))
+        self.logbook.log_reconstructions(found, module.probe_array)
         return found
 
 
