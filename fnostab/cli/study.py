@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from fnostab.cli.common import (
     add_command,
@@ -20,7 +20,7 @@ from fnostab.study.plan import STAGE_B_BLOCKS, StudyPlan, plan_file, plan_stage_
 if TYPE_CHECKING:
     from fnostab.workflows.study import StudyOutcome
 
-_LAUNCHERS = ("processes", "inline", "ray")
+_LAUNCHERS = get_args(Launcher)
 #: What Stage B takes from Stage A, but for these.
 _STAGE_B_KEYS = ("study", "preset", "fno_blocks")
 #: An arm's own keys are for the table of arms.

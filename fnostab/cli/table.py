@@ -1,12 +1,11 @@
 """How the runs of a study stand: a live table on a terminal, a line for each piece of news elsewhere."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Final
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -20,14 +19,9 @@ _ROWS: Final = 30
 _COLOURS: Final = {"done": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
 
 
-@contextmanager
-def study_view(study: str, say: Callable[[str], None]) -> Iterator[StudyDisplay]:
-    """A view of the runs of `study` on this terminal, or by `say` where there is none."""
-    if not sys.stdout.isatty():
-        yield Lines(say)
-        return
-    with LiveTable(study) as table:
-        yield table
+def study_view(study: str, say: Callable[[str], None]) -> AbstractContextManager[StudyDisplay]:
+    """Return a display of the runs of `study`: a table on a terminal, or lines for `say` where there is none."""
+    return LiveTable(study) if sys.stdout.isatty() else nullcontext(Lines(say))
 
 
 class Lines:
@@ -59,11 +53,11 @@ class Lines:
 class LiveTable:
     """A table of arm, seed, epoch, loss, verdict and time left, as a context."""
 
-    def __init__(self, study: str, console: Console | None = None) -> None:
+    def __init__(self, study: str) -> None:
         self._study = study
         self._runs: Sequence[Planned] = ()
         self._stand: dict[int, Update] = {}
-        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4)
+        self._live = Live(get_renderable=self._table, refresh_per_second=4)
 
     def __enter__(self) -> "LiveTable":
         self._live.start()

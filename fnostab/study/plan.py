@@ -64,6 +64,9 @@ class StudyPlan:
     varied: Sequence[str] = ()
     stage_a: str | None = None
 
+    def __post_init__(self) -> None:
+        _check_number(len(self.arms) * len(self.seeds))
+
     @property
     def runs(self) -> list[Planned]:
         """Every run, a seed after the other, so that a study that is cut short has compared its arms fairly."""
@@ -170,9 +173,7 @@ def plan_table(
         raise ConfigError(f"`{key}` (={overrides[key]}) is what the arms of this study vary: change the table")
     configs = {name: _settled(resolve_config({**overrides, **keys, "arm": name}, base)) for name, keys in table.items()}
     common = next(iter(configs.values()))
-    return _checked(
-        StudyPlan(common.study, configs, read_seeds(seeds, common.seed, SEEDS[common.preset]), varied=varied)
-    )
+    return StudyPlan(common.study, configs, read_seeds(seeds, common.seed, SEEDS[common.preset]), varied)
 
 
 def plan_stage_b(
@@ -188,24 +189,13 @@ def plan_stage_b(
         raise ConfigError(f"`study` (={name}) must differ from that of Stage A")
     model = winner.model.model_copy(update={"fno_blocks": fno_blocks})
     config = winner.model_copy(update={"model": model, "study": name})
-    return _checked(
-        StudyPlan(
-            study=name,
-            arms={winner.arm: _settled(config)},
-            seeds=read_seeds(seeds, winner.seed, SEEDS[winner.preset]),
-            stage_a=stage_a,
-        )
-    )
+    numbers = read_seeds(seeds, winner.seed, SEEDS[winner.preset])
+    return StudyPlan(name, {winner.arm: _settled(config)}, numbers, stage_a=stage_a)
 
 
 def stage_b_name(stage_a: str) -> str:
     """`stage_b_quick` for `stage_a_quick`."""
     return f"stage_b{stage_a.removeprefix('stage_a')}" if stage_a.startswith("stage_a") else f"{stage_a}_stage_b"
-
-
-def _checked(plan: StudyPlan) -> StudyPlan:
-    _check_number(len(plan.arms) * len(plan.seeds))
-    return plan
 
 
 def _check_number(runs: int) -> None:

@@ -19,7 +19,7 @@ _PATIENCE_S: Final = 120.0
 
 
 def train_job(job: Job, send: Send) -> None:
-    """Train `job`, and tell how it stands; nothing that goes wrong with it is raised."""
+    """Train `job` and send how it stands. Nothing that goes wrong with it is raised."""
     config = ArmConfig.model_validate(job.config)
     pid = os.getpid()
     send(Update("running", "starting", epochs=config.train.epochs, pid=pid))

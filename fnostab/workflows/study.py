@@ -39,7 +39,7 @@ class StudyDisplay(Protocol):
         """Show all runs; `finished` are those, by place, that need not be trained any more."""
 
     def update(self, place: int, update: Update) -> None:
-        """One of them has news."""
+        """Show what the run at `place` says of itself."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _locked(key: str, study: str) -> Iterator[None]:
 
 
 def _finished(plan: StudyPlan, dataset: Dataset) -> dict[int, Update]:
-    """The runs, by place, that have a result in the store."""
+    """Return the runs, by place, that have a result in the store."""
     stored = find_results(plan.study, dataset.sha256)
     ends = {}
     for place, planned in enumerate(plan.runs):
@@ -189,7 +189,7 @@ def _finished(plan: StudyPlan, dataset: Dataset) -> dict[int, Update]:
 def _launch(
     plan: StudyPlan, where: LaunchConfig, view: StudyDisplay, parent_run_id: str, finished: Mapping[int, Update]
 ) -> dict[int, Update]:
-    """Train the runs that are not finished; how each ended, by place."""
+    """Train the runs that are not finished, and return how each ended, by place."""
     tags = {"mlflow.parentRunId": parent_run_id, "varied": ",".join(plan.varied)}
     runs = plan.runs
     places = [place for place in range(len(runs)) if place not in finished]
