@@ -172,3 +172,11 @@ def test_removed_options_with_a_value_that_did_something_are_refused_in_one_line
         stored_config({"model": {key: value}})
     with pytest.raises(ConfigError, match=message):
         resolve_config({f"model.{key}": value})
+
+
+def test_a_newer_key_changes_the_hash_only_where_it_has_another_value_than_its_default():
+    config = resolve_config({})
+    assert config.left_out == {"train.give_up_after"}
+    stopped = resolve_config({"train.give_up_after": 0.5})
+    assert stopped.left_out == set()
+    assert stopped.sha256() != config.sha256()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from fnostab.io.untrusted import shown
 
@@ -32,6 +32,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message that refuses `word`: the one of the `known` words that is most like it, if any is."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+#: Marks a field that is newer than stored runs: where it has its default, the identity of a run does not mention it, so
+#: that runs of before are found again. Every new field that decides numbers needs this mark.
+NEWER: Final[dict[str, JsonValue]] = {"newer": True}
 
 
 class Section(BaseModel):
@@ -192,7 +197,11 @@ class TrainConfig(Section):
 
     epochs: int = Field(50, ge=1, le=10**6, description="passes over the training patches")
     give_up_after: float | None = Field(
-        None, gt=0, lt=1, description="stop after this share of the epochs if nothing was learnt; null: never"
+        None,
+        gt=0,
+        lt=1,
+        description="stop after this share of the epochs if nothing was learnt; null: never",
+        json_schema_extra=NEWER,
     )
     batch_size: int = Field(16, ge=1, le=10**6, description="patches per step, over all devices together")
     loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")

@@ -1,4 +1,4 @@
-"""The names under which a run is tracked, one line each: its numbers, its series and its tags. Nobody else spells them.
+"""The names under which a run is tracked, one line each: its numbers, its series and its tags.
 
 The store's name of a number groups it (`val/loss`); its name in Python (`val_loss`) is that of the series in `History`
 and `history.json`, of the entry of `metrics.json` and of a verdict's evidence, and of the column of a ranking. No
