@@ -19,6 +19,7 @@ from small_runs import Sink
 from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.health.history import STEP_SERIES, History
+from fnostab.io.endings import Interrupted
 from fnostab.training.callbacks import Checkpoints, Interruption, SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.processes import OUT_OF_MEMORY_EXIT, Meeting, OneMachine, find_environment, followers, leading
@@ -123,6 +124,23 @@ def test_a_follower_whose_memory_does_not_suffice_makes_that_the_reason(tmp_path
 
     with pytest.raises(torch.OutOfMemoryError, match=r"^process 1 of the run: out of memory$"):
         train()
+
+
+def test_followers_end_at_a_second_signal_while_they_are_waited_for(monkeypatch):
+    def interrupted(processes, seconds):
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr("fnostab.training.processes._wait", interrupted)
+
+    def train():
+        with followers(["sh", "-c", "read config; sleep 60"], resolve_config(_TINY | {"devices": 2}), 1) as processes:
+            started.extend(processes)
+            raise Interrupted(signal.SIGINT)
+
+    started: list[subprocess.Popen[str]] = []
+    with pytest.raises(Interrupted):
+        train()
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
 def test_followers_end_when_the_first_process_is_killed():

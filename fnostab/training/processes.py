@@ -156,10 +156,12 @@ def followers(command: Sequence[str], config: ArmConfig, port: int | None) -> It
                 raise RuntimeError(f"process {rank} of the run ended with exit code {process.returncode}") from error
         raise
     finally:
-        _wait(processes, seconds)
-        for process in processes:
-            process.kill()
-            process.communicate()
+        try:
+            _wait(processes, seconds)
+        finally:  # a second signal ends the waiting
+            for process in processes:
+                process.kill()
+                process.communicate()
 
 
 def _start(command: Sequence[str], config: ArmConfig, rank: int, port: int | None) -> subprocess.Popen[str]:

@@ -85,7 +85,7 @@ def _default_threads(devices: int) -> int:
     torchrun sets that variable to 1 whatever the machine has; the same run would then have another identity there.
     """
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    if limit.isdigit() and int(limit) and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if limit.isdecimal() and int(limit) and "TORCHELASTIC_RUN_ID" not in os.environ:
         return int(limit)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // devices)
