@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_runs import Sink
 
-from fnostab.health.history import History
+from fnostab.health import STEP_SERIES, History
 from fnostab.io.endings import STOP_SIGNALS, Interrupted
 from fnostab.training.callbacks import Checkpoints, ConsoleProgress, Interruption, SeriesRecorder
 from fnostab.training.callbacks.progress import duration_text
@@ -220,3 +220,12 @@ def test_a_signal_stops_all_processes_after_the_same_step_within_a_second(monkey
     assert stopped_after <= 100
     processes.follows = True
     assert processes.train(Interruption(follows=True), 1000, 0.0123) == 500 + stopped_after
+
+
+def test_norms_that_a_checkpoint_of_an_earlier_version_kept_apart_are_offered_too():
+    recorder = SeriesRecorder(History(), Sink())
+    state = recorder.state_dict() | {"step_times_ms": [1, 2], "layers": [(0, {"w": 1.0})]}
+    state["history"] |= {name: [0.0, 0.0] for name in STEP_SERIES}
+    recorder.load_state_dict(state | {"pending_layers": [(1, {"w": 2.0})]})
+    recorder.offer_all()
+    assert recorder.state_dict()["layers"] == [(0, {"w": 1.0}), (1, {"w": 2.0})]

@@ -181,20 +181,6 @@ def make_loaders(
     )
 
 
-def training_loader(trainer: lightning.Trainer) -> PatchLoader:
-    """The loader that `trainer` trains from."""
-    loader = trainer.train_dataloader
-    assert isinstance(loader, PatchLoader)
-    return loader
-
-
-def validation_loader(trainer: lightning.Trainer) -> ValidationLoader:
-    """The loader that `trainer` validates on."""
-    loader = trainer.val_dataloaders
-    assert isinstance(loader, ValidationLoader)
-    return loader
-
-
 def resident(split: Split, device: torch.device | str = "cpu") -> Batch:
     """A whole split as tensors on `device`."""
     return Batch(

@@ -7,7 +7,6 @@ from typing import Any
 import lightning
 import torch
 
-from fnostab.training.batches import training_loader
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.collectives import OccasionalBroadcast, broadcast
 
@@ -28,18 +27,18 @@ class Checkpoints(lightning.Callback):
         self._place: dict[str, int] | None = None
         self._shared = OccasionalBroadcast()
 
-    def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """Note the place in the epoch."""
-        checkpoint["place_in_epoch"] = training_loader(trainer).state_dict()
+        checkpoint["place_in_epoch"] = trainer.train_dataloader.state_dict()
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Read the place in the epoch."""
         self._place = checkpoint["place_in_epoch"]
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+    def on_train_start(self, trainer: Any, module: Any) -> None:
         """Let the loader continue from its place."""
         if self._place is not None:
-            training_loader(trainer).load_state_dict(self._place)
+            trainer.train_dataloader.load_state_dict(self._place)
             self._place = None
 
     def on_train_batch_end(

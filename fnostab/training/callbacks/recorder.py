@@ -11,7 +11,6 @@ import torch
 from fnostab.health import EPOCH_SERIES, STEP_SERIES, History
 from fnostab.metrics import progress
 from fnostab.study.names import METRIC
-from fnostab.training.batches import training_loader, validation_loader
 from fnostab.training.collectives import broadcast
 
 #: Steps between copies of the recorded values from the device; a copy waits for the device once.
@@ -100,7 +99,7 @@ class SeriesRecorder(lightning.Callback):
         if bad_already or len(self._pending) >= _CHUNK_STEPS:
             self.drain(trainer, module)
 
-    def drain(self, trainer: lightning.Trainer, module: Any) -> None:
+    def drain(self, trainer: Any, module: Any) -> None:
         """Copy the pending records from the device into the history and the sink; stop at one that is not finite."""
         first, rows = self.history.steps, self._rows()
         self._pending = []
@@ -108,7 +107,7 @@ class SeriesRecorder(lightning.Callback):
         if bad is not None:  # the optimizer took none of the later steps
             rows = rows[: bad + 1]
             del self._step_times_ms[first + len(rows) :]
-            batch = training_loader(trainer).batch(first + bad - self._steps_before_epoch)
+            batch = trainer.train_dataloader.batch(first + bad - self._steps_before_epoch)
             self._stop(trainer, first + bad, module.first_bad_layer(batch))
         self.history.add_steps(rows)
         self._layers = [entry for entry in self._layers if entry[0] < self.history.steps]
@@ -165,7 +164,7 @@ class SeriesRecorder(lightning.Callback):
         history = self.history
         return [progress(value, history.val_loss_constant, history.val_loss_floor) for value in history.val_loss]
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Record the epoch; validation has run by now."""
         self.drain(trainer, module)
         losses = self.history.loss_step[self._steps_before_epoch :]
@@ -181,7 +180,7 @@ class SeriesRecorder(lightning.Callback):
         )
         self.history.add_health(module.observe())
         if not math.isfinite(found["val_loss"]):
-            batches = validation_loader(trainer).whole_batches()
+            batches = trainer.val_dataloaders.whole_batches()
             layers = (module.first_bad_layer(batch, training=False) for batch in batches)
             self._stop(trainer, self.history.steps - 1, next(filter(None, layers), None))
         self._epochs.append((self.history.steps - 1, _now_ms()))
@@ -223,7 +222,7 @@ class SeriesRecorder(lightning.Callback):
         """Continue the saved history."""
         self.history.load(state["history"])
         self._pending = [torch.tensor(row) for row in state["pending"]]
-        self._layers = state["layers"]
+        self._layers = [*state["layers"], *state.get("pending_layers", [])]  # the latter from 0f04361 and before
         self._step_times_ms = state["step_times_ms"]
         self._epochs = state["epochs"]
         self._begun_ms = state["begun_ms"]
