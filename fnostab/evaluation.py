@@ -97,8 +97,8 @@ def evaluate(
     for key in metrics.SCALARS if comparisons else ():
         results[f"test/{key}"] = float(np.mean([comparison[key] for comparison in comparisons]))
     if dataset.test_objects is not None:
-        side = metrics.orientation(patches, test.patches_of(dataset.test_objects), probe)
-        results |= {"test/object_correlation": side.object, "test/twin_correlation": side.twin}
+        ours, twin = metrics.orientation(patches, test.patches_of(dataset.test_objects), probe)
+        results |= {"test/object_correlation": ours, "test/twin_correlation": twin}
     else:
         # The knowledge of nothing on the whole scan: what `test/r_factor` is to be compared with.
         results["test/r_factor_constant"] = metrics.constant_object_r_factor(_empty_beam(probe), amplitudes)

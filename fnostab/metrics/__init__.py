@@ -7,7 +7,6 @@ from fnostab.metrics.alignment import Aligned, align
 from fnostab.metrics.comparison import SCALARS, Comparison, amplitude_ssim, compare_aligned, compare_objects, vacuous
 from fnostab.metrics.r_factor import (
     LIT_SHARE,
-    Orientation,
     constant_object_r_factor,
     lit_region,
     mean_pattern_r_factor,
@@ -22,7 +21,6 @@ __all__ = [
     "SCALARS",
     "Aligned",
     "Comparison",
-    "Orientation",
     "align",
     "amplitude_ssim",
     "compare_aligned",

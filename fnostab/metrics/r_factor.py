@@ -2,7 +2,6 @@
 
 import functools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Complex, Float
@@ -109,16 +108,8 @@ def lit_region(probe: Probe) -> Bool[NDArray[np.bool_], "N N"]:
     return np.asarray(intensity > LIT_SHARE * intensity.max())
 
 
-@dataclass(frozen=True)
-class Orientation:
-    """How well predicted patches agree with the object, and with its conjugate flip (the twin image)."""
-
-    object: float
-    twin: float
-
-
-def orientation(predicted: Patches, truth: Patches, probe: Probe) -> Orientation:
-    """Correlate predicted patches with true ones, and with their twins conj(O(-r)).
+def orientation(predicted: Patches, truth: Patches, probe: Probe) -> tuple[float, float]:
+    """Correlate predicted patches with true ones, and with their twins, the conjugate flips conj(O(-r)).
 
     A far-field pattern of a real centrosymmetric probe cannot tell the two apart, patch by patch. Each value is the
     mean over patches of |<p, t>| / (|p| |t|), weighted by the probe's intensity, of patches less their weighted mean;
@@ -127,7 +118,7 @@ def orientation(predicted: Patches, truth: Patches, probe: Probe) -> Orientation
     weight = (np.abs(probe) ** 2).astype(np.float64)
     weight /= weight.sum()
     twin = truth[..., ::-1, ::-1].conj()  # about the middle of the array, as `optics.disk` is centred
-    return Orientation(_correlation(predicted, truth, weight), _correlation(predicted, twin, weight))
+    return _correlation(predicted, truth, weight), _correlation(predicted, twin, weight)
 
 
 def _correlation(first: Patches, second: Patches, weight: Float[NDArray[np.float64], "N N"]) -> float:
