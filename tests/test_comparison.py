@@ -2,8 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy.ndimage import binary_erosion
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 

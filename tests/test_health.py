@@ -4,8 +4,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fnostab.health import HealthConfig, Spike, VerdictLabel, judge, spikes
 from fnostab.health.history import History

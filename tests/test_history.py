@@ -3,8 +3,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fnostab.health import EPOCH_SERIES, STEP_SERIES, History, judge
 

@@ -6,8 +6,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fnostab.formats.npz import read_probe
 from fnostab.optics import (

@@ -10,8 +10,7 @@ from pathlib import Path
 import hostile
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, example, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fnostab.config import CONFIG_KEYS, FLAT_KEYS, PRESETS, ConfigError, read_config_file, resolve_config

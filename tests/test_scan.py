@@ -3,8 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fnostab.objects import synthetic_object
 from fnostab.optics import curved_disk, disk, far_field_amplitude, fourier_shift

@@ -4,46 +4,24 @@ Nothing here imports anything heavier than pydantic, so that the command line ca
 show a resolved config without loading torch (docs/decisions/0002).
 """
 
-from fnostab.config.arm import ArmConfig, check_name
-from fnostab.config.presets import PRESETS, STANDARD_ARMS
+from fnostab.config.arm import ArmConfig as ArmConfig, check_name as check_name
+from fnostab.config.presets import PRESETS as PRESETS, STANDARD_ARMS as STANDARD_ARMS
 from fnostab.config.resolve import (
-    CONFIG_KEYS,
-    FLAT_KEYS,
-    dotted_keys,
-    is_left_open,
-    read_config_file,
-    resolve_config,
-    stored_config,
+    CONFIG_KEYS as CONFIG_KEYS,
+    FLAT_KEYS as FLAT_KEYS,
+    dotted_keys as dotted_keys,
+    is_left_open as is_left_open,
+    read_config_file as read_config_file,
+    resolve_config as resolve_config,
+    stored_config as stored_config,
 )
 from fnostab.config.sections import (
-    ARCHITECTURES,
-    AUTO_CLIP_VALUES,
-    REMOVED_KEYS,
-    ClipAlgorithm,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
+    ARCHITECTURES as ARCHITECTURES,
+    AUTO_CLIP_VALUES as AUTO_CLIP_VALUES,
+    REMOVED_KEYS as REMOVED_KEYS,
+    ClipAlgorithm as ClipAlgorithm,
+    DataConfig as DataConfig,
+    ModelConfig as ModelConfig,
+    OptimConfig as OptimConfig,
 )
-from fnostab.io.endings import ConfigError
-
-__all__ = [
-    "ARCHITECTURES",
-    "AUTO_CLIP_VALUES",
-    "CONFIG_KEYS",
-    "FLAT_KEYS",
-    "PRESETS",
-    "REMOVED_KEYS",
-    "STANDARD_ARMS",
-    "ArmConfig",
-    "ClipAlgorithm",
-    "ConfigError",
-    "DataConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "check_name",
-    "dotted_keys",
-    "is_left_open",
-    "read_config_file",
-    "resolve_config",
-    "stored_config",
-]
+from fnostab.io.endings import ConfigError as ConfigError

@@ -1,5 +1,3 @@
 """Networks that predict an object patch from its diffraction pattern."""
 
-from fnostab.models.registry import build_generator, resolve_generator
-
-__all__ = ["build_generator", "resolve_generator"]
+from fnostab.models.registry import build_generator as build_generator, resolve_generator as resolve_generator

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,14 +96,11 @@ def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | Non
 def _watching(network: nn.Module, watch: _Observer) -> Iterator[None]:
     """Call `watch` after every layer of `network` that returns a tensor, inner layers before those that hold them."""
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def after(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                watch(name, layer, output)
+    def after(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            watch(name, layer, output)
 
-        return after
-
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in network.named_modules() if name]
+    handles = [layer.register_forward_hook(partial(after, name)) for name, layer in network.named_modules() if name]
     try:
         yield
     finally:

@@ -1,18 +1,14 @@
 """A table of runs in; ranked arms, tests, intervals and a decision in words out."""
 
-from fnostab.ranking.arms import BOOTSTRAP_SEED, FAILED, VERDICTS, Ranking, rank_arms
-from fnostab.ranking.decision import Decision
-from fnostab.ranking.intervals import Pair, interquartile_mean, probability_of_improvement, wilson_interval
-
-__all__ = [
-    "BOOTSTRAP_SEED",
-    "FAILED",
-    "VERDICTS",
-    "Decision",
-    "Pair",
-    "Ranking",
-    "interquartile_mean",
-    "probability_of_improvement",
-    "rank_arms",
-    "wilson_interval",
-]
+from fnostab.ranking.arms import (
+    BOOTSTRAP_SEED as BOOTSTRAP_SEED,
+    FAILED as FAILED,
+    Ranking as Ranking,
+    rank_arms as rank_arms,
+)
+from fnostab.ranking.decision import Decision as Decision
+from fnostab.ranking.intervals import (
+    interquartile_mean as interquartile_mean,
+    probability_of_improvement as probability_of_improvement,
+    wilson_interval as wilson_interval,
+)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from servers import PASSWORD as DATABASE_PASSWORD
-from servers import MlflowServer, client_environment
+from servers import PASSWORD as DATABASE_PASSWORD, MlflowServer, client_environment
 
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build

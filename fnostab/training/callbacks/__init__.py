@@ -1,9 +1,7 @@
 """What is observed, said and kept while a run trains."""
 
-from fnostab.training.callbacks.checkpoints import Checkpoints
-from fnostab.training.callbacks.interruption import Interruption
-from fnostab.training.callbacks.pictures import Pictures
-from fnostab.training.callbacks.progress import ConsoleProgress, EpochSummary
-from fnostab.training.callbacks.recorder import SeriesRecorder
-
-__all__ = ["Checkpoints", "ConsoleProgress", "EpochSummary", "Interruption", "Pictures", "SeriesRecorder"]
+from fnostab.training.callbacks.checkpoints import Checkpoints as Checkpoints
+from fnostab.training.callbacks.interruption import Interruption as Interruption
+from fnostab.training.callbacks.pictures import Pictures as Pictures
+from fnostab.training.callbacks.progress import ConsoleProgress as ConsoleProgress, EpochSummary as EpochSummary
+from fnostab.training.callbacks.recorder import SeriesRecorder as SeriesRecorder
