@@ -110,3 +110,16 @@ def test_data_build_reports_the_content_hash_and_is_repeatable(fresh_store, caps
     assert main(["data", "build", "--preset", "smoke"]) == 0
     assert capsys.readouterr().out == first
     assert "192 training, 32 validation, 169 test patterns" in first
+
+
+def test_stage_b_takes_its_depth_and_its_name_from_a_config_file_too(tmp_path, monkeypatch):
+    (tmp_path / "b.yaml").write_text("study: deep\nfno_blocks: 12\n")
+    asked = {}
+
+    def ask(*_, **given):
+        asked.update(given)
+        raise CommandFailed("that was all")
+
+    monkeypatch.setattr("fnostab.workflows.study.stage_b_of", ask)
+    assert main(["study", "--stage", "b", "--config", str(tmp_path / "b.yaml")]) == 1
+    assert asked == {"fno_blocks": 12, "study": "deep"}

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -61,3 +62,16 @@ def test_looking_into_a_store_that_is_not_there_does_not_make_one(fresh_store):
     with pytest.raises(ConfigError, match="must name a tracking store: there is none yet"):
         inspect_run("0123")
     assert not list(fresh_store.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"), [(None, "is not there (looked for in "), ("[1", "is damaged: "), ("[1]", "is damaged: ")]
+)
+def test_a_history_that_must_be_there_and_cannot_be_read_is_said(run_id, capsys, content, fault):
+    mlflow.MlflowClient().set_tag(run_id, "fnostab_version", "1.0")
+    (path,) = Path("mlruns").rglob("history.json")
+    path.unlink() if content is None else path.write_text(content)
+    assert main(["inspect", run_id]) == 2
+    said = capsys.readouterr().err
+    assert f"history.json of run {run_id} {fault}" in said
+    assert said.count("\n") == 1

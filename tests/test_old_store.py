@@ -19,7 +19,8 @@ from fnostab.cli import main
 from fnostab.config import ArmConfig
 from fnostab.dataset import load_or_build
 from fnostab.models import build_generator
-from fnostab.tracking.studies import find_runs, read_config
+from fnostab.tracking.artifacts import read_config
+from fnostab.tracking.studies import find_runs
 
 _ARCHIVE = Path(__file__).with_name("data") / "store-0f04361.tar.xz"
 #: Columns of the store that hold paths.

@@ -2,19 +2,22 @@
 
 import json
 import signal
+from pathlib import Path
 
 import mlflow
 import pytest
 
 from fnostab.cli import main
+from fnostab.config import resolve_config
 from fnostab.io.endings import Interrupted
 from fnostab.io.locks import LockTimeout
-from fnostab.launch import LaunchConfig, Update
+from fnostab.launch import Job, LaunchConfig, Update
 from fnostab.study.plan import plan_table
 from fnostab.study.selection import StoredRun
 from fnostab.tracking.errors import StoreUnavailable
 from fnostab.tracking.studies import StudyFolder, find_parents, find_runs, planned_runs
 from fnostab.workflows import study as workflow
+from fnostab.workflows.child import train_job
 from fnostab.workflows.study import run_study
 
 _COMMAND = ["study", "--preset", "smoke", "--seeds", "1", "--launcher", "inline"]
@@ -160,3 +163,14 @@ def test_a_lock_that_a_study_waits_for_in_vain_is_not_another_process_that_runs_
     monkeypatch.setattr(workflow, "find_results", wait_in_vain)
     with pytest.raises(LockTimeout, match=r"another process \(pid 77\) still holds the lock .*other.lock"):
         _run(_plan("s10"))
+
+
+def test_a_lock_that_is_never_free_ends_a_run_in_one_line(monkeypatch):
+    def wait_in_vain(*_, **__):
+        raise LockTimeout(Path("mlflow.db.lock"), "12", 120)
+
+    told = []
+    monkeypatch.setattr("fnostab.workflows.child.train_arm", wait_in_vain)
+    train_job(Job("x", resolve_config({"preset": "smoke"}).model_dump(mode="json")), told.append)
+    assert told[-1].text == "another process (pid 12) still holds the lock mlflow.db.lock after 120 s"
+    assert not told[-1].details

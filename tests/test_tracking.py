@@ -18,6 +18,7 @@ from fnostab.config import ConfigError, resolve_config
 from fnostab.io.endings import Interrupted
 from fnostab.tracking import store as store_module
 from fnostab.tracking.errors import StoreUnavailable, failure_text, redacted
+from fnostab.tracking.models import log_to_projects_run
 from fnostab.tracking.store import check_store, open_store
 
 _CONFIG = resolve_config({"preset": "smoke"})
@@ -79,6 +80,42 @@ def test_the_projects_run_of_a_resumed_identity_points_to_the_first(store, monke
     assert tracker.run_id == first.run_id
     assert tags["resumed_into"] == first.run_id
     assert "study" not in tags
+
+
+@pytest.mark.parametrize(
+    "take_over", [lambda: tracking.resume_into(32 * "1"), lambda: tracking.fail_projects_run("the reason")]
+)
+def test_a_run_with_a_result_is_neither_tagged_as_resumed_nor_given_the_reason_of_a_failure(
+    store, monkeypatch, take_over
+):
+    theirs = store.create_run("0", tags={"config_sha256": "0123", "verdict": "converged"})
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs.info.run_id)
+    before = store.get_run(theirs.info.run_id).to_dictionary()
+    take_over()
+    assert store.get_run(theirs.info.run_id).to_dictionary() == before
+
+
+def test_an_empty_run_id_is_none_when_a_run_is_resumed(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "")
+    tracking.resume_into(store.create_run("0").info.run_id)
+
+
+def test_a_locked_store_does_not_hide_the_reason_of_a_failure(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", store.create_run("0").info.run_id)
+    monkeypatch.setattr(store_module, "LOCK_TIMEOUT_S", 0)
+    with store_module.sqlite_lock(f"sqlite:///{Path('mlflow.db').absolute()}"):
+        tracking.fail_projects_run("the reason")
+
+
+def test_a_reconstruction_does_not_write_into_a_run_with_a_result(store, monkeypatch):
+    theirs = store.create_run("0", tags={"verdict": "converged"})
+    store.log_metric(theirs.info.run_id, "test/r_factor", 0.1)
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs.info.run_id)
+    made = store.get_run(log_to_projects_run([], {"test/r_factor": 0.5}, {"scan": "scan.npz"}))
+    assert store.get_run(theirs.info.run_id).data.metrics["test/r_factor"] == 0.1
+    assert made.data.metrics["test/r_factor"] == 0.5
+    assert made.data.tags["mlflow.parentRunId"] == theirs.info.run_id
+    assert made.info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("in_use", ["a result", "another training", "a study"])

@@ -44,7 +44,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     say(_told(found))
     if out is not None:
         say(f"copies of all files: {out.absolute()}")
-    return 0
+    return 1 if found.unreadable else 0
 
 
 def _truth(name: str, value: str) -> bool:

@@ -98,17 +98,18 @@ def _plan(arguments: argparse.Namespace) -> StudyPlan:
 def _stage_b(arguments: argparse.Namespace, given: dict[str, Any], base: dict[str, Any]) -> StudyPlan:
     if arguments.arms:
         raise ConfigError(f"`arms` (={arguments.arms}) is for Stage A: Stage B has the winner alone")
-    study = given.get("study", "auto")
+    values = {**base, **given}
+    study = str(values.get("study", "auto"))
     check_name("study", study)
-    for key, value in {**base, **given}.items():
+    for key, value in values.items():
         if key not in _STAGE_B_KEYS and not is_left_open(value):
             raise ConfigError(f"`{key}` (={value}) must be that of Stage A: Stage B changes the depth alone")
     stage_a = arguments.stage_a
     if stage_a is None:
-        preset = given.get("preset", "stage_a")
+        preset = values.get("preset", "stage_a")
         stage_a = preset if preset in ("stage_a", "scan") else f"stage_a_{preset}"
     check_name("stage_a", stage_a)  # the study is named after it
-    fno_blocks = whole_number("fno_blocks", given.get("fno_blocks", str(STAGE_B_BLOCKS)), 1)
+    fno_blocks = whole_number("fno_blocks", str(values.get("fno_blocks", STAGE_B_BLOCKS)), 1)
     from fnostab.workflows.study import stage_b_of
 
     return stage_b_of(stage_a, arguments.seeds, fno_blocks=fno_blocks, study=study)

@@ -75,6 +75,11 @@ def is_outage(error: BaseException) -> bool:
     return not isinstance(error, _MISSING_FILES)
 
 
+def is_unknown(error: BaseException) -> bool:
+    """Whether the store says that it has no such thing, or that none can have such a name."""
+    return has_code(error, codes.RESOURCE_DOES_NOT_EXIST, codes.INVALID_PARAMETER_VALUE)
+
+
 def has_code(error: BaseException, *expected: int) -> bool:
     """Whether `error` is MLflow's, with one of these error codes."""
     return isinstance(error, MlflowException) and error.error_code in map(codes.ErrorCode.Name, expected)

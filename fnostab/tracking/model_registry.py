@@ -29,7 +29,7 @@ from fnostab.study.champion import (
     RegistryVersion,
     choose_champion,
 )
-from fnostab.tracking.errors import HOW_TO_REPEAT, has_code, redacted, translated_store_errors
+from fnostab.tracking.errors import HOW_TO_REPEAT, has_code, is_unknown, redacted, translated_store_errors
 from fnostab.tracking.store import LOCK_TIMEOUT_S, all_pages, open_store, sqlite_file, sqlite_lock
 
 _PREFIX: Final = "fnostab-"
@@ -151,8 +151,7 @@ class _Model:
         try:
             return self.read()
         except MlflowException as error:
-            # The second is said of a name that none can have.
-            if not has_code(error, codes.RESOURCE_DOES_NOT_EXIST, codes.INVALID_PARAMETER_VALUE):
+            if not is_unknown(error):
                 raise
             there = ", ".join(_our_models()) or "none of this package"
             registry = redacted(mlflow.get_registry_uri())

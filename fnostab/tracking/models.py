@@ -25,6 +25,7 @@ from fnostab.io.files import damage
 from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import one_line, translated_store_errors
 from fnostab.tracking.exports import signature
+from fnostab.tracking.run import own_or_new_run
 from fnostab.tracking.store import open_store
 
 _SIGNATURE: Final = "float32 counts (-1, N, N) to float32 (-1, N, N, 2)"
@@ -85,18 +86,22 @@ def load_model(uri: str) -> ShippedModel:
 def log_to_projects_run(files: Sequence[Path], metrics: Mapping[str, float], tags: Mapping[str, str]) -> str | None:
     """Log to the run that `mlflow run` made for this process, and return its ID; without one, log nothing.
 
-    Raises `StoreUnavailable` if the store does not take it.
+    A run that holds something already gets a child, which is written to. Raises `StoreUnavailable` if the store does
+    not take it.
     """
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if not run_id:
+    projects_run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not projects_run_id:
         return None
     with translated_store_errors():
         client = mlflow.MlflowClient()
+        run_id: str = own_or_new_run().info.run_id
         for path in files:
             client.log_artifact(run_id, str(path))
         now_ms = time.time_ns() // 1_000_000
         numbers = [Metric(key, value, now_ms, 0) for key, value in metrics.items()]
         log_batches(client, run_id, metrics=numbers, tags=tags)
+        if run_id != projects_run_id:  # MLflow ends its own
+            client.set_terminated(run_id)
     return run_id
 
 

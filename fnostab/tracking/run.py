@@ -1,4 +1,4 @@
-"""One MLflow run: written while it trains, read back afterwards."""
+"""One MLflow run that is written while it trains: which one, how it ends, and how it stands."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import mlflow
 import numpy as np
@@ -15,7 +15,7 @@ from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import Metric, Run
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from numpy.typing import NDArray
@@ -23,20 +23,21 @@ from numpy.typing import NDArray
 import fnostab
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.dataset import Dataset
-from fnostab.study.selection import StoredRun
+from fnostab.io.endings import CommandFailed
 from fnostab.tracking.batches import METRICS_A_CALL, log_batches
 from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.errors import (
     HOW_TO_FINISH,
     StoreUnavailable,
     failure_text,
+    has_code,
     one_line,
     redacted,
     translated_store_errors,
 )
 from fnostab.tracking.pictures import PictureQueue
-from fnostab.tracking.store import check_store, open_store, search_runs, stored_run
-from fnostab.tracking.target import named_run
+from fnostab.tracking.store import check_store, search_runs
+from fnostab.tracking.target import named_run, target_experiment_id
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ _REST: Final = 5.0
 _LEAST_REST_S: Final = 1.0
 #: Tag of a run that tells which run folder it was made for, before the folder knows of the run.
 _CLAIM: Final = "run_folder"
-#: Tags of a run that holds a training or a study.
-_IN_USE: Final = ("config_sha256", "verdict", "study_role")
+#: Tags of a run that holds a training, a study, or the reconstruction of a scan.
+_IN_USE: Final = ("config_sha256", "verdict", "study_role", "scan")
 
 RunState = Literal["finished", "unfinished", "deleted", "gone"]
 
@@ -257,11 +258,24 @@ def own_run() -> tuple[Run | None, Run | None]:
     os.environ.pop("MLFLOW_RUN_ID", None)
     if run is None:
         return None, None
-    if run.info.status != "FINISHED" and run.data.tags.keys().isdisjoint(_IN_USE):
+    if not _is_in_use(run):
         return run, None
     line = "run %s, which MLFLOW_RUN_ID names, is in use already: this is a new run, a child of it"
     logger.warning(line, run.info.run_id)
     return None, run
+
+
+def _is_in_use(run: Run) -> bool:
+    return run.info.status == "FINISHED" or not run.data.tags.keys().isdisjoint(_IN_USE)
+
+
+def own_or_new_run() -> Run:
+    """The run of `MLFLOW_RUN_ID`; a new one if it is not set, or a child of it if it holds something already."""
+    run, parent = own_run()
+    if run is not None:
+        return run
+    tags = {MLFLOW_PARENT_RUN_ID: parent.info.run_id} if parent else None
+    return mlflow.MlflowClient().create_run(parent.info.experiment_id if parent else target_experiment_id(), tags=tags)
 
 
 def unless_named(run: Run | None, name: str) -> str | None:
@@ -288,9 +302,11 @@ def _end(run_id: str | None, claim: str | None, status: str) -> None:
 @translated_store_errors()
 def resume_into(run_id: str) -> None:
     """Turn to `run_id`: if `mlflow run` made another one for this process, that gets the tag `resumed_into`."""
-    projects_run_id = os.environ.pop("MLFLOW_RUN_ID", run_id)
-    if projects_run_id != run_id:
-        mlflow.MlflowClient().set_tag(projects_run_id, "resumed_into", run_id)
+    run = named_run()
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    # A run with the tag is left out of comparisons: one that holds something else must not get it.
+    if run is not None and run.info.run_id != run_id and not _is_in_use(run):
+        mlflow.MlflowClient().set_tag(run.info.run_id, "resumed_into", run_id)
 
 
 def find_claimed(claim: str) -> str | None:
@@ -299,52 +315,41 @@ def find_claimed(claim: str) -> str | None:
 
 
 def fail_projects_run(reason: str) -> None:
-    """Tag the run that `mlflow run` made for this process with `reason`, if the store answers."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
+    """Tag the run that `mlflow run` made for this process with `reason`, if it holds nothing and the store answers."""
     # A store that does not take it, or a run that is not there, is what `reason` tells of: it has been said already.
-    with suppress(ConfigError, MlflowException):
+    with suppress(ConfigError, CommandFailed, MlflowException, OSError):
         check_store(must_exist=True)
-        if run_id:
-            log_batches(mlflow.MlflowClient(), run_id, tags={"verdict_reason": redacted(reason)})
+        if (run := named_run()) and not _is_in_use(run):
+            log_batches(mlflow.MlflowClient(), run.info.run_id, tags={"verdict_reason": redacted(reason)})
 
 
+@translated_store_errors()
 def run_state(run_id: str) -> RunState:
     """How `run_id` stands in the store: whether it ended FINISHED, did not, was deleted, or is not there."""
     try:
         run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-            reason = one_line(error)
-            raise StoreUnavailable(
-                f"the tracking store does not tell whether run {run_id} is finished: {reason}"
-            ) from None
+        if not has_code(error, RESOURCE_DOES_NOT_EXIST):
+            raise
         return "gone"
     if run.info.lifecycle_stage != "active":
         return "deleted"
     return "finished" if run.info.status == "FINISHED" else "unfinished"
 
 
-def read_run(run_id: str) -> tuple[StoredRun, dict[str, Any] | None]:
-    """Read `run_id` from the store, and its `history.json` if it has one yet.
-
-    Raises `ConfigError` if there is no such store or run.
-    """
-    uri = open_store(must_exist=True)
-    client = mlflow.MlflowClient()
-    try:
-        run = stored_run(client.get_run(run_id))
-        has_history = any(artifact.path == "history.json" for artifact in client.list_artifacts(run_id))
-        return run, mlflow.artifacts.load_dict(f"{run.artifact_uri}/history.json") if has_history else None
-    except MlflowException as error:
-        raise ConfigError(
-            f"`run` (={run_id}) must be a run in the tracking store {redacted(uri)}: {one_line(error)}"
-        ) from None
+def run_url(run_id: str, experiment_id: str) -> str | None:
+    """The page of a run on a tracking server; None for a store without one."""
+    uri = mlflow.get_tracking_uri()
+    return f"{uri.rstrip('/')}{_page(run_id, experiment_id)}" if uri.startswith("http") else None
 
 
 def how_to_open(run_id: str, experiment_id: str) -> str:
     """How to see a run in the UI: a link to the server, or the command that starts the UI and the link to open then."""
-    uri = mlflow.get_tracking_uri()
-    page = f"/#/experiments/{experiment_id}/runs/{run_id}"
-    if uri.startswith("http"):
-        return f"open {uri.rstrip('/')}{page}"
-    return f"`mlflow ui --backend-store-uri {redacted(uri)}`, then open http://127.0.0.1:5000{page}"
+    if url := run_url(run_id, experiment_id):
+        return f"open {url}"
+    command = f"`mlflow ui --backend-store-uri {redacted(mlflow.get_tracking_uri())}`"
+    return f"{command}, then open http://127.0.0.1:5000{_page(run_id, experiment_id)}"
+
+
+def _page(run_id: str, experiment_id: str) -> str:
+    return f"/#/experiments/{experiment_id}/runs/{run_id}"

@@ -3,28 +3,22 @@
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import mlflow
-import yaml
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from fnostab.config import ConfigError
 from fnostab.study.selection import StoredRun, has_identity, newest_results
+from fnostab.tracking.artifacts import read_artifact
 from fnostab.tracking.batches import log_batches
-from fnostab.tracking.errors import HOW_TO_REPEAT, StoreUnavailable, one_line, redacted, translated_store_errors
-from fnostab.tracking.run import own_run, resume_into, unless_named
+from fnostab.tracking.errors import HOW_TO_REPEAT, StoreUnavailable, translated_store_errors
+from fnostab.tracking.run import own_or_new_run, resume_into, unless_named
 from fnostab.tracking.store import search_runs
-from fnostab.tracking.target import named_run, target_experiment_id
+from fnostab.tracking.target import named_run
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +26,6 @@ logger = logging.getLogger(__name__)
 ROLE: Final = "study_role"
 #: The parent's artifact that says which arms and seeds were planned.
 _PLAN: Final = "study.json"
-#: Artifacts that are read at once: a server answers each after some milliseconds.
-_READERS: Final = 8
-#: Artifacts of every run that this package finished.
-_ALWAYS_THERE: Final = ("config.yaml", "history.json")
-
-T = TypeVar("T")
 
 
 def find_runs(study: str, **tags: str) -> list[StoredRun]:
@@ -71,77 +59,6 @@ def planned_runs(parent: StoredRun) -> list[tuple[str, int]]:
     plan = json.loads(content)
     pairs = plan["runs"] if "runs" in plan else product(plan["arms"], plan["seeds"])  # once, each arm had all seeds
     return [(str(arm), int(seed)) for arm, seed in pairs]
-
-
-def read_config(run_id: str) -> dict[str, Any]:
-    """The config that a run was trained with, as it was logged."""
-    content = read_artifact(run_id, "config.yaml")
-    if content is None:
-        raise ConfigError(f"`run` (={run_id}) must have the artifact config.yaml")
-    return dict(yaml.safe_load(content))
-
-
-def read_artifact(run_id: str, path: str) -> bytes | None:
-    """The content of an artifact of a run; None if it is not there."""
-    client = mlflow.MlflowClient()
-    with translated_store_errors(HOW_TO_REPEAT):
-        folder = path.rpartition("/")[0] or None
-        if not any(artifact.path == path for artifact in client.list_artifacts(run_id, folder)):
-            return None
-        return Path(client.download_artifacts(run_id, path)).read_bytes()
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """The artifact `path` of a run that must have it: it is damaged, or not where the store says that it is."""
-
-    run: StoredRun
-    path: str
-    damage: str | None
-
-    def __str__(self) -> str:
-        place = redacted(self.run.artifact_uri)
-        fault = f"is damaged: {self.damage}" if self.damage else f"is not there (looked for in {place})"
-        return f"{self.path} of run {self.run.run_id} {fault}"
-
-
-def read_artifacts(runs: Iterable[StoredRun], path: str, reader: Callable[[bytes], T]) -> list[T | Unreadable | None]:
-    """What `reader` makes of the artifact `path` of each run, several at once; None for a run that need not have it.
-
-    Every run that this package finished has its config and its history. Of a content no more is kept than `reader`
-    gives; for one that it cannot read it raises ValueError. Raises `StoreUnavailable` if the store does not answer.
-    """
-
-    def read(run: StoredRun) -> T | Unreadable | None:
-        content: bytes | None
-        try:
-            with tempfile.TemporaryDirectory(prefix="fnostab-read-") as folder:
-                uri = f"{run.artifact_uri.rstrip('/')}/{path}"
-                content = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)).read_bytes()
-        except (MlflowException, OSError):
-            # Stores of artifacts tell in many ways that there is none. One that is there, or a store that is away,
-            # raises here once more.
-            content = read_artifact(run.run_id, path)
-        if content is None:
-            is_owed = path in _ALWAYS_THERE and "fnostab_version" in run.tags
-            return Unreadable(run, path, None) if is_owed else None
-        try:
-            return reader(content)
-        except RecursionError:
-            return Unreadable(run, path, "it is nested too deeply")
-        except ValueError as error:
-            return Unreadable(run, path, one_line(error))
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(read, runs))
-
-
-def run_url(run: StoredRun) -> str | None:
-    """The page of a run on a tracking server; None for a store without one."""
-    uri = mlflow.get_tracking_uri()
-    if not uri.startswith("http"):
-        return None
-    return f"{uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
 
 @dataclass
@@ -183,7 +100,7 @@ def open_parent(
         client = mlflow.MlflowClient()
         if earlier:
             resume_into(earlier[0].run_id)
-        run = client.get_run(earlier[0].run_id) if earlier else _own_run()
+        run = client.get_run(earlier[0].run_id) if earlier else own_or_new_run()
     run_id = run.info.run_id
     folder = StudyFolder(run_id, run.info.experiment_id)
     try:
@@ -220,7 +137,7 @@ def end_runs(study: str, parent_run_id: str, statuses: Mapping[tuple[str, int], 
 def open_comparison(study: str) -> Iterator[StudyFolder]:
     """Open a run for what is said of a study that has no parent: that of `mlflow run`, or a new one."""
     with translated_store_errors(HOW_TO_REPEAT):
-        run = _own_run()
+        run = own_or_new_run()
         name = unless_named(run, f"{study}-comparison")
         mlflow.MlflowClient().update_run(run.info.run_id, status="RUNNING", name=name)
         folder = StudyFolder(run.info.run_id, run.info.experiment_id)
@@ -250,12 +167,3 @@ def _end(run_id: str, status: str) -> None:
             mlflow.MlflowClient().set_terminated(run_id, status)
     except StoreUnavailable as away:
         logger.warning("the status of run %s could not be stored: %s", run_id, away)
-
-
-def _own_run() -> Run:
-    """The run that `mlflow run` made for this process, which no other is written to then, or else a new one."""
-    run, parent = own_run()
-    if run is not None:
-        return run
-    tags = {MLFLOW_PARENT_RUN_ID: parent.info.run_id} if parent else None
-    return mlflow.MlflowClient().create_run(parent.info.experiment_id if parent else target_experiment_id(), tags=tags)

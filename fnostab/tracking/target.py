@@ -7,13 +7,12 @@ from typing import Final
 import mlflow
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
-from mlflow.protos import databricks_pb2 as codes
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
 from fnostab.config import ConfigError
-from fnostab.tracking.errors import HOW_TO_REPEAT, has_code, one_line, redacted, translated_store_errors
+from fnostab.tracking.errors import HOW_TO_REPEAT, is_unknown, one_line, redacted, translated_store_errors
 
 #: Where MLflow puts the artifacts of a store without a server that was not told another place.
 _DEFAULT_ROOT: Final = "mlruns"
@@ -51,7 +50,7 @@ def named_run() -> Run | None:
     try:
         run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
-        if not _is_unknown(error):
+        if not is_unknown(error):
             raise
         raise ConfigError(f"{setting} must be a run in the tracking store: {one_line(error)}") from None
     if run.info.lifecycle_stage != "active":
@@ -89,18 +88,13 @@ def _target_experiment() -> Experiment | None:
         try:
             experiment = client.get_experiment(number or "0")
         except MlflowException as error:
-            if not _is_unknown(error):
+            if not is_unknown(error):
                 raise
             raise ConfigError(f"{setting} must be an experiment in the tracking store: {one_line(error)}") from None
     if experiment.lifecycle_stage != "active":
         restore = f"`mlflow experiments restore -x {experiment.experiment_id}`"
         raise ConfigError(f"{setting} must be an experiment that is not deleted: {restore} brings it back")
     return experiment
-
-
-def _is_unknown(error: MlflowException) -> bool:
-    """Whether the store has no such thing, or none can have such a name."""
-    return has_code(error, codes.RESOURCE_DOES_NOT_EXIST, codes.INVALID_PARAMETER_VALUE)
 
 
 def _check_root(root: str) -> None:

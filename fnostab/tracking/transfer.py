@@ -17,9 +17,10 @@ from fnostab.health.history import STEP_SERIES
 from fnostab.io.files import DAMAGE, atomic_write
 from fnostab.io.untrusted import shown
 from fnostab.study.selection import StoredRun, has_identity
+from fnostab.tracking.artifacts import Unreadable, read_artifacts
 from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import HOW_TO_REPEAT, translated_store_errors
-from fnostab.tracking.studies import Unreadable, find_runs, read_artifacts
+from fnostab.tracking.studies import find_runs
 from fnostab.tracking.target import target_experiment_id
 
 T = TypeVar("T")

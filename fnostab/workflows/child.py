@@ -7,9 +7,9 @@ import traceback
 from typing import Final
 
 from fnostab.config import ArmConfig, ConfigError
-from fnostab.io.endings import Interrupted
+from fnostab.io.endings import CommandFailed, Interrupted
 from fnostab.launch import Job, Send, Update, serve_jobs
-from fnostab.tracking.errors import StoreUnavailable, redacted
+from fnostab.tracking.errors import redacted
 from fnostab.training.callbacks import EpochSummary
 from fnostab.workflows.runfolder import AlreadyRunning
 from fnostab.workflows.train import train_arm
@@ -45,7 +45,7 @@ def train_job(job: Job, send: Send) -> None:
                 time.sleep(1)
     except Interrupted as interrupt:
         send(Update("interrupted", str(interrupt), signum=interrupt.signum))
-    except (ConfigError, AlreadyRunning, StoreUnavailable) as error:
+    except (ConfigError, CommandFailed) as error:
         send(Update("failed", str(error)))
     except Exception as error:
         first_line = (str(error).strip().splitlines() or [""])[0]

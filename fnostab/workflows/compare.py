@@ -20,18 +20,11 @@ from fnostab.study.curves import Curves
 from fnostab.study.depth import DepthComparison, compare_depth
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
 from fnostab.study.selection import Selection, StoredRun, select_runs
+from fnostab.tracking.artifacts import Unreadable, read_artifacts
 from fnostab.tracking.model_registry import Registration, has_logged_model, model_name, register_winner
+from fnostab.tracking.run import run_url
 from fnostab.tracking.store import open_store
-from fnostab.tracking.studies import (
-    Unreadable,
-    find_parents,
-    find_runs,
-    open_comparison,
-    open_existing_parent,
-    planned_runs,
-    read_artifacts,
-    run_url,
-)
+from fnostab.tracking.studies import find_parents, find_runs, open_comparison, open_existing_parent, planned_runs
 from fnostab.tracking.transfer import CAME_FROM
 
 #: The picture of a run that the report shows, and its caption.
@@ -54,6 +47,7 @@ class Comparison:
     files: Sequence[str]
     registration: Registration | None
     registry: str  #: in words, also why nothing was registered
+    unreadable: int  #: histories that must be there and could not be read
 
 
 def compare_study(
@@ -73,7 +67,7 @@ def compare_study(
     open_store(must_exist=True)
     selection, ranking = rank_study(study, dataset=dataset, parent=parent)
     home = _parent_of(study, selection, parent)
-    result = _result(study, selection, ranking, home)
+    result, unreadable = _result(study, selection, ranking, home)
     candidate, registry = _candidate(result, selection) if register else (None, "Nothing registered.")
     registration = None
     pictures, faults = draw_figures(result)
@@ -100,7 +94,7 @@ def compare_study(
             for name in names:
                 _copy(Path(folder) / name, out / name)
     how_to_open = tracking.how_to_open(run.run_id, run.experiment_id)
-    return Comparison(result, run.run_id, how_to_open, names, registration, registry)
+    return Comparison(result, run.run_id, how_to_open, names, registration, registry, unreadable)
 
 
 def rank_study(study: str, *, dataset: str | None = None, parent: str | None = None) -> tuple[Selection, Ranking]:
@@ -125,7 +119,8 @@ def _parent_of(study: str, selection: Selection, parent: str | None) -> StoredRu
     return None
 
 
-def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun | None) -> StudyResult:
+def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun | None) -> tuple[StudyResult, int]:
+    """What the files are made from, and how many histories that must be there could not be read."""
     stage_a = home.tags.get("stage_a") if home else None
     depths, notes = _depths(stage_a, selection, ranking) if stage_a else ([], [])
     result = StudyResult(
@@ -150,14 +145,14 @@ def _study_run(run: StoredRun) -> StudyRun:
         verdict=verdict,
         verdict_reason=run.tags.get("verdict_reason", ""),
         best_val_loss=float("inf") if verdict in FAILED else loss,
-        url=run_url(run),
+        url=run_url(run.run_id, run.experiment_id),
     )
 
 
-def _with_artifacts(result: StudyResult, stored: Mapping[str, StoredRun]) -> StudyResult:
+def _with_artifacts(result: StudyResult, stored: Mapping[str, StoredRun]) -> tuple[StudyResult, int]:
     """`result` with the curves of the runs that are drawn, and a picture of the best and the worst run of each arm.
 
-    Curves that cannot be read are left out, and a note says so.
+    Curves that cannot be read are left out and counted, and a note says so.
     """
     drawn = [stored[run.run_id] for run in result.drawn_runs]
     shown = [stored[run.run_id] for arm in result.drawn_arms for run in best_and_worst(result.of_arm(arm))]
@@ -170,7 +165,8 @@ def _with_artifacts(result: StudyResult, stored: Mapping[str, StoredRun]) -> Stu
         for run in result.runs
     ]
     unreadable = [found for found in histories if isinstance(found, Unreadable)]
-    return replace(result, runs=runs, notes=[*result.notes, *_unreadable_notes(unreadable, len(drawn))])
+    notes = [*result.notes, *_unreadable_notes(unreadable, len(drawn))]
+    return replace(result, runs=runs, notes=notes), len(unreadable)
 
 
 def _unreadable_notes(unreadable: Sequence[Unreadable], of: int) -> list[str]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fnostab import tracking
 from fnostab.health import judge
 from fnostab.health.history import plain
 from fnostab.study.names import DETAILS
+from fnostab.tracking.artifacts import read_run
 
 #: The tags that say which run it is, in the order of the table.
 _IDENTITY = ("study", "arm", "seed", "device", "dataset_sha256", "fnostab_version", "git_commit")
@@ -21,7 +21,7 @@ def inspect_run(run_id: str) -> dict[str, Any]:
     `verdict` and `verdict_reason` are what the run was tagged with, None while it has no verdict; `evidence` comes from
     its recorded series, None while there are none. Raises `ConfigError` if there is no such run or store.
     """
-    run, history = tracking.read_run(run_id)
+    run, history = read_run(run_id)
     return {
         "run_id": run.run_id,
         "status": run.status,

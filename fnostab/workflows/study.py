@@ -19,9 +19,10 @@ from fnostab.io.cache import cache_folder
 from fnostab.io.locks import LockTimeout, file_lock
 from fnostab.launch import Job, LaunchConfig, Update
 from fnostab.study.plan import STAGE_B_BLOCKS, Planned, StudyPlan, plan_stage_b
+from fnostab.tracking.artifacts import read_config
 from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.store import check_store, open_store
-from fnostab.tracking.studies import StudyFolder, end_runs, find_results, open_parent, read_config
+from fnostab.tracking.studies import StudyFolder, end_runs, find_results, open_parent
 from fnostab.training.trainer import check_accelerator, check_devices, check_network
 from fnostab.workflows.child import train_job
 from fnostab.workflows.compare import rank_study

@@ -18,6 +18,7 @@ from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
 from fnostab.study.names import METRIC
 from fnostab.tracking import Tracker
+from fnostab.tracking.artifacts import read_run
 from fnostab.tracking.errors import redacted
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import find_results
@@ -136,7 +137,7 @@ def _earlier_run(
 def _finished_result(run_id: str, report: PrintLine) -> ArmResult:
     """The result of a run that another process finished; it may have been killed after its last word to the store."""
     tracking.resume_into(run_id)
-    found, stored = tracking.read_run(run_id)
+    found, stored = read_run(run_id)
     report(f"MLflow run {run_id} was finished already")
     history = History()
     history.load(stored or {})

@@ -34,11 +34,11 @@ small = ["--preset", "smoke", "--epochs", "1", "--width", "4", "--fno_blocks", "
 sys.exit(main(["train", *small, *sys.argv[1:]]))
 """
 _REGISTER = """
-from fnostab.tracking import connect
 from fnostab.study.champion import Candidate
 from fnostab.tracking.model_registry import register_winner
+from fnostab.tracking.store import open_store
 study, run_id, loss = sys.argv[1:]
-connect()
+open_store()
 print("ready", flush=True)
 sys.stdin.readline()
 done = register_winner(Candidate(study, "stable", 0, run_id, float(loss), 64 * "a"), "summary")
