@@ -4,6 +4,7 @@ One convention everywhere: the exit wave is probe times object patch, the far fi
 are stored with zero frequency at the array centre, index N // 2.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from jaxtyping import Complex, Complex64, Float, Float32, Float64, Inexact, Shaped
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erf
+
+from fnostab.formats.npz import read_probe
 
 Probe = Complex64[NDArray[np.complex64], "N N"]
 
@@ -72,6 +75,11 @@ def curved_disk(N: int, radius_px: float | None = None, curvature_rad: float = 8
     radius = _radius(N, radius_px)
     phase = curvature_rad * (_distance_px(N) / radius) ** 2
     return np.asarray(disk(N, radius) * np.exp(1j * phase), dtype=np.complex64)
+
+
+def from_npz(path: str | Path) -> Probe:
+    """Read a probe, complex64 (N, N), from an NPZ file; `formats.npz.read_probe` says from which keys, and raises."""
+    return read_probe(path)
 
 
 def energy(fields: Complex64[NDArray[np.complex64], "*shape N N"]) -> Float64[NDArray[np.float64], "*shape"]:

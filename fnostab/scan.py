@@ -73,6 +73,31 @@ def extract_patches(
     return patches
 
 
+def stitch_grid(
+    patches: Shaped[NDArray[Any], "..."], positions_px: ArrayLike, tile_px: int, N: int
+) -> tuple[Shaped[NDArray[Any], "H W"], tuple[int, int]]:
+    """Lay the central `tile_px` x `tile_px` of every patch side by side.
+
+    `patches` is (n, N, N) with common phase, `positions_px` (n, 2) whole pixels of a full grid whose stride is
+    `tile_px`. Returns the canvas of just the tiles' area, (H, W), and its (row, column) in the positions' frame. Raises
+    ValueError if the tiles do not cover every pixel exactly once.
+    """
+    corners = _whole(positions_px)
+    if patches.shape != (len(corners), N, N):
+        raise ValueError(f"`patches` (={patches.shape}) must be {(len(corners), N, N)}, one N x N patch a position")
+    margin = (N - tile_px) // 2
+    first = corners.min(axis=0)
+    shape = corners.max(axis=0) - first + tile_px
+    pixels = (corners - first)[:, :, None] + np.arange(tile_px)
+    rows, cols = pixels[:, 0, :, None], pixels[:, 1, None, :]
+    covered = np.bincount((rows * shape[1] + cols).ravel(), minlength=int(shape.prod()))
+    if not 1 <= tile_px <= N or (covered != 1).any():
+        raise ValueError(f"`tile_px` (={tile_px}) must be the stride of a full grid, so that tiles just meet")
+    canvas = np.empty(shape, dtype=patches.dtype)
+    canvas[rows, cols] = patches[:, margin : margin + tile_px, margin : margin + tile_px]
+    return canvas, (int(first[0]) + margin, int(first[1]) + margin)
+
+
 def split_positions(
     positions_px: ArrayLike,
 ) -> tuple[Int64[NDArray[np.int64], "n 2"], Float32[NDArray[np.float32], "n 2"]]:

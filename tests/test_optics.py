@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from fnostab.formats.npz import read_probe
 from fnostab.optics import (
     crop_patterns,
     crop_probe,
@@ -16,6 +15,7 @@ from fnostab.optics import (
     disk,
     far_field_amplitude,
     fourier_shift,
+    from_npz,
     photon_scale,
     poisson_counts,
 )
@@ -220,7 +220,7 @@ def test_a_crop_larger_than_the_pattern_is_refused(N):
 def test_the_cropped_refined_probe_explains_the_measured_scan_as_well_as_known():
     with np.load(io.BytesIO(bz2.decompress((MEASURED / "siemens-star-small.npz.bz2").read_bytes()))) as scan:
         patterns = np.fft.fftshift(scan["data"][0], axes=(-2, -1))
-    probe = 128 * read_probe(MEASURED / "siemens-star-probe-refined.npz")  # from an FFT without the factor 1 / M
+    probe = 128 * from_npz(MEASURED / "siemens-star-probe-refined.npz")  # from an FFT without the factor 1 / M
     for N, r_ones, r_mean in ((128, 0.262, 0.256), (64, 0.212, 0.195)):
         amplitudes = np.sqrt(crop_patterns(patterns, N))
         model = far_field_amplitude(torch.ones(N, N), torch.from_numpy(crop_probe(probe, N))).numpy()
@@ -229,12 +229,12 @@ def test_the_cropped_refined_probe_explains_the_measured_scan_as_well_as_known()
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_probe_is_read_back_read_probe(tmp_path, packed):
+def test_a_probe_is_read_back_from_npz(tmp_path, packed):
     probe, buffer = curved_disk(16), io.BytesIO()
     np.savez_compressed(buffer, probe=probe[None, None, None], other=np.arange(3))
     path = tmp_path / ("probe.npz.bz2" if packed else "probe.npz")
     path.write_bytes(bz2.compress(buffer.getvalue()) if packed else buffer.getvalue())
-    read = read_probe(path)
+    read = from_npz(path)
     np.testing.assert_array_equal(read, probe)
     assert read.dtype == np.complex64
 
@@ -255,7 +255,7 @@ def test_a_probe_is_read_back_read_probe(tmp_path, packed):
 def test_a_file_without_a_usable_probe_is_refused_in_one_line(tmp_path, arrays, message):
     np.savez(tmp_path / "probe.npz", **arrays)
     with pytest.raises(ValueError, match=message) as error:
-        read_probe(tmp_path / "probe.npz")
+        from_npz(tmp_path / "probe.npz")
     assert "\n" not in str(error.value)
 
 
@@ -267,6 +267,6 @@ def test_an_unreadable_file_is_refused_in_one_line(tmp_path, kind):
     if kind != "missing":
         path.write_bytes(b"not a zip" if kind == "not npz" else whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"must be (a readable file|a whole NPZ file|an NPZ file)") as error:
-        read_probe(path)
+        from_npz(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)

@@ -14,6 +14,7 @@ from fnostab.scan import (
     reassemble,
     split_positions,
     stitch,
+    stitch_grid,
     stitched_r_factor,
     synchronise_phases,
 )
@@ -114,6 +115,35 @@ def test_a_position_is_its_pixel_and_at_most_half_a_pixel(positions):
     corners, remainders = split_positions(positions)
     assert np.abs(remainders).max() <= 0.5
     np.testing.assert_allclose(corners + remainders, positions, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [10, 7])
+def test_grid_tiles_put_the_object_back_bit_for_bit(tile):
+    obj = smooth_object(96)
+    positions = grid_positions(96, N, tile) + [3, 5]
+    patches = extract_patches(np.pad(obj, ((3, 0), (5, 0))), positions, N)
+    canvas, (row, col) = stitch_grid(patches, positions, tile, N)
+    side = tile * round(len(positions) ** 0.5)
+    assert (row, col) == (3 + (N - tile) // 2, 5 + (N - tile) // 2)
+    np.testing.assert_array_equal(canvas, obj[row - 3 :, col - 5 :][:side, :side])
+
+
+@pytest.mark.parametrize("tile", [0, 9, 11, N + 1])
+def test_tiles_with_gaps_or_overlaps_are_refused(tile):
+    positions = grid_positions(96, N, 10)
+    with pytest.raises(ValueError, match=rf"^`tile_px` \(={tile}\) must be the stride of a full grid"):
+        stitch_grid(np.zeros((len(positions), N, N)), positions, tile, N)
+
+
+def test_a_grid_with_a_hole_is_refused():
+    positions = np.delete(grid_positions(96, N, 10), 10, axis=0)
+    with pytest.raises(ValueError, match="must be the stride of a full grid"):
+        stitch_grid(np.zeros((len(positions), N, N)), positions, 10, N)
+
+
+def test_patches_that_do_not_match_the_positions_are_refused():
+    with pytest.raises(ValueError, match=r"^`patches` \(=\(3, 32, 32\)\) must be \(4, 32, 32\)"):
+        stitch_grid(np.zeros((3, N, N)), grid_positions(42, N, 10), 10, N)
 
 
 def test_windows_are_read_where_patches_are_cut():
