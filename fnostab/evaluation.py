@@ -38,7 +38,7 @@ class Reconstruction:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """All test objects of a run, and its final metrics under their tracked names (`test/...`)."""
+    """All test objects of a run, and its final metrics."""
 
     reconstructions: list[Reconstruction]
     metrics: dict[str, float]
@@ -51,12 +51,12 @@ class Evaluation:
     @property
     def vacuous(self) -> list[str]:
         """Names of the metrics that mean nothing here, and are NaN."""
-        return metrics.vacuous(self._by_short_name)
+        return metrics.vacuous(self.metrics)
 
     @property
     def summary(self) -> dict[str, Any]:
         """The final numbers in the layout of `metrics.json`: pairs are of amplitude and phase."""
-        found = self._by_short_name
+        found = self.metrics
         pairs = {name: [found[f"amp_{name}"], found[f"phase_{name}"]] for name in _PAIRS} if self.compared else {}
         curves = [
             {"frequency": one.comparison["frc_frequency"], "correlation": one.comparison["frc"]}
@@ -64,10 +64,6 @@ class Evaluation:
             if one.comparison is not None
         ]
         return pairs | {"frc": curves} | found
-
-    @property
-    def _by_short_name(self) -> dict[str, float]:
-        return {name.removeprefix("test/"): value for name, value in self.metrics.items()}
 
 
 def can_be_stitched(patches: NDArray[np.complex64]) -> bool:
@@ -89,20 +85,20 @@ def evaluate(
     shares = [float(amplitudes[group].sum(dtype=np.float64)) for group in groups]
     predicted = far_field_amplitude(torch.from_numpy(patches), torch.from_numpy(probe)).numpy()
     results = {
-        "test/r_factor": float(np.average([one.r_factor for one in found], weights=shares)),
-        "test/r_factor_patch": metrics.r_factor(predicted, amplitudes),
-        "test/overlap_consistency": float(np.mean([one.stitched.consistency for one in found])),
+        "r_factor": float(np.average([one.r_factor for one in found], weights=shares)),
+        "r_factor_patch": metrics.r_factor(predicted, amplitudes),
+        "overlap_consistency": float(np.mean([one.stitched.consistency for one in found])),
     }
     comparisons = [one.comparison for one in found if one.comparison is not None]
     for key in metrics.SCALARS if comparisons else ():
-        results[f"test/{key}"] = float(np.mean([comparison[key] for comparison in comparisons]))
+        results[key] = float(np.mean([comparison[key] for comparison in comparisons]))
     if dataset.test_objects is not None:
         ours, twin = metrics.orientation(patches, test.patches_of(dataset.test_objects), probe)
-        results |= {"test/object_correlation": ours, "test/twin_correlation": twin}
+        results |= {"object_correlation": ours, "twin_correlation": twin}
     else:
-        # The knowledge of nothing on the whole scan: what `test/r_factor` is to be compared with.
-        results["test/r_factor_constant"] = metrics.constant_object_r_factor(_empty_beam(probe), amplitudes)
-        results["test/r_factor_mean_pattern"] = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
+        # The knowledge of nothing on the whole scan: what `r_factor` is to be compared with.
+        results["r_factor_constant"] = metrics.constant_object_r_factor(_empty_beam(probe), amplitudes)
+        results["r_factor_mean_pattern"] = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
     return Evaluation(found, results)
 
 
@@ -131,7 +127,7 @@ def reconstruct(
 
 
 def baselines(dataset: Dataset, probe_learnt: bool) -> dict[str, float]:
-    """R-factors on the validation patches of knowing nothing, and of photon noise alone, under their tracked names.
+    """R-factors on the validation patches of knowing nothing, and of photon noise alone.
 
     With a probe that is learnt, a constant object can show any one pattern everywhere, so it is no worse than the mean
     pattern. The noise is that of the true objects' patterns; for a measured scan it is estimated from the mean training
@@ -147,9 +143,9 @@ def baselines(dataset: Dataset, probe_learnt: bool) -> dict[str, float]:
     constant = metrics.constant_object_r_factor(_empty_beam(dataset.probe), amplitudes)
     mean_pattern = metrics.mean_pattern_r_factor(amplitudes, training)
     return {
-        "val/loss_constant": min(constant, mean_pattern) if probe_learnt else constant,
-        "val/loss_mean_pattern": mean_pattern,
-        "val/loss_floor": floor,
+        "val_loss_constant": min(constant, mean_pattern) if probe_learnt else constant,
+        "val_loss_mean_pattern": mean_pattern,
+        "val_loss_floor": floor,
     }
 
 

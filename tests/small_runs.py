@@ -35,8 +35,8 @@ def fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, e
     module = module or new_module(config)
     dataset = load_or_build(config.data)
     history, sink = History(), Sink()
-    for key, value in baselines(dataset, config.train.learn_probe).items():
-        setattr(history, key.replace("/", "_"), value)
+    for name, value in baselines(dataset, config.train.learn_probe).items():
+        setattr(history, name, value)
     files = CheckpointFiles(folder)
     recorder = SeriesRecorder(history, sink, config.train.give_up_epoch)
     callbacks = [recorder, Checkpoints(files, checkpoint_every_s), *extra]

@@ -49,13 +49,13 @@ def _truth(dataset):
 
 def test_true_patches_whatever_their_phases_are_reported_as_perfect(simulated):
     found = evaluate(_truth(simulated), simulated, simulated.probe, False).metrics
-    assert {f"test/{name}" for name in _COMPARED} < set(found)
-    assert found["test/amp_ssim"] > 0.999
-    assert found["test/phase_ssim"] > 0.999
-    assert found["test/phase_mae"] < 1e-3
-    assert found["test/frc50"] > 0.45
-    assert found["test/overlap_consistency"] > 0.999
-    assert found["test/r_factor"] == pytest.approx(found["test/r_factor_patch"], rel=0.05)
+    assert {f"{name}" for name in _COMPARED} < set(found)
+    assert found["amp_ssim"] > 0.999
+    assert found["phase_ssim"] > 0.999
+    assert found["phase_mae"] < 1e-3
+    assert found["frc50"] > 0.45
+    assert found["overlap_consistency"] > 0.999
+    assert found["r_factor"] == pytest.approx(found["r_factor_patch"], rel=0.05)
 
 
 def test_metrics_are_means_over_the_test_objects(simulated):
@@ -66,7 +66,7 @@ def test_metrics_are_means_over_the_test_objects(simulated):
     found = evaluate(patches, simulated, simulated.probe, False)
     each = [one.comparison["amp_ssim"] for one in found.reconstructions]
     assert each[1] < 0.95 < each[0]
-    assert found.metrics["test/amp_ssim"] == pytest.approx(np.mean(each))
+    assert found.metrics["amp_ssim"] == pytest.approx(np.mean(each))
 
 
 def test_a_ramp_counts_as_an_error_only_where_the_probe_is_known(simulated):
@@ -77,30 +77,30 @@ def test_a_ramp_counts_as_an_error_only_where_the_probe_is_known(simulated):
     patches = (simulated.test.patches_of(simulated.test_objects) * ramp).astype(np.complex64)
     known = evaluate(patches, simulated, simulated.probe, False).metrics
     learnt = evaluate(patches, simulated, simulated.probe, True).metrics
-    assert known["test/phase_mae"] > 0.05
-    assert learnt["test/phase_mae"] < 0.01
+    assert known["phase_mae"] > 0.05
+    assert learnt["phase_mae"] < 0.01
 
 
 def test_on_objects_without_phase_no_metric_claims_a_phase(phaseless):
     for patches in (_truth(phaseless), np.ones_like(_truth(phaseless))):
         found = evaluate(patches, phaseless, phaseless.probe, False)
         assert {"phase_mae", "phase_psnr", "phase_ssim"} <= set(found.vacuous)
-        assert np.isnan(found.metrics["test/phase_ssim"])
+        assert np.isnan(found.metrics["phase_ssim"])
         assert np.isnan(found.summary["ssim"][1])
 
 
 def test_a_constant_prediction_has_no_ssim_no_frc_and_no_consistency(simulated):
     found = evaluate(np.ones_like(_truth(simulated)), simulated, simulated.probe, False)
     assert {"amp_ssim", "phase_ssim", "frc50", "frc_one_seventh", "overlap_consistency"} <= set(found.vacuous)
-    assert found.metrics["test/amp_mae"] > 0.01
-    assert found.metrics["test/object_correlation"] == 0
+    assert found.metrics["amp_mae"] > 0.01
+    assert found.metrics["object_correlation"] == 0
 
 
 def test_the_twin_is_recognised(simulated):
     truth = simulated.test.patches_of(simulated.test_objects)
     for patches, closer, other in ((truth, "object", "twin"), (truth[:, ::-1, ::-1].conj(), "twin", "object")):
         found = evaluate(patches, simulated, simulated.probe, False).metrics
-        assert found[f"test/{closer}_correlation"] > found[f"test/{other}_correlation"] + 0.1
+        assert found[f"{closer}_correlation"] > found[f"{other}_correlation"] + 0.1
 
 
 def test_a_scan_reports_r_factor_and_consistency_and_nothing_made_up(tmp_path):
@@ -108,16 +108,16 @@ def test_a_scan_reports_r_factor_and_consistency_and_nothing_made_up(tmp_path):
     # The scale of a measured object is a convention: an object of ones has the scan's mean counts.
     found = evaluate((_truth(source) / scan.scale).astype(np.complex64), scan, scan.probe, True)
     assert set(found.metrics) == {
-        "test/r_factor",
-        "test/r_factor_patch",
-        "test/overlap_consistency",
-        "test/r_factor_constant",
-        "test/r_factor_mean_pattern",
+        "r_factor",
+        "r_factor_patch",
+        "overlap_consistency",
+        "r_factor_constant",
+        "r_factor_mean_pattern",
     }
-    assert "test/twin_correlation" not in found.metrics
+    assert "twin_correlation" not in found.metrics
     assert "ssim" not in found.summary
-    assert found.metrics["test/r_factor"] < 0.2 * found.metrics["test/r_factor_constant"]
-    assert found.metrics["test/overlap_consistency"] > 0.99
+    assert found.metrics["r_factor"] < 0.2 * found.metrics["r_factor_constant"]
+    assert found.metrics["overlap_consistency"] > 0.99
 
 
 def test_a_reference_object_that_comes_with_the_scan_is_compared_with(tmp_path):
@@ -125,8 +125,8 @@ def test_a_reference_object_that_comes_with_the_scan_is_compared_with(tmp_path):
     reference = np.roll(source.test_objects[0], (2, -1), axis=(0, 1))  # a reference in a frame of its own
     scan, _ = _scan(tmp_path, object=reference)
     found = evaluate(_truth(source), scan, scan.probe, True)
-    assert found.metrics["test/amp_ssim"] > 0.98
-    assert found.metrics["test/frc50"] > 0.3
+    assert found.metrics["amp_ssim"] > 0.98
+    assert found.metrics["frc50"] > 0.3
 
 
 @pytest.mark.parametrize("reference", [np.zeros((96, 96)), np.ones((10, 10))])
@@ -134,12 +134,12 @@ def test_a_reference_that_covers_little_or_nothing_is_none(tmp_path, reference):
     scan, source = _scan(tmp_path, object=reference.astype(np.complex64))
     found = evaluate(_truth(source), scan, scan.probe, True)
     assert not found.compared
-    assert "test/amp_ssim" not in found.metrics
+    assert "amp_ssim" not in found.metrics
 
 
 def test_photon_noise_is_estimated_for_a_scan_from_its_mean_pattern(tmp_path):
     scan, source = _scan(tmp_path)
-    floors = [baselines(dataset, False)["val/loss_floor"] for dataset in (scan, source)]
+    floors = [baselines(dataset, False)["val_loss_floor"] for dataset in (scan, source)]
     assert floors[0] == pytest.approx(floors[1], rel=0.2)
 
 
@@ -147,7 +147,7 @@ def test_with_a_learnt_probe_a_constant_object_is_no_worse_than_one_pattern_ever
     scan, _ = _scan(tmp_path)
     poor = replace(scan, probe=np.roll(scan.probe, 5, axis=0) ** 2)
     known, learnt = baselines(poor, False), baselines(poor, True)
-    assert known["val/loss_constant"] > learnt["val/loss_constant"] == known["val/loss_mean_pattern"]
+    assert known["val_loss_constant"] > learnt["val_loss_constant"] == known["val_loss_mean_pattern"]
 
 
 def test_numbers_beyond_single_precision_are_not_stitched():
@@ -160,5 +160,5 @@ def test_numbers_beyond_single_precision_are_not_stitched():
 
 def test_pairs_in_the_summary_are_of_amplitude_and_phase(simulated):
     found = evaluate(_truth(simulated), simulated, simulated.probe, False)
-    assert found.summary["mae"] == [found.metrics["test/amp_mae"], found.metrics["test/phase_mae"]]
+    assert found.summary["mae"] == [found.metrics["amp_mae"], found.metrics["phase_mae"]]
     assert len(found.summary["frc"]) == 2

@@ -88,3 +88,8 @@ TAGS: Final = {
     "vacuous": "the metrics that mean nothing here",
     "twin": "whether the twin image is closer than the object",
 }
+
+
+def tracked(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return `numbers` by their names in Python under their names in the store."""
+    return {METRIC[name]: value for name, value in numbers.items()}

@@ -17,7 +17,7 @@ from fnostab.health.history import plain
 from fnostab.io.endings import Interrupted
 from fnostab.report.axes import to_rgb
 from fnostab.report.run import frc_figure, reconstruction_figure, training_figure
-from fnostab.study.names import NUMBERS
+from fnostab.study.names import tracked
 from fnostab.tracking import Tracker
 from fnostab.tracking.checkout import uncommitted_code
 from fnostab.tracking.errors import StoreUnavailable
@@ -57,17 +57,16 @@ class Logbook:
     def begin(self, device: str, baselines: dict[str, float]) -> None:
         """Write what is known before the first step; `baselines` are the numbers of `evaluation.baselines`."""
         config, tracker = self._config, self._tracker
-        self._baselines = baselines
-        for number in NUMBERS:
-            if number.metric in baselines:
-                setattr(self.history, number.name, baselines[number.metric])
+        self._baselines = tracked(baselines)
+        for name, value in baselines.items():
+            setattr(self.history, name, value)
         tracker.set_tags(tracking.run_tags(config, self._dataset, device))
         tracker.delete_tags("verdict", "verdict_reason")
         tracker.log_config(config)
         tracker.log_dataset(self._dataset)
         if code := uncommitted_code():
             tracker.log_text(code, "code.diff")
-        tracker.log_metrics(baselines, step=0)
+        tracker.log_metrics(self._baselines, step=0)
         verb = "continuing" if tracker.resumed else "training"
         processes = config.train.devices * config.train.nodes
         where = f"{processes} processes ({device})" if processes > 1 else device
@@ -128,18 +127,19 @@ class Logbook:
     def end(
         self, verdict: Verdict, results: dict[str, float], evaluation: Evaluation | None, files: CheckpointFiles
     ) -> None:
-        """Write verdict, final numbers by their names in the store, series and checkpoints."""
+        """Write verdict, final numbers, series and checkpoints."""
         tracker, history = self._tracker, self.history
         if self.keeps_all:
             self._log_picture("figures/training.png", "training", training_figure, history, self._title)
-        tracker.log_metrics(results, step=history.steps - 1)
+        numbers = tracked(results)
+        tracker.log_metrics(numbers, step=history.steps - 1)
         vacuous = evaluation.vacuous if evaluation else []
         tags = {"verdict": verdict.label, "verdict_reason": verdict.reason, "vacuous": ",".join(vacuous)}
         if "twin" in verdict.evidence:
             tags["twin"] = str(verdict.evidence["twin"]).lower()
         tracker.set_tags(tags)
         layout = {"verdict": verdict.label, "verdict_reason": verdict.reason, "evidence": verdict.evidence}
-        layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | self._baselines | results
+        layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | self._baselines | numbers
         tracker.log_text(json.dumps(plain(layout), indent=2, allow_nan=False), "metrics.json")
         tracker.log_text(history.to_json(), "history.json")
         for path in files.at_the_end if self.keeps_all else ():

@@ -21,6 +21,7 @@ from fnostab.optics import measured_scale
 from fnostab.report.axes import try_to_draw
 from fnostab.report.run import reconstruction_figure
 from fnostab.scan import Reassembly, reassemble, stitched_r_factor
+from fnostab.study.names import tracked
 from fnostab.tracking.models import ShippedModel, load_model, log_to_projects_run
 from fnostab.tracking.store import check_store
 from fnostab.workflows import PrintLine
@@ -108,13 +109,13 @@ def reconstruct_scan(
         if picture and png:
             files.enter_context(atomic_write(png)).write_bytes(picture.png)
     numbers = {
-        "test/r_factor": r_factor,
-        "test/r_factor_mean_pattern": r_factor_mean_pattern,
-        "test/overlap_consistency": stitched.consistency,
+        "r_factor": r_factor,
+        "r_factor_mean_pattern": r_factor_mean_pattern,
+        "overlap_consistency": stitched.consistency,
     }
     tags = {"model": model.source, "scan": str(data), "fnostab_version": fnostab.__version__}
     tags |= {"model_run": model.run_id} if model.run_id else {}
-    run_id = log_to_projects_run([path for path in (out, png) if path], numbers, tags)
+    run_id = log_to_projects_run([path for path in (out, png) if path], tracked(numbers), tags)
     return ScanReconstruction(out, png, model.source, run_id, stitched, r_factor, r_factor_mean_pattern)
 
 

@@ -16,7 +16,7 @@ from fnostab.evaluation import Evaluation, baselines, can_be_stitched, evaluate
 from fnostab.health import Verdict, judge
 from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
-from fnostab.study.names import METRIC
+from fnostab.study.names import tracked
 from fnostab.tracking import Tracker
 from fnostab.tracking.artifacts import read_run
 from fnostab.tracking.errors import redacted
@@ -171,7 +171,7 @@ class _Training:
             results |= self._fit(interruption, watch, known)
         interruption.check()  # of a signal that came while the memory ran out
         if history.val_loss:
-            results[METRIC["best_val_loss"]] = self._checkpoints.best_val_loss
+            results["best_val_loss"] = self._checkpoints.best_val_loss
         _free_memory()
         with self._running_out_of_memory():
             if module := self._best():
@@ -179,11 +179,10 @@ class _Training:
                 results |= evaluation.metrics if evaluation else {}
                 logbook.log_model(module)
         verdict = judge(history.to_mapping())
-        found = {METRIC[name]: verdict.evidence[name] for name in _EVIDENCE}
-        results |= {metric: float(value) for metric, value in found.items() if value is not None}
+        results |= {name: float(verdict.evidence[name]) for name in _EVIDENCE if verdict.evidence[name] is not None}
         logbook.end(verdict, results, evaluation, self._files)
         how_to_open = tracking.how_to_open(tracker.run_id, tracker.experiment_id)
-        return ArmResult(tracker.run_id, how_to_open, verdict, known | results, history)
+        return ArmResult(tracker.run_id, how_to_open, verdict, tracked(known | results), history)
 
     def _fit(self, interruption: Interruption, watch: Watch | None, known: dict[str, float]) -> dict[str, float]:
         """Build the network and train it; what is noticed on the way goes into the history."""
@@ -201,7 +200,7 @@ class _Training:
         with leading(trainer, config, meeting, follow.COMMAND, self.report):
             fit(trainer, config, self.dataset, resume_from)
         # Nothing is left to train where only the upload was.
-        return {METRIC["samples_per_s"]: recorder.samples_per_s} if recorder.samples_per_s else {}
+        return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
 
     @contextmanager
     def _running_out_of_memory(self) -> Iterator[None]:
@@ -230,7 +229,7 @@ class _Training:
             return None
         found = evaluate(patches, self.dataset, module.probe_array, self.config.train.learn_probe)
         for name in ("object_correlation", "twin_correlation"):
-            setattr(self.logbook.history, name, found.metrics.get(METRIC[name], math.nan))
+            setattr(self.logbook.history, name, found.metrics.get(name, math.nan))
         self.logbook.log_reconstructions(found, module.probe_array)
         return found
 
