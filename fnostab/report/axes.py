@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,14 +52,13 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def tidy(axes: Axes, grid: str = "y") -> None:
+def tidy(axes: Axes, grid: Literal["x", "y"] = "y") -> None:
     """Frame without top and right, thin grid, small numbers."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("0.6")
     axes.tick_params(labelsize=8, color="0.6")
     axes.set_axisbelow(True)
-    if grid != "none":
-        axes.grid(axis="y" if grid == "y" else "x", color="0.9", linewidth=0.7)
+    axes.grid(axis=grid, color="0.9", linewidth=0.7)
 
 
 def log_axis(axes: Axes, low: float, high: float) -> None:
@@ -86,10 +85,10 @@ def try_to_draw(draw: Callable[[], Figure]) -> tuple[Picture | None, str]:
         return None, f"{type(error).__name__}: {shortened(str(error), 200)}"
 
 
-def to_png(figure: Figure, dpi: int = DPI) -> bytes:
+def to_png(figure: Figure) -> bytes:
     """The figure as the content of a PNG file."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
+    figure.savefig(content, format="png", dpi=DPI)
     return content.getvalue()
 
 

@@ -26,9 +26,9 @@ class Binned:
     not_finite: NDArray[np.intp]
 
 
-def binned(values: Floats, bins: int = BINS) -> Binned:
-    """Bin a series (steps,) into `bins` bins of as equal length as can be; a shorter series has a bin a step."""
-    parts = np.array_split(np.where(np.isfinite(values), values, np.nan), min(bins, max(len(values), 1)))
+def binned(values: Floats) -> Binned:
+    """Bin a series (steps,) into `BINS` bins of as equal length as can be; a shorter series has a bin a step."""
+    parts = np.array_split(np.where(np.isfinite(values), values, np.nan), min(BINS, max(len(values), 1)))
     known = [part[np.isfinite(part)] for part in parts]
     ends = np.cumsum([0, *map(len, parts)])
     return Binned(
