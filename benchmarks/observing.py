@@ -24,10 +24,10 @@ from unittest import mock
 
 import torch
 
-from fnostab import tracking
 from fnostab.config import ArmConfig, resolve_config
 from fnostab.dataset import Dataset, load_or_build
 from fnostab.health.history import History
+from fnostab.tracking.run import open_run
 from fnostab.tracking.store import open_store
 from fnostab.training import module as training_module
 from fnostab.training.batches import make_loaders
@@ -102,7 +102,7 @@ def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observe
             watch = Stopwatch()
             ssim = watch.timed(training_module.stitched_amplitude_ssim)
             with (
-                tracking.open_run(config, folder) as tracker,
+                open_run(config, folder) as tracker,
                 mock.patch.object(training_module, "stitched_amplitude_ssim", ssim),
             ):
                 recorder = SeriesRecorder(History(), tracker)

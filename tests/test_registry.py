@@ -13,7 +13,6 @@ import torch
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
-from fnostab import tracking
 from fnostab.cli import registry as command
 from fnostab.cli.common import Parser
 from fnostab.config import ConfigError, resolve_config
@@ -22,6 +21,7 @@ from fnostab.study.champion import Candidate
 from fnostab.tracking import model_registry
 from fnostab.tracking.errors import StoreUnavailable
 from fnostab.tracking.model_registry import model_name, read_registry, register_winner, rollback
+from fnostab.tracking.run import open_run
 
 _NAME = "fnostab-stage-a"
 _HASH = "a1b2c3d4e5f6" + 52 * "0"
@@ -101,7 +101,7 @@ def test_the_champion_loads_by_its_alias_from_the_runs_store_and_from_a_registry
     store, fresh_store, monkeypatch
 ):
     counts = np.arange(32, dtype=np.float32).reshape(2, 4, 4)
-    with tracking.open_run(resolve_config({"preset": "smoke"}), fresh_store) as tracker:
+    with open_run(resolve_config({"preset": "smoke"}), fresh_store) as tracker:
         tracker.log_model(_Doubler().eval(), counts)
     for name in ("mlflow.db", "registry.db"):
         assert not (fresh_store / "registry.db").exists()

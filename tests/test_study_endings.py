@@ -40,8 +40,8 @@ def _one_store(tmp_path_factory):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         monkeypatch.chdir(folder)
         monkeypatch.setattr(workflow, "cache_folder", lambda: folder)
-        dataset = workflow.load_or_build(_plan("any").common.data)
-        monkeypatch.setattr(workflow, "load_or_build", lambda config, progress=None: dataset)
+        dataset = workflow.build_dataset(_plan("any").common.data)
+        monkeypatch.setattr(workflow, "build_dataset", lambda config, progress=None: dataset)
         yield
 
 

@@ -13,10 +13,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
 
-from fnostab import tracking
 from fnostab.config import ConfigError, resolve_config
 from fnostab.io.endings import Interrupted
-from fnostab.tracking import store as store_module
+from fnostab.tracking import run as tracking, store as store_module
 from fnostab.tracking.errors import StoreUnavailable, failure_text, redacted
 from fnostab.tracking.models import log_to_projects_run
 from fnostab.tracking.store import check_store, open_store

@@ -103,9 +103,9 @@ def fail(code: int, error: BaseException | str) -> int:
     line = printable(str(error))
     print(f"fnostab: error: {line}", file=sys.stderr, flush=True)
     if os.environ.get("MLFLOW_RUN_ID"):
-        from fnostab import tracking
+        from fnostab.tracking.run import fail_projects_run
 
-        tracking.fail_projects_run(line)
+        fail_projects_run(line)
     return code
 
 

@@ -77,14 +77,11 @@ def _check_out(path: Path, endings: tuple[str, ...]) -> None:
 
 
 def _dataset(config: DataConfig) -> "Dataset":
-    """The dataset of `config`, with a bar while it is built; bad input becomes a `ConfigError`."""
-    from fnostab.dataset import load_or_build
+    """The dataset of `config`, with a bar while it is built."""
+    from fnostab.workflows import build_dataset
 
-    try:
-        with pattern_bar() as progress:
-            return load_or_build(config, progress=progress)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    with pattern_bar() as progress:
+        return build_dataset(config, progress)
 
 
 def _describe(dataset: "Dataset") -> None:

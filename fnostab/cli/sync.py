@@ -27,9 +27,9 @@ def _sync(arguments: argparse.Namespace) -> int:
     from fnostab.workflows.sync import sync_runs
 
     done = sync_runs(runs, say)
-    for synced in done:
-        say(f"{_name(synced.run.config)}: {synced.state}: {synced.text}")
-    return 1 if any(synced.state == "failed" for synced in done) else 0
+    for run, (state, text) in zip(runs, done, strict=True):
+        say(f"{_name(run.config)}: {state}: {text}")
+    return 1 if any(state == "failed" for state, _ in done) else 0
 
 
 def _name(config: Any) -> str:

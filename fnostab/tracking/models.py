@@ -73,10 +73,14 @@ def load_model(uri: str) -> ShippedModel:
         source = str(Path(uri).resolve())
     else:
         raise _fault(uri, "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model or a folder that exists")
-    description = _describe(uri, source)
+    with _refused(uri, "an MLflow model that can be read"):
+        description = Model.load(source)  # its `MLmodel` file alone
     N = _check_description(description, uri)
     with tempfile.TemporaryDirectory() as fetched:
-        folder = Path(_fetch(uri, source, fetched) if stored else source)
+        folder = Path(source)
+        if stored:
+            with _refused(uri, "a model whose files can be read"):
+                folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=fetched))
         network = _load_network(folder, uri)
         probe, scalars = _read_beside(folder / "extra_files" / "probe.npz", uri, N)
     mean_counts, scale = scalars.get("mean_counts"), scalars.get("scale")
@@ -110,26 +114,18 @@ def _without_alias(uri: str) -> str:
     name, at, alias = uri.removeprefix("models:/").partition("@")
     if not at or not uri.startswith("models:/"):
         return uri
-    try:
+    with _refused(uri, "a model in the tracking store"):
         version = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
-    except Exception as error:
-        raise _fault(uri, f"a model in the tracking store: {one_line(error)}") from None
     return f"models:/{name}/{version.version}"
 
 
-def _describe(uri: str, source: str) -> Model:
-    """What the `MLmodel` file at `source` says; nothing else is read."""
+@contextlib.contextmanager
+def _refused(uri: str, rule: str) -> Iterator[None]:
+    """Say in one line what goes wrong: MLflow's, the store's, or whatever a damaged file leads to."""
     try:
-        return Model.load(source)
-    except Exception as error:  # MLflow's, the store's, or whatever a file that is no MLmodel leads to
-        raise _fault(uri, f"an MLflow model that can be read: {one_line(error)}") from None
-
-
-def _fetch(uri: str, source: str, folder: str) -> str:
-    try:
-        return mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=folder)
+        yield
     except Exception as error:
-        raise _fault(uri, f"a model whose files can be read: {one_line(error)}") from None
+        raise _fault(uri, f"{rule}: {one_line(error)}") from None
 
 
 def _check_description(description: Model, uri: str) -> int:
@@ -160,11 +156,8 @@ def _load_network(folder: Path, uri: str) -> torch.nn.Module:
         raise _foreign(uri, "it has no data/model.pt2, or a pickle besides")
     if fault := damage(data / "model.pt2"):
         raise _fault(uri, f"a whole model: {fault}")
-    try:
-        with _pickles_refused():
-            network: torch.nn.Module = mlflow.pytorch.load_model(str(folder))
-    except Exception as error:  # whatever torch makes of a damaged archive
-        raise _fault(uri, f"a whole model without pickles: {one_line(error)}") from None
+    with _refused(uri, "a whole model without pickles"), _pickles_refused():
+        network: torch.nn.Module = mlflow.pytorch.load_model(str(folder))
     return network
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from fnostab import tracking
 from fnostab.config import ConfigError
 from fnostab.io.files import atomic_write
 from fnostab.ranking import BOOTSTRAP_SEED, FAILED, Ranking, rank_arms
@@ -21,8 +20,8 @@ from fnostab.study.depth import DepthComparison, compare_depth
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
 from fnostab.study.selection import Selection, StoredRun, select_runs
 from fnostab.tracking.artifacts import Unreadable, read_artifacts
-from fnostab.tracking.model_registry import Registration, has_logged_model, model_name, register_winner
-from fnostab.tracking.run import run_url
+from fnostab.tracking.model_registry import has_logged_model, model_name, register_winner
+from fnostab.tracking.run import how_to_open, run_url
 from fnostab.tracking.store import open_store
 from fnostab.tracking.studies import find_parents, find_runs, open_comparison, open_existing_parent, planned_runs
 from fnostab.tracking.transfer import CAME_FROM
@@ -45,7 +44,6 @@ class Comparison:
     run_id: str
     how_to_open: str
     files: Sequence[str]
-    registration: Registration | None
     registry: str  #: in words, also why nothing was registered
     unreadable: int  #: histories that must be there and could not be read
 
@@ -69,7 +67,6 @@ def compare_study(
     home = _parent_of(study, selection, parent)
     result, unreadable = _result(study, selection, ranking, home)
     candidate, registry = _candidate(result, selection) if register else (None, "Nothing registered.")
-    registration = None
     pictures, faults = draw_figures(result)
     result = replace(result, notes=[*result.notes, *faults])
     with tempfile.TemporaryDirectory(prefix="fnostab-compare-") as folder:
@@ -79,8 +76,7 @@ def compare_study(
             if candidate is not None:
                 winner = next(run for run in selection.runs if run.run_id == candidate.run_id)
                 card = model_card(model_name(study), winner)
-                registration = register_winner(candidate, card + summary_markdown(result), promote=promote)
-                registry = registration.text
+                registry = register_winner(candidate, card + summary_markdown(result), promote=promote).text
             run.set_tags(
                 {
                     "decision": ranking.decision.label,
@@ -93,8 +89,7 @@ def compare_study(
             out.mkdir(exist_ok=True)
             for name in names:
                 _copy(Path(folder) / name, out / name)
-    how_to_open = tracking.how_to_open(run.run_id, run.experiment_id)
-    return Comparison(result, run.run_id, how_to_open, names, registration, registry, unreadable)
+    return Comparison(result, run.run_id, how_to_open(run.run_id, run.experiment_id), names, registry, unreadable)
 
 
 def rank_study(study: str, *, dataset: str | None = None, parent: str | None = None) -> tuple[Selection, Ranking]:

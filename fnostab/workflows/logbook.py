@@ -8,7 +8,6 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fnostab import tracking
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset
 from fnostab.evaluation import Evaluation, Reconstruction, can_be_stitched, reconstruct
@@ -18,10 +17,10 @@ from fnostab.io.endings import Interrupted
 from fnostab.report.axes import to_rgb
 from fnostab.report.run import frc_figure, reconstruction_figure, training_figure
 from fnostab.study.names import tracked
-from fnostab.tracking import Tracker
 from fnostab.tracking.checkout import uncommitted_code
 from fnostab.tracking.errors import StoreUnavailable
 from fnostab.tracking.exports import log_model
+from fnostab.tracking.run import Tracker, run_tags
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import CountsToObject
@@ -60,7 +59,7 @@ class Logbook:
         self._baselines = tracked(baselines)
         for name, value in baselines.items():
             setattr(self.history, name, value)
-        tracker.set_tags(tracking.run_tags(config, self._dataset, device))
+        tracker.set_tags(run_tags(config, self._dataset, device))
         tracker.delete_tags("verdict", "verdict_reason")
         tracker.log_config(config)
         tracker.log_dataset(self._dataset)

@@ -4,8 +4,8 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,18 @@ _NOTE: Final = "run.json"
 
 
 class AlreadyRunning(CommandFailed):
-    """Another process on this machine trains the same identity."""
+    """Another process on this machine trains the same identity, or runs the same study."""
+
+
+@contextmanager
+def held_alone(lock: Path, what: str) -> Iterator[None]:
+    """Hold the file `lock`; raises `AlreadyRunning`, a sentence that begins with `what`, if another process does."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(file_lock(lock, timeout_s=0))
+        except LockTimeout as error:
+            raise AlreadyRunning(f"{what} by another process (pid {error.pid})") from None
+        yield
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,8 @@ class RunFolder:
     def __init__(self, config: ArmConfig, dataset_sha256: str, store: str) -> None:
         parts = (config.study, config.arm, config.seed, config.sha256(), dataset_sha256, store)
         name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-        folder = _folder()
-        self.path = folder / name
+        self.path = _folder() / name
+        self._claim = self.path / "claim"
         self._config = config
         self._dataset_sha256 = dataset_sha256
         self._store = store
@@ -55,10 +66,7 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._held.enter_context(file_lock(self.path.with_suffix(".lock"), timeout_s=0))
-        except LockTimeout as error:
-            raise AlreadyRunning(f"{self._label} is being trained by another process (pid {error.pid})") from None
+        self._held.enter_context(held_alone(self.path.with_suffix(".lock"), f"{self._label} is being trained"))
         remove_partial(self.path)
         self._prepare()  # whoever held the lock may have finished and removed the folder
         return self
@@ -70,10 +78,6 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
-
-    @property
-    def _claim(self) -> Path:
-        return self.path / "claim"
 
     @property
     def claim(self) -> str:

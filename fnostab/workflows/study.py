@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -12,21 +12,22 @@ import psutil
 import torch
 
 import fnostab
-from fnostab import launch, tracking
+from fnostab import launch
 from fnostab.config import ArmConfig, ConfigError, stored_config
-from fnostab.dataset import Dataset, OnPatterns, load_or_build
+from fnostab.dataset import Dataset, OnPatterns
 from fnostab.io.cache import cache_folder
-from fnostab.io.locks import LockTimeout, file_lock
 from fnostab.launch import Job, LaunchConfig, Update
 from fnostab.study.plan import STAGE_B_BLOCKS, Planned, StudyPlan, plan_stage_b
 from fnostab.tracking.artifacts import read_config
 from fnostab.tracking.checkout import git_commit
+from fnostab.tracking.run import how_to_open
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import StudyFolder, end_runs, find_results, open_parent
 from fnostab.training.trainer import check_accelerator, check_devices, check_network
+from fnostab.workflows import build_dataset
 from fnostab.workflows.child import train_job
 from fnostab.workflows.compare import rank_study
-from fnostab.workflows.runfolder import AlreadyRunning
+from fnostab.workflows.runfolder import held_alone
 
 _CHILD: Final = (sys.executable, "-m", "fnostab.workflows.child")
 #: Memory that a run is counted with when the number of workers is not given.
@@ -74,10 +75,13 @@ def run_study(
     """
     _check(plan)
     store_uri = check_store(for_new_run=True)
-    dataset = _dataset(plan, data_progress)
+    dataset = build_dataset(plan.common.data, data_progress)
     open_store()
     identity = plan.identity(dataset.sha256)
-    with _locked(f"{identity}-{store_uri}", plan.study):
+    locks = cache_folder() / "studies"
+    locks.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(f"{identity}-{store_uri}".encode()).hexdigest()[:32]
+    with held_alone(locks / f"{key}.lock", f"study {plan.study} is being run"):
         finished = _finished(plan, dataset)
         view.begin(plan.runs, finished)
         tags = {"stage": "b" if plan.stage_a else "a", "dataset_sha256": dataset.sha256, "preset": plan.common.preset}
@@ -94,7 +98,7 @@ def run_study(
             outcome = StudyOutcome(
                 plan,
                 parent.run_id,
-                tracking.how_to_open(parent.run_id, parent.experiment_id),
+                how_to_open(parent.run_id, parent.experiment_id),
                 [(run, ends[place]) for place, run in enumerate(plan.runs)],
             )
             _log_failures(outcome, parent)
@@ -133,7 +137,7 @@ def stage_b_of(stage_a: str, seeds: str, *, fno_blocks: int = STAGE_B_BLOCKS, st
     config = stored_config(read_config(run_id))
     first = min(run.seed for run in selection.runs if run.arm == winner)
     plan = plan_stage_b(stage_a, config.model_copy(update={"seed": first}), seeds, fno_blocks=fno_blocks, study=study)
-    found = _dataset(plan, None).sha256
+    found = build_dataset(plan.common.data).sha256
     if found != selection.dataset_sha256:
         raise ConfigError(
             f"`stage_a` (={stage_a}) must have the dataset of Stage B, and has {selection.dataset_sha256} "
@@ -147,26 +151,6 @@ def _check(plan: StudyPlan) -> None:
         check_accelerator(config.train.accelerator)
         check_network(config)
         check_devices(config)
-
-
-def _dataset(plan: StudyPlan, progress: OnPatterns | None) -> Dataset:
-    try:
-        return load_or_build(plan.common.data, progress=progress)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-@contextmanager
-def _locked(key: str, study: str) -> Iterator[None]:
-    """Let no other process of this machine run the same study."""
-    folder = cache_folder() / "studies"
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(file_lock(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.lock", timeout_s=0))
-        except LockTimeout as error:
-            raise AlreadyRunning(f"study {study} is being run by another process (pid {error.pid})") from None
-        yield
 
 
 def _finished(plan: StudyPlan, dataset: Dataset) -> dict[int, Update]:
@@ -194,14 +178,14 @@ def _launch(
     tags = {"mlflow.parentRunId": parent_run_id, "varied": ",".join(plan.varied)}
     runs = plan.runs
     places = [place for place in range(len(runs)) if place not in finished]
-    jobs = [_job(runs[place], tags) for place in places]
-    if not jobs:
+    if not places:
         return {}
-
+    missing = [runs[place] for place in places]
+    jobs = [Job(run.name, run.config.model_dump(mode="json"), tags, _cpus(run.config)) for run in missing]
     statuses = {}
 
     def watch(index: int, update: Update) -> None:
-        run = runs[places[index]]
+        run = missing[index]
         if update.state == "interrupted" or update.died:
             statuses[run.arm, run.seed] = "FAILED" if update.died else "KILLED"
         view.update(places[index], update)
@@ -217,10 +201,6 @@ def _launch(
     finally:
         end_runs(plan.study, parent_run_id, statuses)
     return dict(zip(places, ends, strict=True))
-
-
-def _job(run: Planned, tags: Mapping[str, str]) -> Job:
-    return Job(run.name, run.config.model_dump(mode="json"), tags, _cpus(run.config))
 
 
 def _cpus(config: ArmConfig) -> int:

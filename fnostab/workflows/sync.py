@@ -1,18 +1,16 @@
 """Bring what waits on this machine to the tracking store: `fnostab sync`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from fnostab import tracking
 from fnostab.config import ArmConfig, stored_config
 from fnostab.health.history import History
 from fnostab.io.endings import CommandFailed
-from fnostab.tracking import Tracker
 from fnostab.tracking.errors import redacted
+from fnostab.tracking.run import Tracker, run_state
 from fnostab.tracking.store import open_store
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
@@ -25,17 +23,8 @@ from fnostab.workflows.train import train_arm
 State = Literal["finished", "uploaded", "forgotten", "busy", "elsewhere", "failed"]
 
 
-@dataclass(frozen=True)
-class Synced:
-    """What became of one run that waited; `text` says it for people."""
-
-    run: Unfinished
-    state: State
-    text: str
-
-
-def sync_runs(runs: Sequence[Unfinished], report: PrintLine) -> list[Synced]:
-    """Bring those of `runs` that wait for the present tracking store there; returns what became of each.
+def sync_runs(runs: Sequence[Unfinished], report: PrintLine) -> list[tuple[State, str]]:
+    """Bring those of `runs` that wait for the present tracking store there; returns what became of each, in words too.
 
     A run whose training is over is evaluated, exported and closed, as it would have been; of one that was stopped in
     the middle, what its last checkpoint holds is uploaded, and the command that began it goes on with the training.
@@ -45,29 +34,29 @@ def sync_runs(runs: Sequence[Unfinished], report: PrintLine) -> list[Synced]:
     return [_sync(run, store, report) for run in runs]
 
 
-def _sync(run: Unfinished, store: str, report: PrintLine) -> Synced:
+def _sync(run: Unfinished, store: str, report: PrintLine) -> tuple[State, str]:
     if run.store != store:
-        return Synced(run, "elsewhere", f"it waits for the tracking store {run.store}")
+        return "elsewhere", f"it waits for the tracking store {run.store}"
     try:
         config = stored_config(run.config)
         with RunFolder(config, run.dataset_sha256, store) as folder:
-            state = tracking.run_state(run.run_id)
+            state = run_state(run.run_id)
             if state == "deleted":
                 folder.finish()
                 text = f"run {run.run_id} was deleted in the tracking store; what waited of it is removed here too"
-                return Synced(run, "forgotten", text)
+                return "forgotten", text
             if state == "gone":
                 text = f"the tracking store has no run {run.run_id}; to forget what waits of it, delete {folder.path}"
-                return Synced(run, "failed", text)
+                return "failed", text
             is_over, text = _upload(run, config, folder.path, report)
         if not is_over:
-            return Synced(run, "uploaded", f"{text}; the command that began it trains on")
+            return "uploaded", f"{text}; the command that began it trains on"
         result = train_arm(config, report, tags=run.tags)
     except AlreadyRunning as error:
-        return Synced(run, "busy", str(error))
+        return "busy", str(error)
     except (CommandFailed, ValueError, OSError) as error:  # bad input, such as a scan that was deleted, is one of them
-        return Synced(run, "failed", str(error))
-    return Synced(run, "finished", f"verdict: {result.verdict.label}: {result.verdict.reason}")
+        return "failed", str(error)
+    return "finished", f"verdict: {result.verdict.label}: {result.verdict.reason}"
 
 
 def _upload(run: Unfinished, config: ArmConfig, folder: Path, report: PrintLine) -> tuple[bool, str]:

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import torch
 
-from fnostab import tracking
-from fnostab.config import ArmConfig, ConfigError
-from fnostab.dataset import Dataset, load_or_build
+from fnostab.config import ArmConfig
+from fnostab.dataset import Dataset
 from fnostab.evaluation import Evaluation, baselines, can_be_stitched, evaluate
 from fnostab.health import Verdict, judge
 from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
 from fnostab.study.names import tracked
-from fnostab.tracking import Tracker
 from fnostab.tracking.artifacts import read_run
 from fnostab.tracking.errors import redacted
+from fnostab.tracking.run import RunState, Tracker, find_claimed, how_to_open, open_run, resume_into, run_state
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import find_results
 from fnostab.training.callbacks import (
@@ -44,7 +43,7 @@ from fnostab.training.trainer import (
     quieten_libraries,
     set_threads,
 )
-from fnostab.workflows import PrintLine, follow
+from fnostab.workflows import PrintLine, build_dataset, follow
 from fnostab.workflows.logbook import Logbook
 from fnostab.workflows.runfolder import RunFolder
 
@@ -92,10 +91,7 @@ def train_arm(
         raise SystemExit(0)
     with Interruption() as interruption:
         store_uri = check_store(for_new_run=True)
-        try:
-            dataset = load_or_build(config.data, progress=data_progress)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        dataset = build_dataset(config.data, data_progress)
         config = set_threads(config)
         open_store()
         with RunFolder(config, dataset.sha256, redacted(store_uri)) as folder:
@@ -103,7 +99,7 @@ def train_arm(
             if run_id and state == "finished":
                 result = _finished_result(run_id, report)
             else:
-                opened = tracking.open_run(config, folder.path, first_run_id=run_id, claim=folder.claim)
+                opened = open_run(config, folder.path, first_run_id=run_id, claim=folder.claim)
                 with opened as tracker:
                     folder.begin(tracker.run_id, tags)
                     tracker.set_tags(tags or {})
@@ -118,16 +114,14 @@ def train_arm(
             return result
 
 
-def _earlier_run(
-    config: ArmConfig, dataset_sha256: str, folder: RunFolder, again: bool
-) -> tuple[str | None, tracking.RunState]:
+def _earlier_run(config: ArmConfig, dataset_sha256: str, folder: RunFolder, again: bool) -> tuple[str | None, RunState]:
     """The run of this identity and how it stands: it is to be continued, or finished, or gone and a new one is made."""
-    run_id = folder.first_run_id or tracking.find_claimed(folder.claim)
+    run_id = folder.first_run_id or find_claimed(folder.claim)
     if run_id is None and not again:
         results = find_results(config.study, dataset_sha256, config_sha256=config.sha256())
         found = results.get((config.arm, config.seed, config.sha256()))
         run_id = found.run_id if found else None
-    state = tracking.run_state(run_id) if run_id else "gone"
+    state = run_state(run_id) if run_id else "gone"
     if run_id and state in ("gone", "deleted"):
         folder.start_over()
         run_id = None
@@ -136,13 +130,13 @@ def _earlier_run(
 
 def _finished_result(run_id: str, report: PrintLine) -> ArmResult:
     """The result of a run that another process finished; it may have been killed after its last word to the store."""
-    tracking.resume_into(run_id)
+    resume_into(run_id)
     found, stored = read_run(run_id)
     report(f"MLflow run {run_id} was finished already")
     history = History()
     history.load(stored or {})
-    how_to_open = tracking.how_to_open(run_id, found.experiment_id)
-    return ArmResult(run_id, how_to_open, judge(history.to_mapping()), dict(found.metrics), history)
+    where = how_to_open(run_id, found.experiment_id)
+    return ArmResult(run_id, where, judge(history.to_mapping()), dict(found.metrics), history)
 
 
 @dataclass
@@ -181,8 +175,8 @@ class _Training:
         verdict = judge(history.to_mapping())
         results |= {name: float(verdict.evidence[name]) for name in _EVIDENCE if verdict.evidence[name] is not None}
         logbook.end(verdict, results, evaluation, self._files)
-        how_to_open = tracking.how_to_open(tracker.run_id, tracker.experiment_id)
-        return ArmResult(tracker.run_id, how_to_open, verdict, tracked(known | results), history)
+        where = how_to_open(tracker.run_id, tracker.experiment_id)
+        return ArmResult(tracker.run_id, where, verdict, tracked(known | results), history)
 
     def _fit(self, interruption: Interruption, watch: Watch | None, known: dict[str, float]) -> dict[str, float]:
         """Build the network and train it; what is noticed on the way goes into the history."""
