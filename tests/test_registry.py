@@ -20,6 +20,7 @@ from fnostab.io.locks import LockTimeout
 from fnostab.study.champion import Candidate
 from fnostab.tracking import model_registry
 from fnostab.tracking.errors import StoreUnavailable
+from fnostab.tracking.exports import log_model
 from fnostab.tracking.model_registry import model_name, read_registry, register_winner, rollback
 from fnostab.tracking.run import open_run
 
@@ -102,7 +103,7 @@ def test_the_champion_loads_by_its_alias_from_the_runs_store_and_from_a_registry
 ):
     counts = np.arange(32, dtype=np.float32).reshape(2, 4, 4)
     with open_run(resolve_config({"preset": "smoke"}), fresh_store) as tracker:
-        tracker.log_model(_Doubler().eval(), counts)
+        log_model(tracker, _Doubler().eval(), counts)
     for name in ("mlflow.db", "registry.db"):
         assert not (fresh_store / "registry.db").exists()
         monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{fresh_store / name}")
