@@ -177,6 +177,7 @@ def _left_over(folder: Path):
     return [process for process in psutil.process_iter() if works_there(process)]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_two_processes_is_finished_by_two_others_that_torchrun_starts(fresh_store):
     overrides = {"epochs": 4, "data.max_train_patches": 64, "devices": 2}
     options = [word for key, value in (_SHARED | overrides).items() for word in (f"--{key}", str(value))]

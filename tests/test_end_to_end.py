@@ -232,6 +232,7 @@ def test_what_an_outage_kept_from_the_store_is_uploaded_by_sync_without_training
 
 
 @pytest.mark.skipif(not _SCAN.exists(), reason="the measured scan is not in ../shared/data")
+@pytest.mark.slow
 def test_a_measured_scan_trains_with_a_learnt_probe_below_what_no_information_gives(tmp_path):
     shutil.copy(_SCAN, tmp_path)  # where the user stands, which is not the project's folder
     answer = _mlflow_run(tmp_path, "arch=hybrid", f"data={_SCAN.name}", "preset=scan", "epochs=6", "width=8")
@@ -245,6 +246,7 @@ def test_a_measured_scan_trains_with_a_learnt_probe_below_what_no_information_gi
     assert run.data.tags["verdict"]
 
 
+@pytest.mark.slow
 def test_the_quick_preset_learns_the_object_and_not_its_twin(tmp_path):
     answer = _mlflow_run(tmp_path, "arch=hybrid", "clip_algo=norm", "preset=quick", "epochs=5", timeout_s=1800)
     assert answer.returncode == 0, answer.stderr

@@ -2,6 +2,7 @@
 
 import signal
 
+import pytest
 from killing import Moment, Trainings, empty_store, fresh_folder, left_behind
 
 #: One of each signal, at places that lie one after the other.
@@ -12,6 +13,7 @@ _MOMENTS = (
 )
 
 
+@pytest.mark.slow
 def test_a_training_killed_by_each_signal_ends_bit_for_bit_as_an_unbroken_one(tmp_path):
     template = empty_store(tmp_path / "template")
     unbroken, killed = (fresh_folder(template, tmp_path / name) for name in ("unbroken", "killed"))
