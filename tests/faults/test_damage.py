@@ -1,8 +1,10 @@
 """Files that rot between two starts of one training, and models that rot before they are used."""
 
 import signal
+import struct
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from killing import Moment, Trainings, empty_store, fresh_folder, left_behind
@@ -15,9 +17,17 @@ pytestmark = pytest.mark.faults
 _KILL = Moment("step", 12, 0.0, signal.SIGKILL)
 
 
-def _flip(path, share=0.5):
+def _flip(path):
+    """Flip a bit in the middle of a file; of an archive in its largest record, as what pads records means nothing."""
     content = bytearray(path.read_bytes())
-    content[int(share * len(content))] ^= 4
+    middle = len(content) // 2
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            largest = max(archive.infolist(), key=lambda record: record.compress_size)
+        start = largest.header_offset
+        name, extra = struct.unpack("<HH", content[start + 26 : start + 30])
+        middle = start + 30 + name + extra + largest.compress_size // 2
+    content[middle] ^= 4
     path.write_bytes(content)
 
 

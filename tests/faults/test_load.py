@@ -84,12 +84,12 @@ class _Compared:
         return f"{self.runs} runs: {self.seconds:.0f} s, {self.peak_bytes >> 20} MiB, {self.requests} requests"
 
 
-def _compare(server, study, runs, folder):
+def _compare(server, study, runs, folder, *, code=0):
     measured = folder / f"{study}.json"
     command = [sys.executable, "-c", _COMPARE, str(measured), "--study", study, "--out", str(folder / study)]
     environment = client_environment(server.uri, folder / "cache")
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == code, done.stderr[-3000:]
     return _Compared(folder / study, study, runs, **json.loads(measured.read_text()))
 
 
@@ -144,7 +144,9 @@ def compared(made, tracking_server, tmp_path_factory):
         if seed == 3:
             put_history(tracking_server.artifacts, run_id, '{"val_loss": [0.16, 0.1')
     folder = tmp_path_factory.mktemp("compared")
-    return _compare(tracking_server, "few", len(few), folder), _compare(tracking_server, "many", len(many), folder)
+    # Histories that cannot be read are named, and make the exit code 1.
+    damaged = _compare(tracking_server, "few", len(few), folder, code=1)
+    return damaged, _compare(tracking_server, "many", len(many), folder)
 
 
 def test_thousands_of_runs_are_in_the_store_as_a_client_reads_them(made, tracking_server):
