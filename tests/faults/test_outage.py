@@ -116,7 +116,7 @@ def unbroken(tmp_path_factory):
 def test_training_goes_on_while_the_server_is_away_for_a_minute_and_everything_arrives_once(
     tmp_path, tracking_server, fault_report
 ):
-    epochs, pictures = 300, ("--train.picture_every_epochs", "100")
+    epochs, pictures = 600, ("--train.picture_every_epochs", "200")
     environment = _environment(tracking_server, tmp_path, "outage")
     with _training(environment, tmp_path, epochs, *pictures) as process:
         said = _wait_for_epoch(process, 3)
@@ -138,7 +138,7 @@ def test_training_goes_on_while_the_server_is_away_for_a_minute_and_everything_a
         assert [value for _, value in stored["series"][METRIC[name]]] == history[name], name
     steps = [int(name.rpartition("+")[2]) for name in stored["artifacts"] if name.startswith("images/training")]
     assert len(history["loss_step"]) == 4 * epochs
-    assert sorted(steps) == [400 * part - 1 for part in range(1, 1 + epochs // 100)]
+    assert sorted(steps) == [800 * part - 1 for part in range(1, 1 + epochs // 200)]
     assert "the tracking store answers again" in "".join(said)
     note = f"{epoch - 3} epochs trained meanwhile; every point arrived, in order, once"
     fault_report.record(f"tracking server killed for {_OUTAGE_S:.0f} s while a run trains", 1, 1, note)
