@@ -90,7 +90,7 @@ def test_a_history_of_an_earlier_version_is_read_under_todays_names():
 
 def test_the_tags_of_a_run_are_in_the_table(fresh_store):
     from fnostab.dataset import load_or_build
-    from fnostab.tracking.run import run_tags
+    from fnostab.tracking.tracker import run_tags
 
     config = resolve_config({"preset": "smoke"})
     assert run_tags(config, load_or_build(config.data), "cpu").keys() <= TAGS.keys()

@@ -211,7 +211,7 @@ def test_values_wait_while_the_store_is_away_and_arrive_when_it_is_back(store, m
         assert tracker.flush(at_once=True)
         assert tracker.unwritten == 0
     assert len(store.get_metric_history(tracker.run_id, "train/loss")) == 1500
-    said = [record.getMessage() for record in caplog.records if record.name == "fnostab.tracking.run"]
+    said = [record.getMessage() for record in caplog.records if record.name == "fnostab.tracking.tracker"]
     assert [line.partition(": ")[2] or line for line in said] == [
         "1500 values wait",
         "the tracking store answers again, nothing waits any more",

@@ -12,7 +12,7 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
 from fnostab.tracking.errors import translated_store_errors
-from fnostab.tracking.run import Tracker
+from fnostab.tracking.tracker import Tracker
 
 
 def signature(N: int) -> ModelSignature:

@@ -20,7 +20,7 @@ from fnostab.study.names import tracked
 from fnostab.tracking.checkout import uncommitted_code
 from fnostab.tracking.errors import StoreUnavailable
 from fnostab.tracking.exports import log_model
-from fnostab.tracking.run import Tracker, run_tags
+from fnostab.tracking.tracker import Tracker, run_tags
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import CountsToObject

@@ -10,8 +10,9 @@ from fnostab.config import ArmConfig, stored_config
 from fnostab.health.history import History
 from fnostab.io.endings import CommandFailed
 from fnostab.tracking.errors import redacted
-from fnostab.tracking.run import Tracker, run_state
+from fnostab.tracking.run import run_state
 from fnostab.tracking.store import open_store
+from fnostab.tracking.tracker import Tracker
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.workflows import PrintLine

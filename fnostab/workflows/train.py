@@ -18,9 +18,10 @@ from fnostab.io.endings import Interrupted
 from fnostab.study.names import tracked
 from fnostab.tracking.artifacts import read_run
 from fnostab.tracking.errors import redacted
-from fnostab.tracking.run import RunState, Tracker, find_claimed, how_to_open, open_run, resume_into, run_state
+from fnostab.tracking.run import RunState, find_claimed, how_to_open, open_run, resume_into, run_state
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import find_results
+from fnostab.tracking.tracker import Tracker
 from fnostab.training.callbacks import (
     Checkpoints,
     ConsoleProgress,
