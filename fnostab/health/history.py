@@ -17,15 +17,21 @@ def _one_per(unit: str) -> Any:
 class History:
     """Series of one run: lists with one value an epoch, lists with one value an optimizer step, constants, events.
 
-    `val_loss` is an R-factor, and `val_amp_ssim` is empty where the truth is not known. The series in `health`, by
-    name, have one value from before the first step and then one an epoch. `object_correlation` and `twin_correlation`
-    are those of `metrics.orientation` at the end. `events` holds what ended a run early, and is empty if nothing did.
+    `val_loss` is an R-factor, and `val_amp_ssim` is empty where the truth is not known. `r_stitched` is the R-factor of
+    the one object that the validation patches make together (of a scan: all patches), NaN at epochs where it was not
+    taken; `r_stitched_constant` and `r_stitched_mean_pattern` are those of knowing nothing, on the same patterns.
+    `parameters_moved` is the share of the blocks' parameter tensors that changed in the epoch. The series in `health`,
+    by name, have one value from before the first step and then one an epoch. `object_correlation` and
+    `twin_correlation` are those of `metrics.orientation` at the end. `events` holds what ended a run early, and is
+    empty if nothing did.
     """
 
     train_loss: list[float] = _one_per("epoch")
     val_loss: list[float] = _one_per("epoch")
     lr: list[float] = _one_per("epoch")
     object_std_ratio: list[float] = _one_per("epoch")
+    r_stitched: list[float] = _one_per("epoch")
+    parameters_moved: list[float] = _one_per("epoch")
     val_amp_ssim: list[float] = _one_per("epoch")
     loss_step: list[float] = _one_per("step")
     grad_norm_preclip: list[float] = _one_per("step")
@@ -35,6 +41,8 @@ class History:
     val_loss_constant: float = math.nan
     val_loss_floor: float = math.nan
     val_loss_mean_pattern: float = math.nan
+    r_stitched_constant: float = math.nan
+    r_stitched_mean_pattern: float = math.nan
     object_correlation: float = math.nan
     twin_correlation: float = math.nan
     events: dict[str, Any] = field(default_factory=dict)
@@ -51,9 +59,9 @@ class History:
                 getattr(self, name).append(value)
 
     def add_epoch(self, **values: float | None) -> None:
-        """Append one epoch: a value for each of `EPOCH_SERIES`, or None where there is none to take."""
+        """Append one epoch: values of `EPOCH_SERIES` by name; there may be none to take of some."""
         for name in EPOCH_SERIES:
-            if (value := values[name]) is not None:
+            if (value := values.get(name)) is not None:
                 getattr(self, name).append(value)
 
     def add_health(self, values: Mapping[str, float]) -> None:

@@ -176,6 +176,7 @@ class SeriesRecorder(lightning.Callback):
             val_loss=found["val_loss"],
             lr=float(trainer.optimizers[0].param_groups[0]["lr"]),
             object_std_ratio=found["object_std"] / reference if reference else math.nan,
+            r_stitched=found.get("r_stitched"),
             val_amp_ssim=found.get("val_amp_ssim"),
         )
         self.history.add_health(module.observe())
