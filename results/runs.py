@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from fnostab.health import FAILED
 from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
 from fnostab.study.selection import StoredRun
 from fnostab.tracking.transfer import read_exported
@@ -60,7 +61,7 @@ class Run:
     @property
     def failed(self) -> bool:
         """Whether its verdict is a failure."""
-        return self.stored.tags["verdict"] != "converged"
+        return self.stored.tags["verdict"] in FAILED
 
 
 @cache

@@ -318,6 +318,13 @@ def test_a_seed_may_be_the_text_of_a_tag():
     assert rank_arms([run("a", "20260128", 0.1)], 0).table[0]["seeds"] == [20260128]
 
 
+@pytest.mark.parametrize("verdict", ["interrupted", "pruned", "unknown"])
+def test_a_run_without_a_result_is_missing_and_no_failure(verdict):
+    ranked = rank_arms([run("a", 0, 0.1), run("a", 1, 0.2, verdict)], 0)
+    assert ranked.missing == {("a", 1): verdict}
+    assert (ranked.table[0]["runs"], ranked.table[0]["failures"]) == (1, 0)
+
+
 def test_interrupted_and_absent_runs_are_missing_and_no_failures():
     runs = [run("a", 0, 0.1), run("a", 1, 0.2, "interrupted"), run("b", 0, 0.3), run("b", 2, 0.3)]
     ranked = rank_arms(runs, 0)

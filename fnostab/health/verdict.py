@@ -3,13 +3,20 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 from fnostab.health.config import DEFAULTS, HealthConfig
 from fnostab.health.evidence import gather, mapping, number, series
 from fnostab.health.history import checked_mapping, each, finite_or_none
 
-VerdictLabel = Literal["converged", "stagnated", "collapsed", "diverged", "non_finite", "out_of_memory", "interrupted"]
+Failure = Literal["stagnated", "collapsed", "diverged", "inconsistent", "non_finite", "out_of_memory"]
+NoResult = Literal["interrupted", "pruned", "unknown"]
+VerdictLabel = Literal["converged", Failure, NoResult]
+
+#: Verdicts of runs that failed.
+FAILED: Final = get_args(Failure)
+#: Verdicts of runs without a result: they are missing in a ranking, and no failures.
+NO_RESULT: Final = get_args(NoResult)
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,8 @@ class Verdict:
 
     @property
     def failed(self) -> bool:
-        """Whether the run counts as a failure; an interrupted one does not: it is missing."""
-        return self.label not in ("converged", "interrupted")
+        """Whether the run counts as a failure; one without a result does not: it is missing."""
+        return self.label in FAILED
 
 
 def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdict:

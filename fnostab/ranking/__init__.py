@@ -2,7 +2,6 @@
 
 from fnostab.ranking.arms import (
     BOOTSTRAP_SEED as BOOTSTRAP_SEED,
-    FAILED as FAILED,
     Ranking as Ranking,
     rank_arms as rank_arms,
 )

@@ -1,8 +1,8 @@
 """Rank the arms of a study: a table of runs in, ranked arms and a decision in words out.
 
 **What failed** is what the verdict says, whatever number was stored; a failed run's `best_val_loss` counts as
-infinite. Interrupted runs, and converged ones without a finite `best_val_loss`, are missing: counted nowhere, and named
-in `Ranking.missing`. So is a seed that only other arms have.
+infinite. Runs without a result (interrupted, pruned, unknown), and converged ones without a finite `best_val_loss`, are
+missing: counted nowhere, and named in `Ranking.missing`. So is a seed that only other arms have.
 
 **Arms are independent samples.** They share the dataset and the order of the data, but the same seed gives networks of
 different shapes unrelated initial weights. So seeds are resampled within each arm, and never paired across arms.
@@ -18,7 +18,7 @@ from typing import Any, Final, get_args
 
 import numpy as np
 
-from fnostab.health import VerdictLabel
+from fnostab.health import FAILED, NO_RESULT, VerdictLabel
 from fnostab.health.history import each, finite_or_none
 from fnostab.ranking.decision import Decision, decide
 from fnostab.ranking.intervals import (
@@ -32,7 +32,6 @@ from fnostab.ranking.intervals import (
 )
 
 VERDICTS: Final = get_args(VerdictLabel)
-FAILED: Final = tuple(verdict for verdict in VERDICTS if verdict not in ("converged", "interrupted"))
 #: Seed of the bootstrap of every ranking that people are shown, so that the same runs give the same intervals.
 BOOTSTRAP_SEED: Final = 20260128
 REQUIRED_COLUMNS: Final = ("arm", "seed", "best_val_loss", "verdict")
@@ -166,8 +165,8 @@ def _read(runs: Runs) -> tuple[dict[str, list[Row]], dict[tuple[str, int], str]]
 def _why_missing(row: Row | None) -> str | None:
     if row is None:
         return "no run"
-    if row["verdict"] == "interrupted":
-        return "interrupted"
+    if row["verdict"] in NO_RESULT:
+        return str(row["verdict"])
     if row["verdict"] == "converged" and not math.isfinite(row["best_val_loss"]):
         return "converged, but without a finite best_val_loss"
     return None

@@ -29,7 +29,7 @@ def learning_curves(result: StudyResult) -> Figure:
         log_axis(axes, bottom, top)
         for run in runs:
             _curve(axes, run, _inside(run.curves.val_loss, top), colour_of[arm], dotted=longest < 20)
-        counted = [run.curves.val_loss for run in runs if run.verdict != "interrupted"]
+        counted = [run.curves.val_loss for run in runs if not run.missing]
         counted = [curve for curve in counted if np.isfinite(curve).any()]
         if len(counted) > 2:
             middle = _inside(_median_curve(counted), top)
@@ -115,8 +115,8 @@ def _curve(axes: Axes, run: StudyRun, values: Floats, color: str, *, dotted: boo
     style: dict[str, Any] = {"color": color, "lw": 1.1, "label": "a run, in its arm's colour"}
     if run.failed:
         style = {"color": FAILED_COLOUR, "ls": "--", "lw": 0.9, "label": "a failed run"}
-    elif run.verdict == "interrupted":
-        style |= {"ls": ":", "label": "an interrupted run"}
+    elif run.missing:
+        style |= {"ls": ":", "label": "a run without a result"}
     epochs = np.arange(1, len(values) + 1)
     axes.plot(epochs, values, gid="run", alpha=0.85, marker="o", ms=3, markevery=dots.tolist(), **style)
     if run.failed and finite.any():

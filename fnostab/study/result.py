@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
-from fnostab.ranking import FAILED, Ranking
+from fnostab.health import FAILED, NO_RESULT
+from fnostab.ranking import Ranking
 from fnostab.study.curves import NO_CURVES, Curves
 from fnostab.study.depth import DepthComparison
 
@@ -36,8 +37,13 @@ class StudyRun:
 
     @property
     def failed(self) -> bool:
-        """Whether the run counts as a failure; an interrupted one is missing instead."""
+        """Whether the run counts as a failure; one without a result is missing instead."""
         return self.verdict in FAILED
+
+    @property
+    def missing(self) -> bool:
+        """Whether the run has no result: it was interrupted or pruned, or its verdict is unknown."""
+        return self.verdict in NO_RESULT
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,9 @@ class StudyResult:
 def best_and_worst(runs: Sequence[StudyRun]) -> list[StudyRun]:
     """The best and the worst of an arm's runs: converged before failed, then by best_val_loss, then by seed.
 
-    One run where there is only one; interrupted runs only where there are no others.
+    One run where there is only one; runs without a result only where there are no others.
     """
-    order = in_order([run for run in runs if run.verdict != "interrupted"] or runs)
+    order = in_order([run for run in runs if not run.missing] or runs)
     return order if len(order) < 2 else [order[0], order[-1]]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from fnostab.config import ConfigError
+from fnostab.health import FAILED
 from fnostab.io.files import atomic_write
-from fnostab.ranking import BOOTSTRAP_SEED, FAILED, Ranking, rank_arms
+from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
 from fnostab.report.axes import Picture
 from fnostab.report.card import model_card
 from fnostab.report.figures import draw_figures
