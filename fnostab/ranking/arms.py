@@ -1,8 +1,8 @@
 """Rank the arms of a study: a table of runs in, ranked arms and a decision in words out.
 
-**What failed** is what the verdict says, whatever number was stored; a failed run's `best_val_loss` counts as
-infinite. Runs without a result (interrupted, pruned, unknown), and converged ones without a finite `best_val_loss`, are
-missing: counted nowhere, and named in `Ranking.missing`. So is a seed that only other arms have.
+**What failed** is what the verdict says, whatever number was stored; a failed run counts as infinite in every column
+that arms are ranked by. Runs without a result (interrupted, pruned, unknown), and converged ones without a finite
+`best_val_loss`, are missing: counted nowhere, and named in `Ranking.missing`. So is a seed that only other arms have.
 
 **Arms are independent samples.** They share the dataset and the order of the data, but the same seed gives networks of
 different shapes unrelated initial weights. So seeds are resampled within each arm, and never paired across arms.
@@ -11,8 +11,8 @@ different shapes unrelated initial weights. So seeds are resampled within each a
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations, product
+from dataclasses import dataclass, field, replace
+from itertools import product
 from operator import itemgetter
 from typing import Any, Final, get_args
 
@@ -20,24 +20,31 @@ import numpy as np
 
 from fnostab.health import FAILED, NO_RESULT, VerdictLabel
 from fnostab.health.history import each, finite_or_none
+from fnostab.ranking.claims import ONE_LOOK, Design
 from fnostab.ranking.decision import Decision, decide
 from fnostab.ranking.intervals import (
     Bootstrap,
     Interval,
-    Pair,
     interquartile_mean,
-    probability_of_improvement,
     trimmed_mean,
     wilson_interval,
 )
+from fnostab.ranking.pairs import Compared, Pair, compare_arms
 
 VERDICTS: Final = get_args(VerdictLabel)
 #: Seed of the bootstrap of every ranking that people are shown, so that the same runs give the same intervals.
 BOOTSTRAP_SEED: Final = 20260128
 REQUIRED_COLUMNS: Final = ("arm", "seed", "best_val_loss", "verdict")
+#: What arms can be ranked by, lower values better: the patches' R-factor, and that of the one object that a user gets.
+RANKED_BY: Final = ("best_val_loss", "r_stitched")
 #: Medians of these are over the converged runs: of a failed run they mean nothing.
 QUALITY_COLUMNS: Final = ("amp_ssim", "phase_ssim", "amp_mae", "phase_mae")
-NUMBER_COLUMNS: Final = (*QUALITY_COLUMNS, "grad_norm_median", "grad_norm_max", "plateau_left_epoch")
+#: Measures of stability; `health.stability` has what they are.
+STABILITY_COLUMNS: Final = ("max_drawdown", "mean_excess", "relapses", "relapses_per_1e5_steps", "dead_blocks")
+NUMBER_COLUMNS: Final = (
+    *("r_stitched", *QUALITY_COLUMNS, *STABILITY_COLUMNS),
+    *("grad_norm_median", "grad_norm_max", "plateau_left_epoch"),
+)
 
 Row = dict[str, Any]
 
@@ -51,52 +58,110 @@ class Ranking:
     """Ranked arms: see `rank_arms`."""
 
     table: list[Row]  #: one row an arm, best first
-    pairs: list[Pair]  #: every ordered pair of arms
+    pairs: list[Pair]  #: every ordered pair of arms, by the column `by`
     decision: Decision
     missing: dict[tuple[str, int], str]  #: why there is no result, by (arm, seed)
+    by: str
+    design: Design
+    comparisons: int  #: how many comparisons the p-values are corrected for
+    other_pairs: list[Pair] = field(default_factory=list)  #: by the other of `RANKED_BY`; empty where it is not known
+
+    @property
+    def other(self) -> str:
+        """The one of `RANKED_BY` that the arms are not ranked by."""
+        return next(column for column in RANKED_BY if column != self.by)
 
     def to_json_rows(self) -> list[Row]:
         """The table as strictly valid JSON takes it: what is not finite becomes None."""
         return [each(row, finite_or_none) for row in self.table]
 
 
-def rank_arms(runs: Runs, rng: np.random.Generator | int, resamples: int = 4000) -> Ranking:
+def rank_arms(
+    runs: Runs,
+    rng: np.random.Generator | int,
+    resamples: int = 4000,
+    *,
+    by: str = "best_val_loss",
+    design: Design = ONE_LOOK,
+) -> Ranking:
     """Rank arms by the runs of a study.
 
     `runs` is a DataFrame, rows, or columns, with `arm`, `seed`, `best_val_loss`, `verdict` and, if known, `arch`,
     `run_id` and `NUMBER_COLUMNS`. Intervals come from `resamples` bootstrap resamples drawn by `rng` (a generator or a
     seed), stratified by arm; the order of the runs does not matter. An arm with one run has no intervals (None).
 
-    Order: median best_val_loss over all seeds, failed runs infinite; then failure rate; then interquartile mean; then
-    name. With one seed an arm that is the order by best val_loss, failed arms last. An arm without a counted run is not
-    in the table.
+    Order: median of the column `by`, one of `RANKED_BY`, over all seeds, failed runs infinite; then failure rate; then
+    interquartile mean; then name. With one seed an arm that is the order by that column, failed arms last. An arm
+    without a counted run is not in the table.
 
-    Table: of best_val_loss the lowest of a converged run, and median and interquartile mean over all runs; medians of
-    `QUALITY_COLUMNS` over converged runs, of `grad_norm_median` over all, of `plateau_left_epoch` over those that left
+    Table: of `RANKED_BY` the lowest of a converged run, and median and interquartile mean over all runs; medians of
+    `QUALITY_COLUMNS` over converged runs; of the `STABILITY_COLUMNS` medians, and of relapses and dead blocks sums,
+    over the runs that have them; medians of `grad_norm_median` over all, of `plateau_left_epoch` over those that left
     the plateau; None where nothing is known.
 
-    The decision's rules are those of `fnostab.ranking.decision.decide`.
+    What may be claimed of pairs follows `design`, by `fnostab.ranking.pairs.compare_arms`; the decision's rules are
+    those of `fnostab.ranking.decision.decide`.
 
     Raises `ValueError` for a table that is empty or has no counted run, a column that is absent, an unknown verdict, a
-    value of the wrong kind, two rows of one (arm, seed), two archs in one arm, and fewer than 100 `resamples`.
+    value of the wrong kind, two rows of one (arm, seed), two archs in one arm, a `by` that is none or that a converged
+    run does not have, and fewer than 100 `resamples`.
     """
     if resamples < 100:
         raise ValueError(f"`resamples` (={resamples}) must be >= 100")
+    if by not in RANKED_BY:
+        raise ValueError(f"`by` (={by}) must be one of {', '.join(RANKED_BY)}")
     counted, missing = _read(runs)
+    known = [column for column in RANKED_BY if _is_known(counted, column)]
+    if by not in known:
+        raise ValueError(f"`by` (={by}) must be known of every converged run, and is not")
     generator = np.random.default_rng(rng)
-    losses = {arm: [run["best_val_loss"] for run in of_arm] for arm, of_arm in counted.items()}
-    drawn = {arm: Bootstrap.draw(values, generator, resamples) for arm, values in losses.items()}
-    table = [_row(arm, of_arm, drawn[arm]) for arm, of_arm in counted.items()]
-    table.sort(key=itemgetter("median_best_val_loss", "failure_rate", "iqm_best_val_loss", "arm"))
+    values = {column: {arm: _by_seed(of_arm, column) for arm, of_arm in counted.items()} for column in known}
+    drawn = {
+        column: {arm: Bootstrap.draw(list(of.values()), generator, resamples) for arm, of in by_arm.items()}
+        for column, by_arm in values.items()
+    }
+    table = [_row(arm, of_arm, {column: drawn[column][arm] for column in known}) for arm, of_arm in counted.items()]
+    table.sort(key=itemgetter(f"median_{by}", "failure_rate", f"iqm_{by}", "arm"))
+    failed = {arm: {run["seed"]: run["verdict"] != "converged" for run in of_arm} for arm, of_arm in counted.items()}
+    compared = {
+        column: _described(compare_arms({row["arm"]: values[column][row["arm"]] for row in table}, failed, design), of)
+        for column, of in drawn.items()
+    }
+    main, other = compared[by], next((found for column, found in compared.items() if column != by), None)
+    decision = decide(table, main, other.pairs if other else {}, by=by, design=design)
+    return Ranking(
+        table,
+        list(main.pairs.values()),
+        decision,
+        missing,
+        by,
+        design,
+        main.comparisons,
+        list(other.pairs.values()) if other else [],
+    )
+
+
+def _is_known(counted: Mapping[str, list[Row]], column: str) -> bool:
+    return all(not math.isnan(run[column]) for of_arm in counted.values() for run in of_arm)
+
+
+def _by_seed(runs: list[Row], column: str) -> dict[int, float]:
+    return {run["seed"]: run[column] for run in runs}
+
+
+def _described(found: Compared, drawn: Mapping[str, Bootstrap]) -> Compared:
+    """`found` with the bootstrap's intervals of the probabilities of improvement."""
     pairs: dict[tuple[str, str], Pair] = {}
-    for a, b in combinations([row["arm"] for row in table], 2):
-        interval = drawn[a].improvement_interval(drawn[b])
-        pairs[a, b] = Pair(a, b, probability_of_improvement(losses[a], losses[b]), *interval)
-        pairs[b, a] = pairs[a, b].reversed
-    return Ranking(table, list(pairs.values()), decide(table, pairs), missing)
+    for (a, b), pair in found.pairs.items():
+        if (b, a) in pairs:
+            pairs[a, b] = pairs[b, a].reversed
+        else:
+            low, high = drawn[a].improvement_interval(drawn[b])
+            pairs[a, b] = replace(pair, low=low, high=high)
+    return found._replace(pairs=pairs)
 
 
-def _row(arm: str, runs: list[Row], drawn: Bootstrap) -> Row:
+def _row(arm: str, runs: list[Row], drawn: Mapping[str, Bootstrap]) -> Row:
     converged = [run for run in runs if run["verdict"] == "converged"]
     best = min(converged, key=lambda run: run["best_val_loss"], default={"best_val_loss": None, "run_id": None})
     failures = len(runs) - len(converged)
@@ -111,14 +176,25 @@ def _row(arm: str, runs: list[Row], drawn: Bootstrap) -> Row:
         "failures": failures,
         "failure_rate": failures / len(runs),
         **_ends("failure_rate", wilson_interval(failures, len(runs))),
-        "median_best_val_loss": float(np.median(drawn.values)),
-        **_ends("median_best_val_loss", drawn.interval(np.median)),
-        "iqm_best_val_loss": interquartile_mean(drawn.values),
-        **_ends("iqm_best_val_loss", drawn.interval(trimmed_mean)),
+        **_estimates("best_val_loss", drawn.get("best_val_loss")),
+        "r_stitched": min(_known(converged, "r_stitched"), default=None),
+        **_estimates("r_stitched", drawn.get("r_stitched")),
         "epochs_to_leave_plateau": _median(runs, "plateau_left_epoch"),
+        **{name: _median(runs, name) for name in ("max_drawdown", "mean_excess", "relapses_per_1e5_steps")},
+        **{name: sum(found) if (found := _known(runs, name)) else None for name in ("relapses", "dead_blocks")},
         "seeds": [run["seed"] for run in runs],
         "best_run_id": best["run_id"],
     }
+
+
+def _estimates(column: str, drawn: Bootstrap | None) -> Row:
+    """Median and interquartile mean with their intervals; None where the column is not known."""
+    names = (f"median_{column}", f"iqm_{column}")
+    if drawn is None:
+        return {f"{name}{end}": None for name in names for end in ("", "_low", "_high")}
+    values = (float(np.median(drawn.values)), interquartile_mean(drawn.values))
+    ends = (_ends(names[0], drawn.interval(np.median)), _ends(names[1], drawn.interval(trimmed_mean)))
+    return {**dict(zip(names, values, strict=True)), **ends[0], **ends[1]}
 
 
 def _ends(name: str, interval: Interval) -> Row:
@@ -195,7 +271,7 @@ def _checked(record: Mapping[str, Any]) -> Row:
         )
     row = {name: _number(name, record.get(name)) for name in ("best_val_loss", *NUMBER_COLUMNS)}
     if verdict in FAILED:
-        row["best_val_loss"] = math.inf
+        row |= dict.fromkeys(RANKED_BY, math.inf)
     texts = {name: value if isinstance(value := record.get(name), str) else None for name in ("arch", "run_id")}
     return {"arm": arm, "seed": _seed(arm, record["seed"]), "verdict": verdict, **texts, **row}
 

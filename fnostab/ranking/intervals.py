@@ -1,12 +1,12 @@
 """Estimates with their intervals, for few runs of which some failed: pure functions of arrays.
 
 Lower values are better, and a failed run's value is infinite: medians, trimmed means, comparisons and quantiles all
-stay defined. Every interval is two-sided at 95 %. The definitions are those of rliable for one task: Agarwal et al.
-2021, "Deep reinforcement learning at the edge of the statistical precipice", https://arxiv.org/abs/2108.13264.
+stay defined. Every interval is two-sided at 95 %; intervals describe, and decide nothing. The definitions are those of
+rliable for one task: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice",
+https://arxiv.org/abs/2108.13264.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,8 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 CONFIDENCE: Final = 0.95
-#: Chance with which `seeds_to_tell_apart` seeds give a clear interval, if the probability is the true one.
-POWER: Final = 0.8
 
 Values = NDArray[np.float64]
 #: Both ends, or neither: one value has no spread.
@@ -45,7 +43,7 @@ def interquartile_mean(values: ArrayLike) -> float:
 
     Raises `ValueError` where there is no value or a NaN among them. Source: rliable, section 4.3.
     """
-    return float(trimmed_mean(_checked("values", values)))
+    return float(trimmed_mean(checked_values("values", values)))
 
 
 #: Interquartile means over an `axis`.
@@ -58,54 +56,7 @@ def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:
     It is the Mann-Whitney statistic over n m; two infinities tie. Raises `ValueError` where there is no value or a NaN
     among them. Source: rliable, section 4.3, where higher is better.
     """
-    return float(_wins(_checked("a", a), _checked("b", b)).mean())
-
-
-def seeds_to_tell_apart(probability: float) -> int | None:
-    """Seeds per arm at which the interval of the probability of improvement would leave out 0.5; None if it is 0.5.
-
-    An estimate: it takes `probability` for the true one, which after few seeds it is not, asks for a power of `POWER`,
-    and supposes arms of equal size without ties (with ties fewer will do): n = (z_0.975 + z_0.8)^2 / (6 (p - 1/2)^2).
-    Source: Noether 1987, J. Am. Stat. Assoc. 82, 645, with half of the seeds in each arm.
-    """
-    if probability == 0.5:
-        return None
-    quantiles = float(stats.norm.ppf([(1 + CONFIDENCE) / 2, POWER]).sum())
-    return math.ceil(quantiles**2 / (6 * (probability - 0.5) ** 2))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Probability that a run of arm `a` has a lower best_val_loss than one of `b`, with its 95 % interval.
-
-    The interval's ends are None where an arm has one run only.
-    """
-
-    a: str
-    b: str
-    probability: float
-    low: float | None
-    high: float | None
-
-    @property
-    def reversed(self) -> "Pair":
-        """The same comparison, of `b` with `a`."""
-        low, high = (None if end is None else 1 - end for end in (self.high, self.low))
-        return Pair(self.b, self.a, 1 - self.probability, low, high)
-
-    @property
-    def a_is_better(self) -> bool:
-        """Whether the whole interval lies above 0.5."""
-        return self.low is not None and self.low > 0.5
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the interval holds 0.5, or there is none."""
-        return self.low is None or self.high is None or self.low <= 0.5 <= self.high
-
-    def __str__(self) -> str:
-        interval = "no interval" if self.low is None else f"95 % interval {self.low:.2f} to {self.high:.2f}"
-        return f"{self.a} over {self.b} {self.probability:.2f} ({interval})"
+    return float(_wins(checked_values("a", a), checked_values("b", b)).mean())
 
 
 @dataclass(frozen=True)
@@ -123,7 +74,7 @@ class Bootstrap:
     @classmethod
     def draw(cls, values: ArrayLike, rng: np.random.Generator, resamples: int) -> "Bootstrap":
         """Resample `values` (n,); `ValueError` where there is no value or a NaN among them."""
-        ordered = np.sort(_checked("values", values))
+        ordered = np.sort(checked_values("values", values))
         n = len(ordered)
         return cls(ordered, rng.multinomial(n, np.full(n, 1 / n), size=resamples))
 
@@ -152,7 +103,8 @@ def _wins(a: Values, b: Values) -> Values:
     return np.asarray((a[:, None] < b) + 0.5 * (a[:, None] == b))
 
 
-def _checked(name: str, values: ArrayLike) -> Values:
+def checked_values(name: str, values: ArrayLike) -> Values:
+    """Return `values`, called `name`, as (n,); raises `ValueError` where there is none or a NaN among them."""
     array = np.asarray(values, dtype=np.float64).ravel()
     if not array.size:
         raise ValueError(f"`{name}` must hold at least one value")
