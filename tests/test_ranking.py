@@ -476,7 +476,7 @@ def test_undecided_says_how_many_seeds_would_decide():
     ranked = rank_arms(study(control=CONTROL, agc=MIXED, stable=WORSE), 0)
     needed = seeds_to_tell_apart(pair_of(ranked, "control", "agc").probability, comparisons=4)
     assert ranked.decision.seeds_needed == needed > 5
-    assert f"between control and agc would take about {needed} seeds an arm" in ranked.decision.text
+    assert f"between agc and control would take about {needed} seeds an arm" in ranked.decision.text
 
 
 def test_more_seeds_than_the_most_are_said_to_be_more():
