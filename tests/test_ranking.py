@@ -372,8 +372,22 @@ def test_bad_tables_are_refused_in_one_line(runs, message):
 
 
 def test_too_few_resamples_are_refused():
-    with pytest.raises(ValueError, match=r"`resamples` \(=10\) must be >= 100"):
+    with pytest.raises(ValueError, match=r"`resamples` \(=10\) must be 0 or >= 100"):
         rank_arms(ORIGINAL, 0, resamples=10)
+
+
+def test_without_resamples_there_are_no_intervals_and_the_decision_is_the_same():
+    runs = study(
+        control=[0.5, 0.6, 0.7, 0.8, None], agc=[0.1, 0.11, 0.12, 0.13, 0.14], other=[0.51, 0.61, 0.71, 0.81, 1]
+    )
+    ranked, with_intervals = rank_arms(runs, 0, resamples=0), rank_arms(runs, 0)
+    assert ranked.decision == with_intervals.decision
+    assert ranked.decision.label == "best"
+    assert [(pair.p_corrected, pair.better) for pair in ranked.pairs] == [
+        (pair.p_corrected, pair.better) for pair in with_intervals.pairs
+    ]
+    assert {end for pair in ranked.pairs for end in (pair.low, pair.high)} == {None}
+    assert {row["median_best_val_loss_low"] for row in ranked.table} == {None}
 
 
 # Decision

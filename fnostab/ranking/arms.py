@@ -88,7 +88,8 @@ def rank_arms(
 
     `runs` is a DataFrame, rows, or columns, with `arm`, `seed`, `best_val_loss`, `verdict` and, if known, `arch`,
     `run_id` and `NUMBER_COLUMNS`. Intervals come from `resamples` bootstrap resamples drawn by `rng` (a generator or a
-    seed), stratified by arm; the order of the runs does not matter. An arm with one run has no intervals (None).
+    seed), stratified by arm; the order of the runs does not matter. An arm with one run has no intervals (None), and
+    none has any with 0 resamples: the decision is the same, and soon made.
 
     Order: median of the column `by`, one of `RANKED_BY`, over all seeds, failed runs infinite; then failure rate; then
     interquartile mean; then name. With one seed an arm that is the order by that column, failed arms last. An arm
@@ -104,10 +105,10 @@ def rank_arms(
 
     Raises `ValueError` for a table that is empty or has no counted run, a column that is absent, an unknown verdict, a
     value of the wrong kind, two rows of one (arm, seed), two archs in one arm, a `by` that is none or that a converged
-    run does not have, and fewer than 100 `resamples`.
+    run does not have, and `resamples` under 100, but for 0.
     """
-    if resamples < 100:
-        raise ValueError(f"`resamples` (={resamples}) must be >= 100")
+    if resamples != 0 and resamples < 100:
+        raise ValueError(f"`resamples` (={resamples}) must be 0 or >= 100")
     if by not in RANKED_BY:
         raise ValueError(f"`by` (={by}) must be one of {', '.join(RANKED_BY)}")
     counted, missing = _read(runs)

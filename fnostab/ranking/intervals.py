@@ -79,15 +79,15 @@ class Bootstrap:
         return cls(ordered, rng.multinomial(n, np.full(n, 1 / n), size=resamples))
 
     def interval(self, statistic: Statistic) -> Interval:
-        """Interval of a `statistic`, taken of each resample."""
-        if len(self.values) == 1:
+        """Interval of a `statistic`, taken of each resample; none without resamples."""
+        if len(self.values) == 1 or not len(self.counts):
             return None, None
         drawn = np.repeat(np.tile(self.values, len(self.counts)), self.counts.ravel()).reshape(self.counts.shape)
         return _percentile_interval(statistic(drawn, axis=-1))
 
     def improvement_interval(self, other: "Bootstrap") -> Interval:
         """Interval of the probability of improvement over `other`, both arms resampled independently."""
-        if min(len(self.values), len(other.values)) == 1:
+        if min(len(self.values), len(other.values)) == 1 or not len(self.counts):
             return None, None
         wins = self.counts @ _wins(self.values, other.values)
         return _percentile_interval((wins * other.counts).sum(axis=1) / (len(self.values) * len(other.values)))
