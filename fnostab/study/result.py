@@ -1,7 +1,7 @@
 """A ranked study as data: its runs, its ranking, and what else is to be told of it."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,10 +69,11 @@ class StudyResult:
         return ranked + sorted({run.arm for run in self.runs} - set(ranked))
 
     @property
-    def first_beats_all(self) -> bool:
-        """Whether the first arm in rank is better than each other one beyond doubt."""
-        first = self.ranking.table[0]["arm"]
-        return all(pair.a_is_better for pair in self.ranking.pairs if pair.a == first)
+    def beats_all(self) -> str | None:
+        """The arm that is clearly better than each other one, which the decision *best* is about; None if none is."""
+        others = len(self.ranking.table) - 1
+        wins = Counter(pair.a for pair in self.ranking.pairs if pair.a_is_better)
+        return next((arm for arm, number in wins.items() if number == others), None)
 
     @property
     def missing(self) -> list[tuple[str, str, list[int]]]:
