@@ -477,6 +477,7 @@ STORES = {
             "a study without a finished run": ("compare", "--study", "unfinished"),
             "an unknown dataset": ("compare", "--study", "small", "--dataset", "zz"),
             "an unknown parent": ("compare", "--study", "small", "--parent", "zz"),
+            "an unknown column": ("compare", "--study", "small", "--by", "psnr"),
             "neither true nor false": ("compare", "--study", "small", "--promote", "maybe"),
             "a folder that is not there": ("compare", "--study", "small", "--out", "no/such"),
             "Stage B of an unknown study": ("study", "--stage", "b", "--stage_a", "nothing"),

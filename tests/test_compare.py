@@ -14,7 +14,7 @@ from fnostab.workflows.compare import compare_study
 _HISTORY = {"val_loss": [0.1, 0.05], "grad_norm_preclip": [1.0, 2.0], "val_loss_constant": 0.16}
 
 
-def _record_run(study, arm, seed=1, blocks=2, parent=None):
+def _record_run(study, arm, seed=1, blocks=2, parent=None, metrics=None):
     """Leave what a finished run of this arm would have left in the store; gives its ID."""
     config = resolve_config({"preset": "smoke", "study": study, "arm": arm, "seed": seed, "fno_blocks": blocks})
     client = mlflow.MlflowClient()
@@ -23,7 +23,8 @@ def _record_run(study, arm, seed=1, blocks=2, parent=None):
     tags |= {"mlflow.parentRunId": parent} if parent else {}
     run_id = client.create_run("0", tags=tags).info.run_id
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in config.flat().items()])
-    client.log_metric(run_id, "best_val_loss", 0.05 + 0.01 * seed)
+    for name, value in {"best_val_loss": 0.05 + 0.01 * seed, **(metrics or {})}.items():
+        client.log_metric(run_id, name, value)
     client.log_text(run_id, json.dumps(_HISTORY), "history.json")
     client.set_terminated(run_id)
     return run_id
@@ -93,3 +94,28 @@ def test_arms_with_dollars_in_their_names_are_compared(arm, fresh_store):
     found = compare_study("money", register=False)
     assert found.result.notes == []
     assert len([name for name in found.files if name.startswith("figures/")]) == 4
+
+
+def test_by_r_stitched_the_arm_with_the_better_objects_is_first(fresh_store, capsys):
+    for arm, loss, stitched in (("control", 0.05, 0.09), ("agc", 0.06, 0.08)):
+        _record_run("sewn", arm, metrics={"best_val_loss": loss, "val/r_stitched": stitched})
+    assert [row["arm"] for row in compare_study("sewn", register=False).result.ranking.table] == ["control", "agc"]
+    assert main(["compare", "--study", "sewn", "--register", "false", "--by", "r_stitched"]) == 0
+    assert "Stage B takes agc, the first in rank" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        ("psnr", "`by` (=psnr) must be one of best_val_loss, r_stitched"),
+        ("r_stitched", "`by` (=r_stitched) must be known of every converged run, and is not"),
+    ],
+)
+def test_a_column_that_arms_cannot_be_ranked_by_is_refused_before_anything_is_written(by, message, fresh_store, capsys):
+    run_id = _record_run("small", "control")
+    capsys.readouterr()
+    assert main(["compare", "--study", "small", "--by", by, "--out", "out"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert message in said
+    assert not (fresh_store / "out").exists()
+    assert [run.info.run_id for run in mlflow.MlflowClient().search_runs(["0"])] == [run_id]

@@ -1,9 +1,13 @@
 """Which runs are compared, and which may not be."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from fnostab.config import ConfigError, resolve_config
-from fnostab.study.selection import OWN_KEYS, StoredRun, select_runs
+from fnostab.ranking import rank_arms
+from fnostab.study.selection import OWN_KEYS, StoredRun, select_runs, to_rows
 
 
 def stored(arm="control", seed=1, dataset="d1", status="FINISHED", ended=0, parent=None, varied="", **overrides):
@@ -36,6 +40,43 @@ def test_a_row_of_the_ranking_holds_the_metrics_under_its_own_names():
         *(0.9, "converged"),
     )
     assert row["phase_ssim"] is None
+
+
+def with_metrics(seed, verdict="converged", **metrics):
+    run = stored(seed=seed, verdict=verdict)
+    return replace(run, metrics={**run.metrics, **{name.replace("__", "/"): value for name, value in metrics.items()}})
+
+
+def test_the_stitched_r_factor_of_a_row_is_the_last_of_training_where_every_converged_run_has_it():
+    runs = [
+        with_metrics(1, val__r_stitched=0.11, test__r_factor=0.2),
+        with_metrics(2, verdict="collapsed", val__r_stitched=math.nan, test__r_factor=0.3),
+    ]
+    rows, notes = to_rows(runs)
+    assert rows[0]["r_stitched"] == 0.11
+    assert notes == []
+
+
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_where_one_converged_run_has_none_all_runs_have_that_of_the_test_object_instead(value):
+    lacking = {} if value is None else {"val__r_stitched": value}
+    runs = [with_metrics(1, val__r_stitched=0.11, test__r_factor=0.2), with_metrics(2, test__r_factor=0.3, **lacking)]
+    rows, notes = to_rows(runs)
+    assert [row["r_stitched"] for row in rows] == [0.2, 0.3]
+    assert notes == [
+        "1 of 2 converged runs have no val/r_stitched, so test/r_factor, that of the stitched test object, is the "
+        "r_stitched of all runs here."
+    ]
+
+
+def test_runs_whose_stitched_objects_cannot_be_compared_are_ranked_by_val_loss_and_a_note_says_so():
+    rows, notes = to_rows([with_metrics(1, val__r_stitched=0.11), with_metrics(2)])
+    assert rank_arms(rows, 0).other_pairs == []
+    assert notes == [
+        "1 of 2 converged runs have no val/r_stitched, and 2 no test/r_factor, so the arms are compared by val_loss "
+        "alone."
+    ]
+    assert to_rows([with_metrics(1), with_metrics(2)])[1] == []
 
 
 def test_two_datasets_are_refused_with_both_hashes():

@@ -2,6 +2,7 @@
 
 from fnostab.ranking.arms import (
     BOOTSTRAP_SEED as BOOTSTRAP_SEED,
+    RANKED_BY as RANKED_BY,
     Ranking as Ranking,
     rank_arms as rank_arms,
 )

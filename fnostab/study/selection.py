@@ -1,12 +1,13 @@
 """Which runs of a study are compared: the newest finished one per arm and seed, and only what may be compared."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from fnostab.config import CONFIG_KEYS, REMOVED_KEYS, ConfigError
-from fnostab.study.names import NUMBERS
+from fnostab.study.names import METRIC, NUMBERS
 
 K = TypeVar("K", bound=Hashable)
 
@@ -62,10 +63,33 @@ class StoredRun:
         return self.status == "FINISHED" and "verdict" in self.tags
 
     def to_row(self) -> dict[str, Any]:
-        """The run as `ranking.rank_arms` takes it."""
+        """The run as `ranking.rank_arms` takes it; `r_stitched` is the last one of training."""
         row: dict[str, Any] = {"arm": self.arm, "seed": self.seed, "run_id": self.run_id}
         row |= {"verdict": self.tags["verdict"], "arch": self.tags.get("arch")}
-        return row | {number.name: self.metrics.get(number.metric) for number in NUMBERS if number.when == "end"}
+        row |= {number.name: self.metrics.get(number.metric) for number in NUMBERS if number.when == "end"}
+        return row | {"r_stitched": self.metrics.get(METRIC["r_stitched"])}
+
+
+def to_rows(runs: Iterable[StoredRun]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The runs as `ranking.rank_arms` takes them, and a note if their `r_stitched` is not what its name says.
+
+    Where a converged run has no `val/r_stitched`, as those of earlier versions, `test/r_factor` stands for it in all
+    runs: values of two kinds must not be compared.
+    """
+    rows = [run.to_row() for run in runs]
+    converged = [row for row in rows if row["verdict"] == "converged"]
+    during, after = ([_is_number(row[name]) for row in converged] for name in ("r_stitched", "r_factor"))
+    if all(during) or not any(during + after):
+        return rows, []
+    rows = [row | {"r_stitched": row["r_factor"]} for row in rows]
+    why = f"{during.count(False)} of {len(converged)} converged runs have no val/r_stitched"
+    if all(after):
+        return rows, [f"{why}, so test/r_factor, that of the stitched test object, is the r_stitched of all runs here."]
+    return rows, [f"{why}, and {after.count(False)} no test/r_factor, so the arms are compared by val_loss alone."]
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
 
 
 def has_identity(tags: Mapping[str, str]) -> bool:

@@ -10,7 +10,7 @@ from typing import Final
 from fnostab.config import ConfigError
 from fnostab.health import FAILED
 from fnostab.io.files import atomic_write
-from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
+from fnostab.ranking import BOOTSTRAP_SEED, RANKED_BY, Ranking, rank_arms
 from fnostab.report.axes import Picture
 from fnostab.report.card import model_card
 from fnostab.report.figures import draw_figures
@@ -19,7 +19,7 @@ from fnostab.study.champion import Candidate
 from fnostab.study.curves import Curves
 from fnostab.study.depth import DepthComparison, compare_depth
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
-from fnostab.study.selection import Selection, StoredRun, select_runs
+from fnostab.study.selection import Selection, StoredRun, select_runs, to_rows
 from fnostab.tracking.artifacts import Unreadable, read_artifacts
 from fnostab.tracking.model_registry import has_logged_model, model_name, register_winner
 from fnostab.tracking.run import how_to_open, run_url
@@ -57,14 +57,18 @@ def compare_study(
     promote: bool = False,
     register: bool = True,
     out: Path | None = None,
+    by: str = "best_val_loss",
 ) -> Comparison:
     """Rank the runs of `study`, write tables, figures and the report, and register the best run of the first arm.
 
     `dataset` (the beginning of a content hash) and `parent` (a run) choose where a study has several. `out` is a folder
-    for a copy of the files. Raises `ConfigError`, before anything is written, for runs that cannot be compared.
+    for a copy of the files. `by` is the column of `RANKED_BY` that decides the order, and which run is the best. Raises
+    `ConfigError`, before anything is written, for another column and for runs that cannot be compared.
     """
+    if by not in RANKED_BY:
+        raise ConfigError(f"`by` (={by}) must be one of {', '.join(RANKED_BY)}")
     open_store(must_exist=True)
-    selection, ranking = rank_study(study, dataset=dataset, parent=parent)
+    selection, ranking = rank_study(study, dataset=dataset, parent=parent, by=by)
     home = _parent_of(study, selection, parent)
     result, unreadable = _result(study, selection, ranking, home)
     candidate, registry = _candidate(result, selection) if register else (None, "Nothing registered.")
@@ -93,8 +97,10 @@ def compare_study(
     return Comparison(result, run.run_id, how_to_open(run.run_id, run.experiment_id), names, registry, unreadable)
 
 
-def rank_study(study: str, *, dataset: str | None = None, parent: str | None = None) -> tuple[Selection, Ranking]:
-    """The runs of `study` that are compared, and their ranking."""
+def rank_study(
+    study: str, *, dataset: str | None = None, parent: str | None = None, by: str = "best_val_loss"
+) -> tuple[Selection, Ranking]:
+    """The runs of `study` that are compared, and their ranking by the column `by`."""
     found = find_runs(study)
     parents = [run for run in find_parents(study) if parent in (None, run.run_id)]
     planned = [
@@ -104,7 +110,12 @@ def rank_study(study: str, *, dataset: str | None = None, parent: str | None = N
         for key in planned_runs(run)
     ]
     selection = select_runs(study, found, dataset=dataset, parent=parent, planned=planned)
-    return selection, rank_arms([run.to_row() for run in selection.runs], BOOTSTRAP_SEED)
+    rows, notes = to_rows(selection.runs)
+    try:
+        ranking = rank_arms(rows, BOOTSTRAP_SEED, by=by)
+    except ValueError as error:  # such as: no verdict of a run is a result
+        raise ConfigError(f"`study` (={study}) must have runs that can be ranked: {error}") from None
+    return replace(selection, notes=[*selection.notes, *notes]), ranking
 
 
 def _parent_of(study: str, selection: Selection, parent: str | None) -> StoredRun | None:
