@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import random
@@ -136,6 +137,18 @@ def test_a_bootstrap_resamples_the_seeds_with_replacement():
 
 def test_the_medians_interval_of_three_seeds_is_their_range():
     assert Bootstrap.draw([0.3, 0.1, 0.2], np.random.default_rng(0), 2000).interval(np.median) == (0.1, 0.3)
+
+
+def test_of_few_values_all_resamples_are_counted_so_that_intervals_do_not_depend_on_the_generator():
+    a, b = [0.3, 0.1, 0.2, 0.7], [0.4, 0.6, 0.25]
+    drawn = list(itertools.product(itertools.product(a, repeat=4), itertools.product(b, repeat=3)))
+    won = [probability_of_improvement(*pair) for pair in drawn]
+    medians = [np.median(values) for values in itertools.product(a, repeat=4)]
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        first, second = Bootstrap.draw(a, rng, 100), Bootstrap.draw(b, rng, 100)
+        assert first.improvement_interval(second) == tuple(np.quantile(won, [0.025, 0.975], method="inverted_cdf"))
+        assert first.interval(np.median) == tuple(np.quantile(medians, [0.025, 0.975], method="inverted_cdf"))
 
 
 def test_nineteen_of_twenty_intervals_hold_the_true_value():

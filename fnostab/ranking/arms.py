@@ -88,8 +88,8 @@ def rank_arms(
 
     `runs` is a DataFrame, rows, or columns, with `arm`, `seed`, `best_val_loss`, `verdict` and, if known, `arch`,
     `run_id` and `NUMBER_COLUMNS`. Intervals come from `resamples` bootstrap resamples drawn by `rng` (a generator or a
-    seed), stratified by arm; the order of the runs does not matter. An arm with one run has no intervals (None), and
-    none has any with 0 resamples: the decision is the same, and soon made.
+    seed), stratified by arm, or, for few runs, from all resamples there are; the order of the runs does not matter. An
+    arm with one run has no intervals (None), and none has any with 0 resamples: the decision is the same, and quick.
 
     Order: median of the column `by`, one of `RANKED_BY`, over all seeds, failed runs infinite; then failure rate; then
     interquartile mean; then name. With one seed an arm that is the order by that column, failed arms last. An arm
