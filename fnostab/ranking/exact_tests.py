@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from fnostab.ranking.intervals import checked_values
 
@@ -27,12 +27,14 @@ def rank_test(a: ArrayLike, b: ArrayLike) -> float:
     """
     first, second = checked_values("a", a), checked_values("b", b)
     n, total = len(first), len(first) + len(second)
-    ranks = stats.rankdata(np.concatenate([first, second]))
-    if np.ptp(ranks) == 0:
+    values = np.concatenate([first, second])
+    ordered = np.sort(values)
+    if ordered[0] == ordered[-1]:
         return 1.0
+    # Twice the mean ranks, which are whole numbers.
+    doubled = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") + 1
     if total > _MOST_COUNTED:
-        return float(stats.mannwhitneyu(ranks[:n], ranks[n:], method="asymptotic").pvalue)
-    doubled = np.rint(2 * ranks).astype(np.int64)
+        return float(stats.mannwhitneyu(doubled[:n], doubled[n:], method="asymptotic").pvalue)
     away = abs(int(doubled[:n].sum()) - n * (total + 1))
     return float(_tail(tuple(np.sort(doubled).tolist()), n)[away])
 
@@ -45,8 +47,10 @@ def _tail(doubled_ranks: tuple[int, ...], n: int) -> NDArray[np.float64]:
     """
     ways = np.zeros((n + 1, sum(doubled_ranks) + 1))
     ways[0, 0] = 1
-    for rank in doubled_ranks:
-        ways[1:, rank:] += ways[:-1, : ways.shape[1] - rank]
+    largest = 0
+    for taken, rank in enumerate(doubled_ranks, start=1):
+        size, largest = min(taken, n), largest + rank
+        ways[1 : size + 1, rank : largest + 1] += ways[:size, : largest + 1 - rank]
     middle = n * (len(doubled_ranks) + 1)
     distances = np.abs(np.arange(ways.shape[1]) - middle)
     chances = np.bincount(distances, ways[n]) / math.comb(len(doubled_ranks), n)
@@ -88,6 +92,6 @@ def seeds_to_tell_apart(probability: float, comparisons: int = 1, alpha: float =
     """
     if probability == 0.5:
         return None
-    quantiles = float(stats.norm.ppf([1 - alpha / (2 * comparisons), POWER]).sum())
+    quantiles = float(special.ndtri([1 - alpha / (2 * comparisons), POWER]).sum())
     estimate = math.ceil(quantiles**2 / (6 * (probability - 0.5) ** 2))
     return max(estimate, fewest_seeds(comparisons, alpha))

@@ -27,6 +27,7 @@ Interval = tuple[float, float] | tuple[None, None]
 Statistic = Callable[..., Any]
 
 
+@functools.lru_cache(maxsize=4096)
 def wilson_interval(failures: int, runs: int) -> tuple[float, float]:
     """Score interval, between 0 and 1, of the failure rate behind `failures` in `runs` independent runs.
 

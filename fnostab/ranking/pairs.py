@@ -1,5 +1,6 @@
 """Pairs of arms compared: which of two is better, how surely, and what may be claimed."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -56,6 +57,10 @@ class Pair:
         return f"{self.a} over {self.b} {self.probability:.2f} ({p_text(self.p_corrected)})"
 
 
+#: Every look asks again for the p-values of those before.
+_rank_test = functools.lru_cache(maxsize=4096)(rank_test)
+
+
 class Compared(NamedTuple):
     """All that a study compares: every ordered pair of arms, and the failure rates of `RATES_OF`, None without both."""
 
@@ -110,7 +115,7 @@ def _p_value(
 ) -> float:
     kind, *arms = test
     if kind == "rank":
-        a, b = ([value for seed, value in values[arm].items() if seed in seeds] for arm in arms)
-        return rank_test(a, b)
+        a, b = (tuple(value for seed, value in values[arm].items() if seed in seeds) for arm in arms)
+        return _rank_test(a, b)
     counts = [[fault for seed, fault in failed[arm].items() if seed in seeds] for arm in arms]
     return failure_rate_test(*(number for of_arm in counts for number in (sum(of_arm), len(of_arm))))
