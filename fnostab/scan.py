@@ -27,6 +27,8 @@ Corners = Int64[torch.Tensor, "n 2"]
 _DARK = 1e-7
 #: Patches whose variance is under this share of their energy are taken as constant: single precision cannot tell.
 _CONSTANT = 1e-5
+#: Patches that share less than this part of their light cannot be said to agree or to disagree.
+LEAST_SHARED = 0.01
 #: Patch pairs whose overlap is under this share of their energy are taken as apart: it may be rounding.
 _LOOSE = 1e-6
 
@@ -39,7 +41,8 @@ class Reassembly:
     light: Float32[NDArray[np.float32], "H W"]  #: sum of the shifted probes' intensities
     origin_px: tuple[int, int]
     phases_rad: Float64[NDArray[np.float64], " n"]  #: the phase that each patch had over the object
-    consistency: float  #: share of the patches' variance that the object explains: 1 if they agree on their overlaps
+    consistency: float  #: intraclass correlation of overlapping patches: 1 if they agree, 0 if unrelated, NaN if apart
+    shared_light: float  #: mean share that other patches have in the light where a patch has its own, 0 to 1
 
 
 def grid_positions(size: int, N: int, stride_px: int) -> Int64[NDArray[np.int64], "n 2"]:
@@ -180,9 +183,16 @@ def reassemble(
     conj(P_j) psi_j exp(-i phase_j) / (sum |P_j|^2 + 1e-7 of its maximum). Runs on the device of `patches`. Raises
     ValueError if the shapes do not fit.
 
-    `consistency` is the coefficient of determination of the patches by the object, weighted by the probe's intensity: 1
-    - sum |psi_j - P_j O|^2 / sum |psi_j - P_j m|^2, m being the mean of all patches. Patches that share nothing but
-    their number on a pixel, k, come to about 1 / k; constant ones to NaN.
+    `consistency` is an intraclass correlation (Fisher 1925, Statistical Methods for Research Workers, chapter VII) of
+    the values O_j = psi_j / P_j that patches have in common pixels, weighted by light: 1 - sum |psi_j - P_j O|^2 / sum
+    s_j |psi_j - P_j m_j|^2, sums over patches and pixels. s_j = 1 - |P_j|^2 / light is the others' share of a pixel's
+    light, m_j the mean of O_j weighted by s_j |P_j|^2: the patch's own, because a mean common to all would make the
+    free phases of patches part of the variance, and positions too far apart look better than the right ones. The
+    numerator is the sum over pairs |P_j|^2 |P_k|^2 / light |O_j - O_k|^2; patches without relation but of one mean have
+    the denominator's value there. So it is 1 for patches that agree, about 0 for unrelated ones however many overlap,
+    and negative for those that differ more. A pixel that one patch lights alone adds 0 to both sums. NaN if
+    `shared_light`, the mean of s_j weighted by |P_j|^2, is under 0.01, or if the patches are constant where they
+    overlap.
     """
     waves = torch.as_tensor(patches).to(torch.complex64)
     light_field = torch.as_tensor(probe).to(waves)
@@ -202,25 +212,35 @@ def reassemble(
         waves = waves * torch.polar(torch.ones_like(phases), -phases)[:, None, None]
     numerator, light = stitch(waves, probes, windows, (height, width))
     canvas = numerator / (light + _DARK * light.max())
+    consistency, shared_light = _consistency(waves, probes, windows, canvas, light)
     return Reassembly(
         object=canvas.cpu().numpy(),
         light=light.cpu().numpy(),
         origin_px=(int(origin[0]), int(origin[1])),
         phases_rad=phases.double().cpu().numpy(),
-        consistency=_consistency(waves, numerator, light),
+        consistency=consistency,
+        shared_light=shared_light,
     )
 
 
-def _consistency(waves: torch.Tensor, numerator: torch.Tensor, light: torch.Tensor) -> float:
-    """`Reassembly.consistency` of exit waves in phase, from the sums that their object is the quotient of.
-
-    All sums of squares follow from the object's least-squares property: what the object explains is sum light |O|^2.
-    """
-    lit = light > _DARK * light.max()
-    explained = float((numerator[lit].abs().square() / light[lit]).sum(dtype=torch.float64))
-    mean = float(numerator.sum(dtype=torch.complex128).abs().square() / light.sum(dtype=torch.float64))
-    whole = float(waves.abs().square().sum(dtype=torch.float64))
-    return (explained - mean) / (whole - mean) if whole - mean > _CONSTANT * whole else math.nan
+def _consistency(
+    waves: Waves, probes: Probes, corners: Corners, canvas: torch.Tensor, light: torch.Tensor
+) -> tuple[float, float]:
+    """`Reassembly.consistency` and `.shared_light` of exit waves in phase and their object, `canvas`."""
+    N = waves.shape[-1]
+    intensities = probes.abs().square()
+    all_light = read_windows(light.clamp_min(_DARK * light.max()), corners, N)
+    others = (1 - intensities / all_light).clamp_min(0)
+    shared = others * intensities
+    shared_light = float(shared.sum(dtype=torch.float64) / light.sum(dtype=torch.float64))
+    own_weight = shared.sum(dim=(1, 2)).clamp_min(torch.finfo(shared.dtype).tiny)
+    own_mean = (others * probes.conj() * waves).sum(dim=(1, 2)) / own_weight
+    varying = float((others * (waves - probes * own_mean[:, None, None]).abs().square()).sum(dtype=torch.float64))
+    whole = float((others * waves.abs().square()).sum(dtype=torch.float64))
+    if not (shared_light >= LEAST_SHARED and varying > _CONSTANT * whole):
+        return math.nan, shared_light
+    differing = float((waves - probes * read_windows(canvas, corners, N)).abs().square().sum(dtype=torch.float64))
+    return 1 - differing / varying, shared_light
 
 
 @torch.no_grad()

@@ -348,16 +348,85 @@ def test_patches_of_one_object_are_consistent_whatever_their_phases():
     assert reassemble(phases[:, None, None] * patches, positions, probe).consistency == pytest.approx(1, abs=1e-5)
 
 
-def test_patches_that_share_nothing_are_as_consistent_as_their_number_on_a_pixel_lets_them():
+def _noise_about_one(shape, seed=2):
+    rng = np.random.default_rng(seed)
+    return 1 + 0.5 * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_unrelated_patches_have_consistency_zero_however_many_overlap(stride):
+    positions = grid_positions(48, 16, stride)
+    noise = _noise_about_one((len(positions), 16, 16))
+    assert reassemble(noise, positions, disk(16), n_sync=0).consistency == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_consistency_is_the_common_share_of_the_variance_however_many_patches_overlap(stride):
+    truth = _noise_about_one((48, 48), seed=0)
+    positions = grid_positions(48, 16, stride)
+    patches = extract_patches(truth, positions, 16)
+    mixed = patches + 0.5 * (_noise_about_one(patches.shape) - 1)  # variance 1/2 in common and 1/8 of each patch's own
+    assert reassemble(mixed, positions, disk(16), n_sync=0).consistency == pytest.approx(0.8, abs=0.02)
+
+
+def test_consistency_compares_pairs_of_patches_with_the_variance_of_each():
+    rng = np.random.default_rng(0)
+    corners, probe = np.array([[0, 0], [1, 2], [2, 0], [9, 9]]), rng.uniform(0.5, 1, (4, 4)).astype(np.complex64)
+    patches = _noise_about_one((4, 4, 4)).astype(np.complex64)
+    light, values = np.zeros((13, 13, 4)), np.zeros((13, 13, 4), complex)
+    for j, (row, col) in enumerate(corners):
+        light[row : row + 4, col : col + 4, j] = np.abs(probe) ** 2
+        values[row : row + 4, col : col + 4, j] = patches[j]
+    total = light.sum(axis=-1)
+    apart, expected, shared = 0.0, 0.0, 0.0
+    for j in range(4):
+        with_others = light[..., j] * (total - light[..., j]) / np.maximum(total, 1e-9)
+        shared += with_others.sum()
+        if with_others.any():
+            mean = (with_others * values[..., j]).sum() / with_others.sum()
+            expected += (with_others * np.abs(values[..., j] - mean) ** 2).sum()
+        for k in range(j):
+            weight = light[..., j] * light[..., k] / np.maximum(total, 1e-9)
+            apart += (weight * np.abs(values[..., j] - values[..., k]) ** 2).sum()
+    found = reassemble(patches, corners, probe, n_sync=0)
+    assert found.consistency == pytest.approx(1 - apart / expected, abs=1e-5)
+    assert found.shared_light == pytest.approx(shared / light.sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.04])
+def test_positions_of_the_right_scale_are_the_most_consistent_and_far_ones_are_not_consistent_at_all(noise):
+    """Imperfect patches at positions in a wrong unit: half, a tenth too near or too far, twice, 15 times."""
+    rng = np.random.default_rng(0)
+    obj = synthetic_object("lines", 96, "tanh", rng)
+    positions = grid_positions(96, N, 4)
+    patches = extract_patches(obj / np.abs(obj).max(), positions, N)
+    patches = patches + noise * (rng.standard_normal(patches.shape) + 1j * rng.standard_normal(patches.shape))
+    patches = with_phases(patches.astype(np.complex64), random_phases(len(positions)))
+    found = {scale: reassemble(patches, scale * positions, curved_disk(N)) for scale in (0.5, 0.9, 1, 1.1, 2, 3, 15)}
+    consistency = {scale: one.consistency for scale, one in found.items()}
+    assert np.isnan(consistency.pop(15))
+    assert found[15].shared_light == pytest.approx(0, abs=1e-6)
+    assert max(consistency, key=consistency.get) == 1
+    assert 0.2 < consistency[1] < 0.8  # so noise is no little thing here
+    assert max(consistency[scale] for scale in (0.5, 2, 3)) < 0.6 * consistency[1]
+
+
+def test_a_patch_that_shares_no_light_changes_nothing_about_the_others():
     patches, positions, probe = _overlapping()
-    rng = np.random.default_rng(2)
-    noise = 1 + 0.5 * (rng.standard_normal(patches.shape) + 1j * rng.standard_normal(patches.shape))
-    stitched = reassemble(noise, positions, probe, n_sync=0)
-    light = np.abs(probe) ** 2
-    share = len(light[light > 0.1]) * len(positions) / (stitched.light > 0.1).sum()  # patches on a pixel
-    assert stitched.consistency == pytest.approx(1 / share, rel=0.5)
-    half = reassemble(patches + 0.5 * (noise - 1), positions, probe, n_sync=0).consistency
-    assert stitched.consistency < half < 1
+    noisy = patches + 0.5 * (_noise_about_one(patches.shape) - 1)
+    alone = np.concatenate([noisy, 9 * noisy[:1]]), np.concatenate([positions, [[300, 0]]])
+    expected = reassemble(noisy, positions, probe).consistency
+    assert reassemble(*alone, probe).consistency == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_overlap_of_under_a_hundredth_of_the_light_says_nothing():
+    patches, positions, _ = _overlapping()
+    probe = np.hypot(*np.mgrid[-7.5:8, -7.5:8]) < 6
+    spread = reassemble(patches, 3 * positions, probe)  # their lit circles touch
+    touching = reassemble(patches, 2 * positions, probe)
+    assert np.isnan(spread.consistency)
+    assert spread.shared_light < 0.01 <= touching.shared_light
+    assert np.isfinite(touching.consistency)
 
 
 def test_constant_patches_have_no_consistency():

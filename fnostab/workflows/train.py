@@ -11,7 +11,7 @@ import torch
 
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset
-from fnostab.evaluation import Evaluation, baselines, can_be_stitched, evaluate
+from fnostab.evaluation import Evaluation, baselines, can_be_stitched, consistency_warning, evaluate
 from fnostab.health import Verdict, judge
 from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
@@ -225,6 +225,9 @@ class _Training:
         found = evaluate(patches, self.dataset, module.probe_array, self.config.train.learn_probe)
         for name in ("object_correlation", "twin_correlation"):
             setattr(self.logbook.history, name, found.metrics.get(name, math.nan))
+        for one in found.reconstructions:
+            if warning := consistency_warning(one.stitched):
+                self.report(warning)
         self.logbook.log_reconstructions(found, module.probe_array)
         return found
 
