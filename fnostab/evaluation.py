@@ -1,5 +1,6 @@
 """What a trained network makes of the test patterns: ONE object each, and how good it is."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from fnostab import metrics
 from fnostab.dataset import Dataset, Split
 from fnostab.optics import far_field_amplitude
-from fnostab.scan import Reassembly, reassemble, stitched_r_factor
+from fnostab.scan import LEAST_SHARED, Reassembly, reassemble, stitched_r_factor
 
 #: Objects are about 1; squares of numbers beyond this, and their sums, overflow in single precision.
 _LARGEST = 1e12
-#: A reference that covers less than this share of the lit pixels is in a frame of its own, or empty: none is better.
+#: A reference, or a scan's other half, that covers less than this share of the lit pixels is in a frame of its own, or
+#: empty: none is better.
 _LEAST_COVERED = 0.5
 #: The numbers of a comparison that come in pairs in `metrics.json`, amplitude first.
 _PAIRS = ("ssim", "mae", "psnr")
@@ -124,6 +126,50 @@ def reconstruct(
     aligned = metrics.align(stitched.object, truth, lit & (truth != 0), ramp=free, shift=free)
     comparison = metrics.compare_aligned(aligned, truth)
     return Reconstruction(aligned.object, aligned.mask, stitched, r_factor, truth, comparison)
+
+
+def consistency_warning(stitched: Reassembly) -> str | None:
+    """Say why the overlap consistency of `stitched` means nothing, in one line; None if it has a value."""
+    if not math.isnan(stitched.consistency):
+        return None
+    if not stitched.shared_light >= LEAST_SHARED:
+        return (
+            f"warning: the patches share {100 * stitched.shared_light:.1f} % of their light, under "
+            f"{100 * LEAST_SHARED:.0f} %, so whether they agree is unknown (overlap consistency NaN): are the "
+            "positions in pixels of the object, and near enough to each other?"
+        )
+    return "warning: the patches are constant where they overlap, so overlap consistency says nothing (NaN)"
+
+
+def half_scan_frc(
+    patches: NDArray[np.complex64], positions_px: NDArray[np.floating], probe: NDArray[np.complex64]
+) -> metrics.FRC:
+    """Correlate the two objects that every other patch, and the rest, make: what of an object can be repeated.
+
+    `patches` (n, N, N), `positions_px` (n, 2), `probe` (N, N). The halves are compared where each has light enough,
+    after taking a phase plane out; they lie at the same positions, so no shift is free. Thresholds are 1/7 and
+    `metrics.half_bit_threshold`. What both halves have wrong, as their network does, shows in no such curve. It is
+    empty, and crosses nothing (NaN), where a half leaves over half of the other's lit pixels without light, or where an
+    object is constant.
+    """
+    none = metrics.FRC(*np.empty((3, 0)))
+    if len(patches) < 2:
+        return none
+    parts = (slice(0, None, 2), slice(1, None, 2))
+    halves = [reassemble(patches[part], positions_px[part], probe) for part in parts]
+    start = np.max([half.origin_px for half in halves], axis=0)
+    stop = np.min([np.add(half.origin_px, half.object.shape) for half in halves], axis=0)
+    if (stop <= start).any():
+        return none
+    windows = [tuple(map(slice, start - half.origin_px, stop - half.origin_px)) for half in halves]
+    lit = [half.light > metrics.LIT_SHARE * half.light.max() for half in halves]
+    one, two = (half.object[window] for half, window in zip(halves, windows, strict=True))
+    both = lit[0][windows[0]] & lit[1][windows[1]]
+    if both.sum() < _LEAST_COVERED * max(part.sum() for part in lit):
+        return none
+    if any(image[both].std() <= metrics.FLAT * np.abs(image[both]).mean() for image in (one, two)):
+        return none
+    return metrics.fourier_ring_correlation(metrics.align(one, two, both).object, two, both)
 
 
 def baselines(dataset: Dataset, probe_learnt: bool) -> dict[str, float]:

@@ -7,8 +7,10 @@ import pytest
 
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
-from fnostab.evaluation import baselines, can_be_stitched, evaluate
+from fnostab.evaluation import baselines, can_be_stitched, consistency_warning, evaluate, half_scan_frc
 from fnostab.formats import npz
+from fnostab.metrics import half_bit_threshold
+from fnostab.scan import reassemble
 
 _SMALL = {
     "preset": "smoke",
@@ -156,6 +158,45 @@ def test_numbers_beyond_single_precision_are_not_stitched():
     for value in (np.nan, np.inf, 1e20):
         patches[1, 2, 3] = value
         assert not can_be_stitched(patches)
+
+
+def _one_scan(dataset):
+    """The true patches of the first test object, and their positions."""
+    first = dataset.test.object_index == 0
+    return _truth(dataset)[first], dataset.test.positions_px[first]
+
+
+def test_halves_of_true_patches_agree_up_to_the_last_ring_but_for_their_phases(simulated):
+    patches, positions = _one_scan(simulated)
+    frc = half_scan_frc(patches, positions, simulated.probe)
+    assert frc.crossing(1 / 7) == frc.crossing(half_bit_threshold(frc.coefficients)) == 0.5
+
+
+def test_detail_that_only_single_patches_have_does_not_repeat_in_the_other_half(simulated):
+    patches, positions = _one_scan(simulated)
+    noise = np.random.default_rng(0).standard_normal((2, *patches.shape))
+    noisy = (patches + 0.5 * (noise[0] + 1j * noise[1])).astype(np.complex64)
+    less = (patches + 0.1 * (noise[0] + 1j * noise[1])).astype(np.complex64)
+    crossings = [half_scan_frc(those, positions, simulated.probe).crossing(1 / 7) for those in (noisy, less)]
+    assert 0 < crossings[0] < crossings[1] <= 0.5
+
+
+def test_half_scans_without_common_light_or_contrast_or_partner_have_no_frc(simulated):
+    patches, positions = _one_scan(simulated)
+    apart = positions + np.where(np.arange(len(positions)) % 2, 500, 0)[:, None]
+    for those, places in ((patches, apart), (np.ones_like(patches), positions), (patches[:1], positions[:1])):
+        assert np.isnan(half_scan_frc(those, places, simulated.probe).crossing(1 / 7))
+
+
+def test_a_consistency_that_means_nothing_is_said_with_its_reason(simulated):
+    patches, positions = _one_scan(simulated)
+    assert consistency_warning(reassemble(patches, positions, simulated.probe)) is None
+    apart = consistency_warning(reassemble(patches, 15 * positions, simulated.probe))
+    assert apart.startswith(
+        "warning: the patches share 0.0 % of their light, under 1 %, so whether they agree is unknown"
+    )
+    constant = consistency_warning(reassemble(np.ones_like(patches), positions, simulated.probe))
+    assert constant.startswith("warning: the patches are constant where they overlap")
 
 
 def test_pairs_in_the_summary_are_of_amplitude_and_phase(simulated):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from fnostab.metrics.frc import FRC, fourier_ring_correlation, tapered_window
+from fnostab.metrics.frc import FRC, fourier_ring_correlation, half_bit_threshold, tapered_window
 
 
 @pytest.fixture
@@ -115,7 +115,8 @@ def test_scales_and_offsets_of_the_images_do_not_count(seed, scale, offset, size
 
 def _curve(*correlation):
     correlation = np.array(correlation, dtype=np.float64)
-    return FRC(np.arange(1, len(correlation) + 1) / (2 * len(correlation)), correlation)
+    n = len(correlation)
+    return FRC(np.arange(1, n + 1) / (2 * n), correlation, 2 * np.pi * np.arange(1, n + 1))
 
 
 def test_a_crossing_lies_on_the_line_between_two_rings():
@@ -135,6 +136,39 @@ def test_a_dip_on_the_lowest_rings_is_no_crossing():
     curve = [0.3] + 30 * [0.9] + 19 * [0.1]
     assert _curve(*curve).crossing(0.5) == pytest.approx(0.5 * (31 + 0.5) / 50)
     assert _curve(*[0.3] * 6, *curve).crossing(0.5) == 0  # lost on all of them
+
+
+def test_a_curve_is_crossed_on_the_line_between_two_rings_too():
+    curve = _curve(1, 0.8, 0.2, 0)
+    assert curve.crossing(np.full(4, 0.5)) == pytest.approx(curve.crossing(0.5))
+    assert curve.crossing(np.array([1, 0.9, 0.9, 0.9])) == pytest.approx(0.125 + 0.125 * 0 / 0.1)
+    assert curve.crossing(np.array([0.9, 0.7, 0.4, 0.4])) == pytest.approx(0.25 + 0.125 * 0.1 / 0.3)
+
+
+def test_the_half_bit_curve_has_the_numbers_of_its_source():
+    n = np.array([1, 10, 1000.0])
+    expected = (0.2071 + 1.9102 / np.sqrt(n)) / (1.2071 + 0.9102 / np.sqrt(n))
+    assert half_bit_threshold(n) == pytest.approx(expected, abs=1e-4)
+    assert half_bit_threshold(np.array([1e12])) == pytest.approx(0.2071 / 1.2071, abs=1e-4)
+
+
+def test_two_halves_with_more_than_half_a_bit_are_above_the_curve_and_with_less_below(rng):
+    common = _noise(rng, (256, 256))
+    for snr, above in ((0.5, 1), (0.1, 0)):
+        halves = [common + _noise(rng, common.shape) / np.sqrt(snr) for _ in range(2)]
+        frc = fourier_ring_correlation(*halves)
+        high = frc.frequency > 0.2
+        assert (frc.correlation > half_bit_threshold(frc.coefficients))[high].mean() == pytest.approx(above, abs=0.1)
+
+
+@pytest.mark.parametrize("radius", [30, 60])
+def test_the_independent_coefficients_of_a_ring_foretell_how_far_noise_correlates(rng, radius):
+    """The real part of the correlation of n independent complex pairs has variance 1 / (2 n)."""
+    mask = np.hypot(*np.mgrid[-64:64, -64:64]) < radius
+    found = [fourier_ring_correlation(_noise(rng, mask.shape), _noise(rng, mask.shape), mask) for _ in range(40)]
+    high = found[0].frequency > 0.2
+    variance = np.mean([frc.correlation[high] ** 2 for frc in found], axis=0)
+    assert np.mean(2 * found[0].coefficients[high] * variance) == pytest.approx(1, abs=0.15)
 
 
 def test_the_crossing_of_an_unknown_or_empty_curve_is_nan():

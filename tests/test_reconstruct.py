@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -99,7 +100,8 @@ def test_npz_and_png_are_whole_and_nothing_else_is_left(model, write):
     assert sorted(path.name for path in scan.parent.iterdir()) == ["recon.npz", "recon.png", "scan.npz"]
     with np.load(result.npz, allow_pickle=False) as written:
         keys = {"object", "light", "origin_px", "probe", "positions_px", "r_factor", "consistency", "model"}
-        assert set(written) == keys
+        assert set(written) == keys | {"frc_halves_one_seventh", "frc_halves_half_bit"}
+        assert 0 <= written["frc_halves_half_bit"] == result.frc_halves_half_bit <= 0.5
         assert written["object"].shape == written["light"].shape
         assert written["r_factor"] == result.r_factor
         assert str(written["model"]) == model
@@ -417,6 +419,12 @@ def test_what_was_there_stays_if_writing_fails(model, write, monkeypatch):
     assert sorted(path.name for path in scan.parent.iterdir()) == ["recon.npz", "scan.npz"]
 
 
+def test_positions_that_are_far_apart_give_no_consistency_and_this_is_said(model, write, dataset):
+    result, lines = _reconstruct(model, write(n=30, positions_px=3 * dataset.test.positions_px[:30]))
+    assert np.isnan(result.stitched.consistency)
+    assert any(line.startswith("warning: the patches share 0.0 % of their light, under 1 %") for line in lines)
+
+
 # As a user goes it.
 
 
@@ -431,9 +439,12 @@ def test_the_command_ends_with_what_was_reached_and_the_files(run, model, write)
     command += ["--out", str(scan.with_name("mine.npz")), "--batch_size", "32"]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    reached, consistency, files = done.stdout.strip().splitlines()[-3:]
+    reached, consistency, halves, files = done.stdout.strip().splitlines()[-4:]
     assert reached.startswith(f"R-factor: {run.data.metrics['test/r_factor']:.4f} for the stitched object (one mean")
     assert consistency.startswith(f"overlap consistency: {run.data.metrics['test/overlap_consistency']:.3f}")
+    assert re.match(
+        r"FRC of two half scans: falls under 1/7 at 0\.\d{3} cycles/px, under the half-bit curve at", halves
+    )
     assert files == f"object: {scan.with_name('mine.npz')}; picture: {scan.with_name('mine.png')}"
     assert "Traceback" not in done.stderr
     command[command.index(model)] = "models:/nobody@champion"
@@ -456,6 +467,8 @@ def test_under_mlflow_run_files_and_numbers_go_to_its_run(run, model, write):
     assert {entry.path for entry in client.list_artifacts(logged.info.run_id)} == {"recon.npz", "recon.png"}
     assert logged.data.metrics["test/r_factor"] == pytest.approx(run.data.metrics["test/r_factor"], rel=1e-4)
     assert logged.data.metrics["test/overlap_consistency"] > 0
+    assert 0 <= logged.data.metrics["test/frc_halves_one_seventh"] <= 0.5
+    assert logged.data.tags["vacuous"] == ""
     assert logged.data.tags["model"] == model
     assert logged.data.tags["model_run"] == run.info.run_id
     assert logged.data.tags["scan"] == str(scan)

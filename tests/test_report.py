@@ -65,6 +65,13 @@ def test_the_frc_figure_shows_the_curve_and_says_where_it_crosses(reconstruction
     assert f"{reconstruction.comparison['frc50']:.3f}" in axes.get_legend().get_texts()[0].get_text()
 
 
+def test_the_frc_with_a_truth_has_the_one_threshold_that_belongs_to_it(reconstruction):
+    (axes,) = frc_figure([reconstruction], "title").axes
+    assert [line.get_ydata()[0] for line in axes.lines[1:]] == [0.5]
+    assert [text.get_text() for text in axes.texts] == ["0.5"]
+    assert axes.get_ylabel() == "FRC with the truth"
+
+
 def _history(steps=200, **changes):
     losses = (1 / np.arange(10, steps + 10)).tolist()
     return History(loss_step=losses, grad_norm_preclip=[1.0] * steps, clipped_fraction=[0.0] * steps, **changes)

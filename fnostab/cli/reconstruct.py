@@ -1,6 +1,7 @@
 """`fnostab reconstruct`."""
 
 import argparse
+import math
 from typing import Any
 
 from fnostab.cli.common import add_command, pattern_bar, say, whole_number
@@ -38,10 +39,19 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
             print_line=say,
             on_patterns=progress,
         )
+    if math.isnan(result.frc_halves_one_seventh):
+        halves = "unknown: they have too little lit area in common, or are constant"
+    else:
+        halves = (
+            f"falls under 1/7 at {result.frc_halves_one_seventh:.3f} cycles/px, under the half-bit curve at "
+            f"{result.frc_halves_half_bit:.3f} (0.5: nowhere)"
+        )
     say(
         f"R-factor: {result.r_factor:.4f} for the stitched object (one mean pattern everywhere, no information: "
         f"{result.r_factor_mean_pattern:.4f})\n"
-        f"overlap consistency: {result.stitched.consistency:.3f} (1: all patches agree)\n"
+        f"overlap consistency: {result.stitched.consistency:.3f} (1: overlapping patches agree, 0: they are "
+        "unrelated)\n"
+        f"FRC of two half scans: {halves}\n"
         f"object: {result.npz.absolute()}" + (f"; picture: {result.png.absolute()}" if result.png else "")
     )
     return 0

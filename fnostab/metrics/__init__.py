@@ -5,12 +5,18 @@ Everything here is a pure function of arrays.
 
 from fnostab.metrics.alignment import align as align
 from fnostab.metrics.comparison import (
+    FLAT as FLAT,
     SCALARS as SCALARS,
     Comparison as Comparison,
     amplitude_ssim as amplitude_ssim,
     compare_aligned as compare_aligned,
     compare_objects as compare_objects,
     vacuous as vacuous,
+)
+from fnostab.metrics.frc import (
+    FRC as FRC,
+    fourier_ring_correlation as fourier_ring_correlation,
+    half_bit_threshold as half_bit_threshold,
 )
 from fnostab.metrics.r_factor import (
     LIT_SHARE as LIT_SHARE,

@@ -34,7 +34,7 @@ class Comparison(TypedDict):
     amp_psnr: float  #: decibels
     phase_psnr: float
     frc50: float  #: cycles per pixel at which the FRC falls below 0.5
-    frc_one_seventh: float
+    frc_one_seventh: float  #: below 1/7, which is meant for half scans: kept for comparisons with earlier runs
     frc: list[float]  #: correlation of each ring
     frc_frequency: list[float]  #: cycles per pixel of each ring
 

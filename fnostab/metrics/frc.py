@@ -18,22 +18,33 @@ _ROUNDING = 10 * np.finfo(np.float64).eps
 
 @dataclass(frozen=True, eq=False)
 class FRC:
-    """Correlation of two images ring by ring: `frequency` in cycles per pixel and `correlation`."""
+    """Correlation of two images ring by ring: `frequency` in cycles per pixel, and `correlation`.
+
+    `coefficients` is the number of independent Fourier coefficients in each ring, as complex images have them; real
+    ones have half as many.
+    """
 
     frequency: Float64[NDArray[np.float64], " rings"]
     correlation: Float64[NDArray[np.float64], " rings"]
+    coefficients: Float64[NDArray[np.float64], " rings"]
 
-    def crossing(self, threshold: float) -> float:
+    def crossing(self, threshold: float | Float64[NDArray[np.float64], " rings"]) -> float:
         """Frequency, in cycles per pixel, at which the curve, once above `threshold`, first falls below it.
 
-        Linear between rings; 0 if it is not above on any of the lowest tenth of the rings, 0.5 (Nyquist) if it stays
-        above, NaN if a correlation is NaN or there is no ring. The lowest rings may be under it: they hold a few
-        coefficients each, and a slow phase error of an otherwise sharp object spoils them. Usual thresholds are 0.5 and
-        1/7 (0.143: Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721).
+        `threshold` is a number, or a curve with a value for each ring. Linear between rings; 0 if it is not above on
+        any of the lowest tenth of the rings, 0.5 (Nyquist) if it stays above, NaN if a correlation is NaN or there is
+        no ring. The lowest rings may be under it: they hold a few coefficients each, and a slow phase error of an
+        otherwise sharp object spoils them.
+
+        Which threshold belongs to what: 0.5 where an image is compared with the truth; 1/7 (0.143: Rosenthal and
+        Henderson 2003, J. Mol. Biol. 333, 721) or `half_bit_threshold` where two images, each from half of the data,
+        are compared. An FRC of 1/7 between halves lets one expect sqrt(2/7 / (1 + 1/7)) = 0.5 between the image from
+        all data and the truth.
         """
         if not len(self.correlation) or np.isnan(self.correlation).any():
             return float("nan")
-        above = self.correlation >= threshold
+        margin = self.correlation - threshold
+        above = margin >= 0
         if not above[: math.ceil(len(above) / 10)].any():
             return 0.0
         first = int(np.argmax(above))
@@ -41,7 +52,19 @@ class FRC:
             return 0.5
         below = first + int(np.argmin(above[first:]))
         pair = slice(below - 1, below + 1)
-        return float(np.interp(-threshold, -self.correlation[pair], self.frequency[pair]))
+        return float(np.interp(0, -margin[pair], self.frequency[pair]))
+
+
+def half_bit_threshold(coefficients: Float64[NDArray[np.float64], " rings"]) -> Float64[NDArray[np.float64], " rings"]:
+    """FRC between two half data sets at which both together hold half a bit of information per Fourier coefficient.
+
+    `coefficients` is the number of independent ones in a ring, n. Returns (s + (2 sqrt s + 1) / sqrt n) / (s + 1 + 2
+    sqrt s / sqrt n), where s = (sqrt 2 - 1) / 2 is the signal-to-noise ratio of each half: (0.2071 + 1.9102 / sqrt n)
+    / (1.2071 + 0.9102 / sqrt n), 0.172 for large n (van Heel and Schatz 2005, J. Struct. Biol. 151, 250).
+    """
+    snr = (math.sqrt(2) - 1) / 2
+    root = np.sqrt(coefficients)
+    return np.asarray((snr + (2 * math.sqrt(snr) + 1) / root) / (snr + 1 + 2 * math.sqrt(snr) / root))
 
 
 def fourier_ring_correlation(first: ArrayLike, second: ArrayLike, mask: ArrayLike | None = None) -> FRC:
@@ -51,7 +74,9 @@ def fourier_ring_correlation(first: ArrayLike, second: ArrayLike, mask: ArrayLik
     and are tapered by `tapered_window`, and values outside of the mask do not count. Rings are 1 / min(H, W) cycles per
     pixel wide, from the first past zero to Nyquist; the correlation is Re sum F1 conj(F2) / sqrt(sum |F1|^2 sum |F2|^2)
     (Saxton and Baumeister 1982, J. Microsc. 127, 127), and 0 on a ring where an image has no power. A global phase
-    between the images counts as a difference: align them first. Raises ValueError as `checked_pair` does.
+    between the images counts as a difference: align them first. The window w correlates neighbouring coefficients: of
+    all, a share (sum w^2)^2 / (H W sum w^4) is independent, and of those on a ring, which is a line, its square root.
+    Raises ValueError as `checked_pair` does.
     """
     two, one, inside = checked_pair(second, first, mask, names=("second", "first"))
     window = tapered_window(inside)
@@ -72,7 +97,8 @@ def fourier_ring_correlation(first: ArrayLike, second: ArrayLike, mask: ArrayLik
     known = (powers[0] > noise[0]) & (powers[1] > noise[1])
     norm = np.sqrt(powers[0]) * np.sqrt(powers[1])
     correlation = np.divide(common, norm, out=np.zeros(n_rings), where=known)
-    return FRC(np.arange(1, n_rings + 1) / size, correlation)
+    independent = np.sum(window**2) / np.sqrt(window.size * np.sum(window**4))
+    return FRC(np.arange(1, n_rings + 1) / size, correlation, independent * members)
 
 
 def tapered_window(mask: Mask) -> Plane:

@@ -58,7 +58,9 @@ NUMBERS: Final = (
     Number("test/r_factor_patch", "r_factor_patch", "end", "R-factor of each patch by itself"),
     Number("test/r_factor_constant", "r_factor_constant", "end", "scans: that of the best constant object"),
     Number("test/r_factor_mean_pattern", "r_factor_mean_pattern", "end", "scans: that of one mean pattern everywhere"),
-    Number("test/overlap_consistency", "overlap_consistency", "end", "share of patches' variance that it explains"),
+    Number("test/overlap_consistency", "overlap_consistency", "end", "1: overlapping patches agree, 0: are unrelated"),
+    Number("test/frc_halves_one_seventh", "frc_halves_one_seventh", "end", "reconstruct: FRC of half scans under 1/7"),
+    Number("test/frc_halves_half_bit", "frc_halves_half_bit", "end", "the same, under the half-bit curve"),
     Number("test/object_correlation", "object_correlation", "end", "agreement of the patches with the object"),
     Number("test/twin_correlation", "twin_correlation", "end", "agreement of the patches with the object's twin"),
     Number("test/amp_ssim", "amp_ssim", "end", "SSIM of the stitched object's amplitude"),
@@ -67,8 +69,8 @@ NUMBERS: Final = (
     Number("test/phase_mae", "phase_mae", "end", "mean absolute error of its phase, rad"),
     Number("test/amp_psnr", "amp_psnr", "end", "peak signal-to-noise ratio of its amplitude, dB"),
     Number("test/phase_psnr", "phase_psnr", "end", "peak signal-to-noise ratio of its phase, dB"),
-    Number("test/frc50", "frc50", "end", "where its Fourier ring correlation falls under 1/2, cycles a pixel"),
-    Number("test/frc_one_seventh", "frc_one_seventh", "end", "where that falls under 1/7, cycles a pixel"),
+    Number("test/frc50", "frc50", "end", "where its FRC with the truth falls under 0.5, cycles a pixel"),
+    Number("test/frc_one_seventh", "frc_one_seventh", "end", "under 1/7, meant for half scans: for earlier runs"),
 )
 
 #: Name in the store, by name in Python.

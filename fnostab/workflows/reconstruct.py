@@ -14,7 +14,13 @@ import fnostab
 from fnostab import metrics
 from fnostab.config import ConfigError, is_left_open
 from fnostab.dataset import OnPatterns, import_scan
-from fnostab.evaluation import Reconstruction, can_be_stitched, in_mean_phase
+from fnostab.evaluation import (
+    Reconstruction,
+    can_be_stitched,
+    consistency_warning,
+    half_scan_frc,
+    in_mean_phase,
+)
 from fnostab.formats.scan import Quantity, Scan
 from fnostab.io.files import atomic_write
 from fnostab.optics import measured_scale
@@ -37,8 +43,10 @@ class ScanReconstruction:
     """One object from a whole scan, and the files that hold it; `png` is None if the object could not be drawn.
 
     `r_factor` is that of the ONE stitched object, `r_factor_mean_pattern` that of one mean pattern everywhere, which is
-    no information; `source` is the model, an alias replaced by its version; `run_id` the run of `mlflow run` that it
-    was logged to, if any.
+    no information. `frc_halves_one_seventh` and `frc_halves_half_bit` are the spatial frequencies, in cycles per pixel,
+    at which the Fourier ring correlation of the objects of two half scans falls under 1/7 and under the half-bit curve;
+    NaN where the halves cannot be compared. `source` is the model, an alias replaced by its version; `run_id` the run
+    of `mlflow run` that it was logged to, if any.
     """
 
     npz: Path
@@ -48,6 +56,8 @@ class ScanReconstruction:
     stitched: Reassembly
     r_factor: float
     r_factor_mean_pattern: float
+    frc_halves_one_seventh: float
+    frc_halves_half_bit: float
 
 
 def reconstruct_scan(
@@ -66,13 +76,14 @@ def reconstruct_scan(
     The patterns are cropped to the model's N as for training. The model's probe is what its patches fit, so it is the
     one that they are stitched with; the scan's own, or that of the NPZ file `probe`, only where the model brings none.
     `print_line` takes lines for people: a warning for a scan whose probe or counts are not what the model was trained
-    with, and why there is no PNG where the object could not be drawn. Amplitudes are in the model's units; a model
-    without `scale` counts as one that was trained on this scan. Under `mlflow run` the files and the numbers go to its
-    run.
+    with, where overlap consistency means nothing, and why there is no PNG where the object could not be drawn.
+    Amplitudes are in the model's units; a model without `scale` counts as one that was trained on this scan. Under
+    `mlflow run` the files and the numbers go to its run.
 
     `out` holds `object` complex64 (H, W), its `light` float32 (H, W), `origin_px` (2,) in the frame of `positions_px`
-    (n, 2), which start at 0; `probe` complex64 (N, N); `r_factor`, `consistency` and the URI `model`. Either file
-    appears whole or not at all. Raises `ConfigError`, in one line and before anything is written, for bad input.
+    (n, 2), which start at 0; `probe` complex64 (N, N); `r_factor`, `consistency`, `frc_halves_one_seventh`,
+    `frc_halves_half_bit` and the URI `model`. Either file appears whole or not at all. Raises `ConfigError`, in one
+    line and before anything is written, for bad input.
     """
     out, data = Path(out), Path(data)
     _check_arguments(out, data, quantity, batch_size)
@@ -88,7 +99,16 @@ def reconstruct_scan(
     stitched = reassemble(patches, positions, used)
     amplitudes = np.sqrt(scan.counts) / (model.scale or measured_scale(scan.counts, used))
     r_factor = stitched_r_factor(stitched, positions, used, amplitudes)
-    r_factor_mean_pattern = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
+    halves = half_scan_frc(patches, positions, used)
+    numbers = {
+        "r_factor": r_factor,
+        "r_factor_mean_pattern": metrics.mean_pattern_r_factor(amplitudes, amplitudes),
+        "overlap_consistency": stitched.consistency,
+        "frc_halves_one_seventh": halves.crossing(1 / 7),
+        "frc_halves_half_bit": halves.crossing(metrics.half_bit_threshold(halves.coefficients)),
+    }
+    if warning := consistency_warning(stitched):
+        print_line(warning)
     title = f"{data.name}, {model_uri}: R = {r_factor:.4f}"
     picture, fault = try_to_draw(lambda: reconstruction_figure(_in_mean_phase(stitched, r_factor), used, title))
     png = out.with_name(out.name.removesuffix(".npz") + ".png") if picture else None
@@ -104,19 +124,27 @@ def reconstruct_scan(
             positions_px=positions,
             r_factor=r_factor,
             consistency=stitched.consistency,
+            frc_halves_one_seventh=numbers["frc_halves_one_seventh"],
+            frc_halves_half_bit=numbers["frc_halves_half_bit"],
             model=model.source,
         )
         if picture and png:
             files.enter_context(atomic_write(png)).write_bytes(picture.png)
-    numbers = {
-        "r_factor": r_factor,
-        "r_factor_mean_pattern": r_factor_mean_pattern,
-        "overlap_consistency": stitched.consistency,
-    }
     tags = {"model": model.source, "scan": str(data), "fnostab_version": fnostab.__version__}
+    tags["vacuous"] = ",".join(metrics.vacuous(numbers))
     tags |= {"model_run": model.run_id} if model.run_id else {}
     run_id = log_to_projects_run([path for path in (out, png) if path], tracked(numbers), tags)
-    return ScanReconstruction(out, png, model.source, run_id, stitched, r_factor, r_factor_mean_pattern)
+    return ScanReconstruction(
+        out,
+        png,
+        model.source,
+        run_id,
+        stitched,
+        r_factor,
+        numbers["r_factor_mean_pattern"],
+        numbers["frc_halves_one_seventh"],
+        numbers["frc_halves_half_bit"],
+    )
 
 
 def probe_difference(first: NDArray[np.complex64], second: NDArray[np.complex64]) -> float:
