@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fnostab.ranking import rank_arms
+from fnostab.ranking.claims import ONE_LOOK, Design
 from fnostab.report import figures as figures_module
 from fnostab.report.axes import colours, to_rgb
 from fnostab.report.figures import FIGURES, draw_figures
@@ -21,6 +22,7 @@ REASONS = {
     "stagnated": "never learnt: progress reached 0.0213, under 0.25; val_loss went from 0.171 to 0.161",
     "collapsed": "progress reached 0.81 at epoch 4, but then the object went flat: object_std_ratio ended at 0.004",
     "diverged": "progress reached 0.61 at epoch 9, but ended at -1.2e+03, under 0.5 of that",
+    "inconsistent": "each patch explains its pattern, but the object does not: r_stitched ended at 0.132, over 0.130",
     "non_finite": "the loss or gradient was not finite at step 2100, first in `encoder.1.spectral`",
     "interrupted": "the run was interrupted (steps done: 900, epochs finished: 12)",
 }
@@ -58,8 +60,11 @@ def history_of(verdict, rng, epochs=50, steps_per_epoch=60, best=0.02):
     }
 
 
-def study(arms, name="stage_a", history=history_of, **changes):
-    """A ranked study; `arms` maps each name to (arch, median of its best losses, verdicts by seed)."""
+def study(arms, name="stage_a", history=history_of, numbers=None, by="best_val_loss", design=ONE_LOOK, **changes):
+    """A ranked study; `arms` maps each name to (arch, median of its best losses, verdicts by seed).
+
+    `numbers` gives r_stitched and measures of stability of a run from its arm, seed and verdict.
+    """
     rng = np.random.default_rng(0)
     runs, rows = [], []
     for arm, (arch, level, verdicts) in arms.items():
@@ -68,7 +73,10 @@ def study(arms, name="stage_a", history=history_of, **changes):
             run_id = rng.bytes(16).hex()
             series = history(verdict, rng, best=loss) if history else None
             curves = Curves.of(series) if series else NO_CURVES
+            known = numbers(arm, seed, verdict) if numbers else {}
+            stability = "relapsed" if known.get("relapses") else "steady" if known else ""
             runs.append(StudyRun(arm, seed, run_id, verdict, REASONS[verdict], loss, curves))
+            runs[-1] = replace(runs[-1], numbers=known, stability=stability)
             norms = [value for value in (series or {}).get("grad_norm_preclip", []) if value != "NaN"]
             rows.append(
                 {
@@ -77,13 +85,14 @@ def study(arms, name="stage_a", history=history_of, **changes):
                     **{"amp_mae": 1.5 * loss, "phase_mae": 3 * loss, "plateau_left_epoch": 3 + seed},
                     "grad_norm_median": float(np.median(norms)) if norms else None,
                     "grad_norm_max": max(norms, default=None),
+                    **known,
                 }
             )
     arms_of = {arm: [run for run in runs if run.arm == arm] for arm in arms}
     shown = {run.run_id for of_arm in arms_of.values() for run in best_and_worst(of_arm)}
     runs = [replace(run, pictures={"reconstruction": PNG}) if run.run_id in shown else run for run in runs]
     facts = {"preset": "stage_a", "device": "cpu", "epochs": "50"}
-    return StudyResult(name, rank_arms(rows, 0), runs, "5f" * 32, facts, **changes)
+    return StudyResult(name, rank_arms(rows, 0, by=by, design=design), runs, "5f" * 32, facts, **changes)
 
 
 THREE = {
@@ -105,7 +114,7 @@ def three():
 @pytest.fixture(scope="module")
 def drawn(three):
     """The figures of the study `three` by name."""
-    return {name: draw(three) for name, draw in FIGURES.items() if name != "depth"}
+    return {name: draw(three) for name, draw in FIGURES.items() if name not in ("depth", "r_stitched")}
 
 
 def lines(figure, gid):
@@ -154,30 +163,138 @@ def test_the_summary_begins_with_the_decision_and_holds_the_rankings_numbers(thr
         assert found[:4] == [str(place), row["arm"], row["arch"], str(row["runs"])]
         low, high = 100 * row["failure_rate_low"], 100 * row["failure_rate_high"]
         assert found[4] == f"{row['failures']} [{low:.0f}, {high:.0f} %]"
-        for cell, name in ((found[5], "median_best_val_loss"), (found[6], "iqm_best_val_loss")):
+        more = cells(text, "More of each arm", row["arm"])
+        for cell, name in ((found[5], "median_best_val_loss"), (more[1], "iqm_best_val_loss")):
             numbers = [float(number.replace("∞", "inf")) for number in re.findall(r"[\d.e-]+|∞", cell)]
             assert numbers == pytest.approx([row[name], row[f"{name}_low"], row[f"{name}_high"]], rel=6e-3)
-        assert float(found[7]) == pytest.approx(row["best_val_loss"], rel=6e-3)
-        assert found[8] == f"{row['amp_ssim']:.3f} / {row['phase_ssim']:.3f}"
+        assert float(more[2]) == pytest.approx(row["best_val_loss"], rel=6e-3)
+        assert found[6] == f"{row['amp_ssim']:.3f} / {row['phase_ssim']:.3f}"
 
 
 def test_the_summary_tells_each_pair_once_the_better_ranked_first(three):
     pairs = {(pair.a, pair.b): pair for pair in three.ranking.pairs}
-    text = summary_markdown(three).partition("## Probability of improvement")[2].partition("## ")[0]
+    text = summary_markdown(three).partition("## Pairs of arms")[2].partition("## ")[0]
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if "[" in line]
     order = [row["arm"] for row in three.ranking.table]
     assert [(row[0], row[1]) for row in rows] == [(order[0], order[1]), (order[0], order[2]), (order[1], order[2])]
     for row in rows:
         pair = pairs[row[0], row[1]]
-        assert row[2] == f"{pair.probability:.2f} [{pair.low:.2f}, {pair.high:.2f}]"
-        assert row[3] == ("clear" if pair.p_corrected <= 0.05 else "open")
+        assert row[2] == (f"clear: {pair.better}" if pair.p_corrected <= 0.05 else "open")
+        assert row[3] == f"{pair.probability:.2f} [{pair.low:.2f}, {pair.high:.2f}]"
+        assert row[4:] == [f"{pair.p:.2g}", f"{pair.p_corrected:.2g}"]
+
+
+def sewn(**changes):
+    """A study in which control is clearly first by val_loss, and agc, whose runs relapse, clearly by r_stitched."""
+    levels = {"control": 0.06, "agc": 0.03, "stable": 0.05}
+
+    def numbers(arm, seed, verdict):
+        relapses = 2 if arm == "agc" and seed == 1 else 0
+        return {
+            **{"r_stitched": 0.132 if verdict == "inconsistent" else levels[arm] * (1 + 0.01 * seed)},
+            **{"max_drawdown": 1.9 if relapses else 1.05, "relapses": relapses, "dead_blocks": 0},
+        }
+
+    arms = {
+        "control": ("hybrid", 0.01, ["converged"] * 5),
+        "agc": ("hybrid", 0.03, ["converged"] * 5),
+        "stable": ("stable_hybrid", 0.05, ["converged", "inconsistent", "converged", "converged", "collapsed"]),
+    }
+    return study(arms, numbers=numbers, **changes)
+
+
+def row_of_pair(text, a, b):
+    part = text.partition("## Pairs of arms\n")[2].partition("\n## ")[0]
+    return next(line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith(f"| {a} | {b} |"))
+
+
+def test_where_loss_and_reconstruction_clearly_disagree_nothing_is_claimed_and_the_headline_says_so():
+    text = summary_markdown(sewn())
+    assert "\n**Loss and reconstruction disagree; control ranks first.**\n" in text
+    assert row_of_pair(text, "control", "agc")[-1].startswith("0.00, opposite")
+    assert row_of_pair(text, "agc", "stable")[-1].startswith("1.00, agrees")
+
+
+def test_a_pair_that_only_one_column_decides_is_told_so():
+    losses = study({name: ("hybrid", 0.02, ["converged"] * 5) for name in ("a", "b")}, numbers=_far_apart)
+    (pair,) = (pair for pair in losses.ranking.pairs if pair.a == "b")
+    assert pair.is_open
+    first, second = (row["arm"] for row in losses.ranking.table)
+    found = row_of_pair(summary_markdown(losses), first, second)
+    assert (found[2], found[-1].split(" [")[0]) == ("open", f"{'1.00' if first == 'b' else '0.00'}, clear: b")
+
+
+def _far_apart(arm, seed, verdict):
+    return {"r_stitched": (0.1 if arm == "b" else 0.2) + 0.001 * seed}
+
+
+def test_by_r_stitched_that_column_comes_first_and_the_best_run_is_the_one_with_the_best_object():
+    result = sewn(by="r_stitched")
+    text = summary_markdown(result)
+    assert "In the order of the median r_stitched over all runs" in text
+    assert cells(text, "Ranking", "rank")[5:7] == ["median r_stitched", "median val_loss"]
+    assert cells(text, "Ranking", "agc")[5].startswith("0.0306 [0.03, ")
+    assert row_of_pair(text, "agc", "control")[-1].startswith("0.00, opposite")
+    page = html_report(result)
+    lowest = min(result.of_arm("agc"), key=lambda run: run.numbers["r_stitched"])
+    assert f"Best run: seed {lowest.seed}" in page.partition('<section id="extremes">')[2]
+
+
+def test_the_tables_tell_how_steadily_arms_and_runs_trained():
+    result = sewn()
+    text = summary_markdown(result)
+    assert cells(text, "Ranking", "agc")[7:9] == ["1.05", "2 / 0"]
+    for run in result.runs:
+        found = cells(text, "Runs", run.run_id)
+        assert found[2] == ("relapsed" if (run.arm, run.seed) == ("agc", 1) else "steady")
+        assert found[6:] == [
+            f"{run.numbers[name]:.3g}" for name in ("r_stitched", "max_drawdown", "relapses", "dead_blocks")
+        ]
+    page = Page(html_report(result))
+    assert page.text.partition("All runs")[2].count("relapsed") == 1
+    assert len([image for image in page.all("img") if image["alt"].startswith("Stitched R-factor of 15 runs")]) == 1
+
+
+def test_what_is_not_known_of_any_run_has_no_column():
+    text = summary_markdown(study({name: ("hybrid", 0.02, ["converged"] * 5) for name in ("a", "b")}, history=None))
+    assert "r_stitched" not in text
+    assert "drawdown" not in text
+    assert "grad norm" not in text
+
+
+def test_the_report_says_what_clear_means_and_what_stability_and_its_verdicts_are():
+    text = summary_markdown(sewn()).partition("## How to read this")[2]
+    assert "at most 0.05 after correction (Holm) for all 4 comparisons" in text
+    assert "of studies whose arms do not differ at all, at most 5 % call any difference clear" in text
+    assert "They describe and decide nothing." in text
+    assert "A relapse is a rise to more than 1.5 times the lowest val_loss" in text
+    assert "\n- Inconsistent: " in text
+    assert "\n- Stagnated: " not in text  # no run was
+
+
+def test_a_sequential_study_tells_its_looks_and_after_how_many_seeds_a_pair_was_decided():
+    result = sewn(design=Design(alpha=0.1, looks=(5, 10)))
+    text = summary_markdown(result)
+    assert "after 5, 10 seeds an arm" in text
+    assert "at most 0.1 after correction" in text
+    found = row_of_pair(text, "control", "agc")
+    pair = next(pair for pair in result.ranking.pairs if (pair.a, pair.b) == ("control", "agc"))
+    assert (found[2], found[6]) == ("clear: control", "5")
+    assert pair.seeds == 5
+
+
+def test_the_figure_of_stitched_objects_has_their_r_factors():
+    result = sewn()
+    _, axes = FIGURES["r_stitched"](result).axes
+    dots = sorted(line.get_ydata()[0] for line in axes.lines if line.get_gid() == "run")
+    assert dots == sorted(run.numbers["r_stitched"] for run in result.runs if not run.failed)
 
 
 def test_the_summary_names_every_run_why_runs_failed_and_what_is_missing(three):
     text = summary_markdown(three)
     for run in three.runs:
         found = cells(text, "Runs", run.run_id)
-        assert (found[0], found[1], found[3]) == (run.arm, run.verdict, str(run.seed))
+        assert (found[0], found[1], found[4]) == (run.arm, run.verdict, str(run.seed))
     failures = text.partition("## Why runs failed")[2].partition("## ")[0]
     assert failures.count("\n- ") == sum(run.failed for run in three.runs) == 6
     missing = text.partition("## What is missing")[2].partition("## ")[0]
@@ -225,12 +342,14 @@ def test_hostile_text_is_inert(name):
     assert not page.all("script")
     assert all("onerror" not in attributes for _, attributes in page.tags)
     assert all(image["src"].startswith("data:") for image in page.all("img"))
-    assert [link["href"] for link in page.all("a")] == ["#reading"]
+    assert {link["href"] for link in page.all("a")} == {"#reading"}
     assert " ".join(name.split()) in " ".join(page.text.split())
-    for text in summary_markdown(result).splitlines():
-        assert "<" not in text
-        if text.startswith("| ") and name.split()[0] in text:
-            assert len(re.findall(r"(?<!\\)\|", text)) in (6, 13)  # as many columns as the table has
+    text = summary_markdown(result)
+    assert "<" not in text
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 3
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     assert not re.search(r"(?<!\\)\]\(", summary_markdown(result))
 
 
@@ -396,7 +515,7 @@ def test_a_stage_b_of_two_arms_tells_each_beside_its_own_stage_a(three):
     rates = {arm: cells(text, f"Stage A and Stage B: {arm}", "failure rate")[2] for arm in ("control", "agc")}
     assert rates == {"control": "100 % [44, 100 %]", "agc": "0 % [0, 56 %]"}
     assert [axes.get_ylabel() for axes in FIGURES["depth"](result).axes[::5]] == ["agc", "control"]
-    assert len(Page(html_report(result)).all("table")) == 5  # ranking, both depths, runs, pairs
+    assert len(Page(html_report(result)).all("table")) == 6  # ranking, pairs, both depths, runs, more of each arm
 
 
 def test_a_figure_that_cannot_be_drawn_is_said_and_costs_nothing_else(three, monkeypatch):

@@ -3,6 +3,7 @@
 from fnostab.ranking.arms import (
     BOOTSTRAP_SEED as BOOTSTRAP_SEED,
     RANKED_BY as RANKED_BY,
+    STABILITY_COLUMNS as STABILITY_COLUMNS,
     Ranking as Ranking,
     rank_arms as rank_arms,
 )

@@ -29,7 +29,7 @@ def draw_figures(result: StudyResult) -> tuple[dict[str, Picture], list[str]]:
     """Draw the figures of a study; returns them by name, and a sentence for each that could not be drawn."""
     pictures, faults = {}, []
     for name, draw in FIGURES.items():
-        if name == "depth" and not result.depths:
+        if not _can_be_drawn(name, result):
             continue
         picture, fault = try_to_draw(partial(draw, result))
         if picture is None:
@@ -39,7 +39,24 @@ def draw_figures(result: StudyResult) -> tuple[dict[str, Picture], list[str]]:
     return pictures, faults
 
 
+def _can_be_drawn(name: str, result: StudyResult) -> bool:
+    if name == "r_stitched":
+        known = any(run.numbers.get(name) is not None for run in result.runs)
+        return known and result.ranking.table[0]["median_r_stitched"] is not None
+    return name != "depth" or bool(result.depths)
+
+
 def best_val_loss(result: StudyResult) -> Figure:
+    """The runs' best val_loss: see `_every_run`."""
+    return _every_run(result, "best_val_loss", "best val_loss (R-factor)")
+
+
+def r_stitched(result: StudyResult) -> Figure:
+    """The R-factor of the runs' stitched objects: see `_every_run`."""
+    return _every_run(result, "r_stitched", "r_stitched (R-factor)")
+
+
+def _every_run(result: StudyResult, column: str, title: str) -> Figure:
     """Every run as a dot and each arm's median with its interval; failed runs in a band at the top."""
     rows = result.ranking.table[:MOST_ARMS]
     colour_of = colours(result.arms)
@@ -49,15 +66,15 @@ def best_val_loss(result: StudyResult) -> Figure:
     band, axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 6) if any_failed else (0.01, 6))
     engine: Any = figure.get_layout_engine()
     engine.set(h_pad=0.01, hspace=0.0)
-    shown = [run.best_val_loss for of_arm in runs.values() for run in of_arm if not run.failed]
-    ends = [row[f"median_best_val_loss{end}"] for row in rows for end in ("", "_low", "_high")]
+    shown = [run.value(column) for of_arm in runs.values() for run in of_arm if not run.failed]
+    ends = [row[f"median_{column}{end}"] for row in rows for end in ("", "_low", "_high")]
     finite = [value for value in (*shown, *ends) if value is not None and np.isfinite(value) and value > 0]
     log_axis(axes, min(finite, default=0.01), max(finite, default=1))
     for place, row in enumerate(rows):
         color = colour_of[row["arm"]]
-        _dots(band, axes, place, runs[row["arm"]], color)
-        _median(band, axes, place, row)
-    axes.set_ylabel("best val_loss (R-factor)", fontsize=9)
+        _dots(band, axes, place, runs[row["arm"]], column, color)
+        _median(band, axes, place, row, column)
+    axes.set_ylabel(title, fontsize=9)
     names = [label(row["arm"]) for row in rows]
     slanted = sum(map(len, names)) > 11 * len(names) or len(names) > 8
     axes.set_xticks(
@@ -70,19 +87,19 @@ def best_val_loss(result: StudyResult) -> Figure:
     return figure
 
 
-def _dots(band: Axes, axes: Axes, place: int, runs: Sequence[StudyRun], color: str) -> None:
+def _dots(band: Axes, axes: Axes, place: int, runs: Sequence[StudyRun], column: str, color: str) -> None:
     """The runs of an arm, side by side by seed."""
     offsets = np.linspace(-0.25, 0.25, len(runs)) if len(runs) > 1 else [0.0]
     for offset, run in zip(offsets, runs, strict=True):
         if run.failed:
             band.plot(place + offset, 0.45, "x", color=color, ms=6, mew=1.5, gid="failed", zorder=4)
         else:
-            axes.plot(place + offset, run.best_val_loss, "o", color=color, ms=5, alpha=0.8, mew=0, gid="run")
+            axes.plot(place + offset, run.value(column), "o", color=color, ms=5, alpha=0.8, mew=0, gid="run")
 
 
-def _median(band: Axes, axes: Axes, place: int, row: dict[str, Any]) -> None:
+def _median(band: Axes, axes: Axes, place: int, row: dict[str, Any], column: str) -> None:
     """The median as a bar, and its interval; what is infinite reaches into the band."""
-    middle, low, high = (row[f"median_best_val_loss{end}"] for end in ("", "_low", "_high"))
+    middle, low, high = (row[f"median_{column}{end}"] for end in ("", "_low", "_high"))
     if row["runs"] > 1:
         on, height = (axes, middle) if np.isfinite(middle) else (band, 0.45)
         on.plot([place - 0.34, place + 0.34], [height, height], color="black", lw=1.6, gid="median", zorder=3)
@@ -156,6 +173,7 @@ def _change(axes: Axes, shift: float, change: DepthChange, name: str, color: str
 FIGURES: Final[Mapping[str, Callable[[StudyResult], Figure]]] = {
     "depth": depth,
     "best_val_loss": best_val_loss,
+    "r_stitched": r_stitched,
     "failure_rates": failure_rates,
     "learning_curves": learning_curves,
     "gradient_norms": gradient_norms,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fnostab.report.axes import Picture, colours
 from fnostab.report.figures import MOST_ARMS, draw_figures
-from fnostab.report.tables import depth_table, pairs_table, ranking_table, runs_table
+from fnostab.report.tables import depth_table, details_table, known_measures, pairs_table, ranking_table, runs_table
 from fnostab.report.templates import render, words
 from fnostab.study.result import MOST_LINES, StudyResult, StudyRun, best_and_worst
 from fnostab.study.text import shortened
@@ -19,7 +19,7 @@ SHORT: Final = 1000
 
 
 def summary_markdown(result: StudyResult, *, brief: bool = False) -> str:
-    """The study in Markdown, the decision first; about 4,000 characters for 3 arms of 5 seeds.
+    """The study in Markdown, the decision first; about 7,000 characters for 3 arms of 5 seeds.
 
     `brief` leaves out what grows with the number of runs: every pair of arms, every run, and why runs failed.
     """
@@ -37,9 +37,10 @@ def html_report(result: StudyResult, pictures: Mapping[str, Picture] | None = No
         "study.html.j2",
         **_told(result),
         figures={name: _shown(name, picture, result) for name, picture in pictures.items()},
-        pictured=[(arm, _pictured(result.of_arm(arm))) for arm in result.drawn_arms],
+        pictured=[(arm, _pictured(result.of_arm(arm), result.ranking.by)) for arm in result.drawn_arms],
         unpictured=len(result.arms) - len(result.drawn_arms),
         colours=colours(result.arms),
+        measures=known_measures(result),
     )
 
 
@@ -64,11 +65,15 @@ def _told(result: StudyResult) -> dict[str, Any]:
         "result": result,
         "headline": _line(words().headline(result)),
         "told": _paragraphs(result),
+        "order": _line(words().order(result.ranking)),
         "ranking": ranking_table(result.ranking),
+        "details": details_table(result.ranking),
         "pairs": pairs_table(result.ranking),
+        "clear": _line(words().clear(result.ranking)),
         "depths": [{"arm": depth.arm, "table": depth_table(depth)} for depth in result.depths],
         "missing": [*(_line(words().missing(*found)) for found in result.missing), *result.notes],
         "facts": {**result.facts, "dataset": result.dataset_sha256},
+        "how_to_read": [text for text in map(_line, words().how_to_read(result).splitlines()) if text],
     }
 
 
@@ -79,9 +84,9 @@ def _paragraphs(result: StudyResult) -> list[tuple[str, str]]:
     return depths if depths and len(result.ranking.table) == 1 else [*depths, (f"{label}{colon}".strip(), why)]
 
 
-def _pictured(runs: Sequence[StudyRun]) -> list[tuple[str, StudyRun]]:
+def _pictured(runs: Sequence[StudyRun], by: str) -> list[tuple[str, StudyRun]]:
     """The arm's best and worst run, and whichever else has pictures, each with what it is."""
-    extremes = best_and_worst(runs)
+    extremes = best_and_worst(runs, by)
     others = [run for run in runs if run.pictures and run not in extremes]
     names = ["best run", "worst run"] if len(extremes) > 1 else ["only run"]
     return [*zip(names, extremes, strict=False), *(("run", run) for run in others)]

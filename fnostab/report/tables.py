@@ -1,11 +1,12 @@
 """The tables of a study's report, the same in Markdown and in HTML."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 from fnostab.ranking import Ranking
+from fnostab.ranking.pairs import Pair
 from fnostab.study.depth import DepthChange, DepthComparison, Estimate
 from fnostab.study.result import StudyResult
 from fnostab.study.text import UNKNOWN, interval, number, percent_interval
@@ -21,6 +22,13 @@ _METRIC_NAMES: Final = {
     "grad_norm_median": "gradient norm, median",
     "grad_norm_max": "gradient norm, maximum",
     "failure_rate": "failure rate",
+}
+#: What the columns are called that arms are ranked by.
+_RANKED_BY: Final = {"best_val_loss": "val_loss", "r_stitched": "r_stitched"}
+#: What the numbers of single runs are called.
+_MEASURES: Final = {
+    **{"r_stitched": "r_stitched", "max_drawdown": "max drawdown", "relapses": "relapses"},
+    "dead_blocks": "dead blocks",
 }
 
 
@@ -42,53 +50,115 @@ class Table:
 
 
 def ranking_table(ranking: Ranking) -> Table:
-    """One row an arm, best first."""
+    """One row an arm, best first, with what decides: failures, medians, stability and quality."""
+    columns = sorted(_RANKED_BY, key=lambda column: column != ranking.by)
     head = (
-        *("rank", "arm", "arch", "runs", "failed", "median val_loss", "IQM", "best", "SSIM amp / phase"),
-        *("MAE amp / phase", "grad norm median / max", "plateau left, epoch"),
+        *("rank", "arm", "arch", "runs", "failed", *(f"median {_RANKED_BY[column]}" for column in columns)),
+        *("max drawdown, median", "relapses / dead blocks, sum", "SSIM amp / phase"),
     )
-    return Table(head, [_ranked(place, row) for place, row in enumerate(ranking.table, start=1)], texts=3, name=1)
-
-
-def _ranked(place: int, row: dict[str, Any]) -> tuple[Cell, ...]:
-    losses = [
-        Cell(number(row[name]), interval(row[f"{name}_low"], row[f"{name}_high"]))
-        for name in ("median_best_val_loss", "iqm_best_val_loss")
+    rows = [
+        (
+            *(Cell(str(place)), Cell(row["arm"]), Cell(row["arch"] or UNKNOWN), Cell(str(row["runs"]))),
+            Cell(str(row["failures"]), percent_interval(row["failure_rate_low"], row["failure_rate_high"])),
+            *(_estimate(row, f"median_{column}") for column in columns),
+            Cell(number(row["max_drawdown"])),
+            _both(row, "relapses", "dead_blocks"),
+            _both(row, "amp_ssim", "phase_ssim", ".3f"),
+        )
+        for place, row in enumerate(ranking.table, start=1)
     ]
-    return (
-        *(Cell(str(place)), Cell(row["arm"]), Cell(row["arch"] or UNKNOWN), Cell(str(row["runs"]))),
-        Cell(str(row["failures"]), percent_interval(row["failure_rate_low"], row["failure_rate_high"])),
-        *losses,
-        Cell(number(row["best_val_loss"])),
-        Cell(f"{number(row['amp_ssim'], '.3f')} / {number(row['phase_ssim'], '.3f')}"),
-        Cell(f"{number(row['amp_mae'])} / {number(row['phase_mae'])}"),
-        Cell(f"{number(row['grad_norm_median'])} / {number(row['grad_norm_max'])}"),
-        Cell(number(row["epochs_to_leave_plateau"])),
+    return _known_columns(Table(head, rows, texts=3, name=1))
+
+
+def details_table(ranking: Ranking) -> Table:
+    """One row an arm, best first, with what else is known of it."""
+    head = (
+        *("arm", "IQM val_loss", "IQM r_stitched", "best val_loss", "best r_stitched", "MAE amp / phase"),
+        *("grad norm median / max", "plateau left, epoch"),
     )
+    rows = [
+        (
+            *(Cell(row["arm"]), _estimate(row, "iqm_best_val_loss"), _estimate(row, "iqm_r_stitched")),
+            *(Cell(number(row["best_val_loss"])), Cell(number(row["r_stitched"]))),
+            *(_both(row, "amp_mae", "phase_mae"), _both(row, "grad_norm_median", "grad_norm_max")),
+            Cell(number(row["epochs_to_leave_plateau"])),
+        )
+        for row in ranking.table
+    ]
+    return _known_columns(Table(head, rows))
+
+
+def _estimate(row: Mapping[str, Any], name: str) -> Cell:
+    return Cell(number(row[name]), interval(row[f"{name}_low"], row[f"{name}_high"]))
+
+
+def _both(row: Mapping[str, Any], first: str, second: str, form: str = ".3g") -> Cell:
+    return Cell(f"{number(row[first], form)} / {number(row[second], form)}")
+
+
+def _known_columns(table: Table) -> Table:
+    """The table without the columns of numbers that nobody has."""
+    unknown = (UNKNOWN, f"{UNKNOWN} / {UNKNOWN}")
+    kept = [
+        place
+        for place in range(len(table.head))
+        if place < table.texts or any(row[place].text not in unknown for row in table.rows)
+    ]
+    rows = [tuple(row[place] for place in kept) for row in table.rows]
+    return replace(table, head=tuple(table.head[place] for place in kept), rows=rows)
 
 
 def pairs_table(ranking: Ranking) -> Table | None:
-    """Each pair of arms once, the better ranked first; None with a single arm."""
-    by_arms = {(pair.a, pair.b): pair for pair in ranking.pairs}
-    pairs = [by_arms[a, b] for a, b in combinations([row["arm"] for row in ranking.table], 2)]
-    rows = [
-        (
-            *(Cell(pair.a), Cell(pair.b)),
-            Cell(number(pair.probability, ".2f"), interval(pair.low, pair.high, ".2f")),
-            Cell("open" if pair.is_open else "clear"),
-        )
-        for pair in pairs
-    ]
-    return Table(("a run of", "is better than one of", "with probability", "which is"), rows, texts=2) if rows else None
+    """Each pair of arms once, the better ranked first: what was found and what is clear; None with a single arm.
+
+    The last columns tell after how many seeds an arm it was decided, if the study looked several times, and what the
+    other of the columns that arms are ranked by says of the same pair.
+    """
+    pairs, others = ({(pair.a, pair.b): pair for pair in of} for of in (ranking.pairs, ranking.other_pairs))
+    if not pairs:
+        return None
+    head = ["a run of", "is better than one of", "which is", "with probability", "p", "p corrected"]
+    head += ["after, seeds"] if ranking.design.is_sequential else []
+    head += [f"by {_RANKED_BY[ranking.other]}"] if others else []
+    rows = []
+    for a, b in combinations([row["arm"] for row in ranking.table], 2):
+        pair = pairs[a, b]
+        row = [Cell(a), Cell(b), Cell("open" if pair.is_open else f"clear: {pair.better}")]
+        row += [Cell(number(pair.probability, ".2f"), interval(pair.low, pair.high, ".2f"))]
+        row += [Cell(number(pair.p, ".2g")), Cell(number(pair.p_corrected, ".2g"))]
+        row += [Cell(number(pair.seeds))] if ranking.design.is_sequential else []
+        row += [_by_the_other(pair, others[a, b])] if others else []
+        rows.append(tuple(row))
+    return Table(tuple(head), rows, texts=3)
+
+
+def _by_the_other(pair: Pair, other: Pair) -> Cell:
+    """The probability by the other column, and whether that agrees with what is clear."""
+    said = "open" if other.is_open else f"clear: {other.better}"
+    if not (pair.is_open or other.is_open):
+        said = "agrees" if other.better == pair.better else "opposite"
+    return Cell(f"{number(other.probability, '.2f')}, {said}", interval(other.low, other.high, ".2f"))
+
+
+def known_measures(result: StudyResult) -> dict[str, str]:
+    """What the numbers of single runs are called that any run has, by their names in `StudyRun.numbers`."""
+    return {
+        name: text for name, text in _MEASURES.items() if any(run.numbers.get(name) is not None for run in result.runs)
+    }
 
 
 def runs_table(result: StudyResult) -> Table:
-    """The verdict of every run."""
+    """The verdict of every run, how steadily it trained, and its numbers."""
+    measures = known_measures(result)
     rows = [
-        (Cell(run.arm), Cell(run.verdict), Cell(run.run_id), Cell(str(run.seed)), Cell(number(run.best_val_loss)))
+        (
+            *(Cell(run.arm), Cell(run.verdict), Cell(run.stability or UNKNOWN), Cell(run.run_id), Cell(str(run.seed))),
+            *(Cell(number(run.best_val_loss)), *(Cell(number(run.numbers.get(name))) for name in measures)),
+        )
         for run in result.all_runs
     ]
-    return Table(("arm", "verdict", "run", "seed", "best val_loss"), rows, texts=3)
+    head = ("arm", "verdict", "stability", "run", "seed", "best val_loss", *measures.values())
+    return Table(head, rows, texts=4)
 
 
 def depth_table(depth: DepthComparison) -> Table:

@@ -21,8 +21,9 @@ MOST_LINES: Final = 25
 class StudyRun:
     """One run of a study.
 
-    `best_val_loss` is infinite where there is none. Only the `StudyResult.drawn` runs need `curves`, and only those
-    that `best_and_worst` names have `pictures`, PNG bytes by name. `url` leads to the run's page.
+    `best_val_loss` is infinite where there is none. `numbers` holds `r_stitched` and the measures of stability by their
+    names, those that are known. Only the `StudyResult.drawn` runs need `curves`, and only those that `best_and_worst`
+    names have `pictures`, PNG bytes by name. `url` leads to the run's page.
     """
 
     arm: str
@@ -34,11 +35,18 @@ class StudyRun:
     curves: Curves = NO_CURVES
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     url: str | None = None
+    stability: str = ""
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
         """Whether the run counts as a failure; one without a result is missing instead."""
         return self.verdict in FAILED
+
+    def value(self, column: str) -> float:
+        """Its `best_val_loss` or one of its `numbers`, infinite where it is not known."""
+        value = self.best_val_loss if column == "best_val_loss" else self.numbers.get(column)
+        return math.inf if value is None or math.isnan(value) else value
 
     @property
     def missing(self) -> bool:
@@ -104,7 +112,7 @@ class StudyResult:
         runs = self.of_arm(arm)
         if len(runs) <= MOST_LINES:
             return runs
-        order = in_order(runs)
+        order = in_order(runs, self.ranking.by)
         places = [round(place * (len(order) - 1) / (MOST_LINES - 1)) for place in range(MOST_LINES)]
         return sorted((order[place] for place in places), key=lambda run: run.seed)
 
@@ -124,19 +132,16 @@ class StudyResult:
         return [run for arm in self.arms for run in self.of_arm(arm)]
 
 
-def best_and_worst(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """The best and the worst of an arm's runs: converged before failed, then by best_val_loss, then by seed.
+def best_and_worst(runs: Sequence[StudyRun], by: str = "best_val_loss") -> list[StudyRun]:
+    """The best and the worst of an arm's runs, as `in_order` has them.
 
     One run where there is only one; runs without a result only where there are no others.
     """
-    order = in_order([run for run in runs if not run.missing] or runs)
+    order = in_order([run for run in runs if not run.missing] or runs, by)
     return order if len(order) < 2 else [order[0], order[-1]]
 
 
-def in_order(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """The runs of an arm, the best first: converged before failed, then by best_val_loss, then by seed."""
+def in_order(runs: Sequence[StudyRun], by: str = "best_val_loss") -> list[StudyRun]:
+    """The runs of an arm, the best first: converged before failed, then by the column `by`, then by seed."""
 
-    def place(run: StudyRun) -> tuple[bool, float, int]:
-        return run.failed, math.inf if math.isnan(run.best_val_loss) else run.best_val_loss, run.seed
-
-    return sorted(runs, key=place)
+    return sorted(runs, key=lambda run: (run.failed, run.value(by), run.seed))

@@ -5,12 +5,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fnostab.config import ConfigError
 from fnostab.health import FAILED
 from fnostab.io.files import atomic_write
-from fnostab.ranking import BOOTSTRAP_SEED, RANKED_BY, Ranking, rank_arms
+from fnostab.ranking import BOOTSTRAP_SEED, RANKED_BY, STABILITY_COLUMNS, Ranking, rank_arms
 from fnostab.report.axes import Picture
 from fnostab.report.card import model_card
 from fnostab.report.figures import draw_figures
@@ -133,7 +133,7 @@ def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun 
     result = StudyResult(
         study=study,
         ranking=ranking,
-        runs=[_study_run(run) for run in selection.runs],
+        runs=[_study_run(run, row) for run, row in zip(selection.runs, to_rows(selection.runs)[0], strict=True)],
         dataset_sha256=selection.dataset_sha256,
         facts=_facts(selection.runs),
         notes=[*selection.notes, *notes],
@@ -142,7 +142,7 @@ def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun 
     return _with_artifacts(result, {run.run_id: run for run in selection.runs})
 
 
-def _study_run(run: StoredRun) -> StudyRun:
+def _study_run(run: StoredRun, row: Mapping[str, Any]) -> StudyRun:
     verdict = run.tags["verdict"]
     loss = run.metrics.get("best_val_loss", float("inf"))
     return StudyRun(
@@ -152,6 +152,8 @@ def _study_run(run: StoredRun) -> StudyRun:
         verdict=verdict,
         verdict_reason=run.tags.get("verdict_reason", ""),
         best_val_loss=float("inf") if verdict in FAILED else loss,
+        stability=run.tags.get("stability", ""),
+        numbers={name: row.get(name) for name in ("r_stitched", *STABILITY_COLUMNS)},
         url=run_url(run.run_id, run.experiment_id),
     )
 
@@ -161,8 +163,8 @@ def _with_artifacts(result: StudyResult, stored: Mapping[str, StoredRun]) -> tup
 
     Curves that cannot be read are left out and counted, and a note says so.
     """
-    drawn = [stored[run.run_id] for run in result.drawn_runs]
-    shown = [stored[run.run_id] for arm in result.drawn_arms for run in best_and_worst(result.of_arm(arm))]
+    drawn, by = [stored[run.run_id] for run in result.drawn_runs], result.ranking.by
+    shown = [stored[run.run_id] for arm in result.drawn_arms for run in best_and_worst(result.of_arm(arm), by)]
     histories = read_artifacts(drawn, "history.json", lambda content: Curves.of(json.loads(content)))
     pngs = read_artifacts(shown, _PICTURE, bytes)
     curves = {run.run_id: found for run, found in zip(drawn, histories, strict=True) if isinstance(found, Curves)}
