@@ -47,7 +47,7 @@ def measure_and_print(names: list[str], rows_by_name: Mapping[str, Callable[[], 
             print(_line(row), flush=True)
             rows.append(row)
     header = ["| what | against | target | measured | met | times: median (quartiles) |", "|---|---|---|---|---|---|"]
-    print("", _machine(), "", *header, *map(_line, rows), sep="\n")
+    print("", machine(), "", *header, *map(_line, rows), sep="\n")
 
 
 def _line(row: Row) -> str:
@@ -55,7 +55,7 @@ def _line(row: Row) -> str:
     return f"| {row.what} | {row.against} | {row.target} | {row.value} | {met} | {row.times} |"
 
 
-def _machine() -> str:
+def machine() -> str:
     """What the numbers were measured on."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""

@@ -43,7 +43,8 @@ _BEGIN: Final = "<!-- table {}: begin -->"
 _END: Final = "<!-- table {}: end -->"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown: words in the first column, numbers in the others."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rows))
 
@@ -83,7 +84,7 @@ def outcome(study: str, control: str = "control") -> str:
         )
         for row in ranked(study).table
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def depth() -> str:
@@ -93,7 +94,7 @@ def depth() -> str:
         (arm, *(f"{_loss(row)}, {row['runs']} runs" for d in DEPTHS for row in [row_of("q2_depth", depth_arm(arm, d))]))
         for arm in arms
     ]
-    return _table(("arm", *(f"{d} blocks" for d in DEPTHS)), rows)
+    return table(("arm", *(f"{d} blocks" for d in DEPTHS)), rows)
 
 
 def drift() -> str:
@@ -113,7 +114,7 @@ def drift() -> str:
                 ),
             )
         )
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _block_number(key: str) -> int:
@@ -141,7 +142,7 @@ def start() -> str:
                 _loss(row),
             )
         )
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def by_rate(study: str) -> str:
@@ -149,7 +150,7 @@ def by_rate(study: str) -> str:
     arms = rate_arms(study)
     head, rows = _rates(study)
     best = {arm: min(row_of(study, name)["median_best_val_loss"] for name in of.values()) for arm, of in arms.items()}
-    return _table(head, sorted(rows, key=lambda row: best[row[0]]))
+    return table(head, sorted(rows, key=lambda row: best[row[0]]))
 
 
 def _rates(study: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -178,13 +179,13 @@ def clipping() -> str:
         )
         for row in ranked("q4_clip").table
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def learning_rates() -> str:
     """Question 5: median best val_loss by learning rate, and the sensitivity."""
     head, rows = _rates("q5_lr")
-    return _table((*head, "sensitivity"), [(*row, number(sensitivity(row[0]), ".3f")) for row in rows])
+    return table((*head, "sensitivity"), [(*row, number(sensitivity(row[0]), ".3f")) for row in rows])
 
 
 def candidates() -> str:
@@ -199,7 +200,7 @@ def candidates() -> str:
         )
         for arm in arms
     ]
-    return _table(("arm", "4 blocks", "8 blocks"), cells)
+    return table(("arm", "4 blocks", "8 blocks"), cells)
 
 
 def better() -> str:
@@ -214,7 +215,7 @@ def better() -> str:
             under = "" if arm == control else f"{100 * (1 - row['median_best_val_loss'] / limit):.0f} %"
             metrics = [_metric(study, arm, f"test/{key}", ".3f") for key in ("r_factor", "amp_ssim")]
             rows.append((setting, name, _failed(row), _loss(row), under, _against(study, arm, control), *metrics))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def schedules(study: str) -> str:
@@ -228,7 +229,7 @@ def schedules(study: str) -> str:
         metrics = [_metric(study, row["arm"], f"test/{key}", ".3f") for key in ("r_factor", "amp_ssim", "phase_mae")]
         rise = f"{max(rises(study, row['arm'])):.2f}"
         rows.append((arm, schedule, _failed(row), _loss(row), against, rise, *metrics))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def full_size() -> str:
@@ -242,7 +243,7 @@ def full_size() -> str:
         metrics = [number(run.metrics[f"test/{key}"], ".3f") for key in ("r_factor", "amp_ssim", "phase_mae")]
         best = min(losses)
         rows.append((row["arm"], f"{best:.4f}", str(losses.index(best) + 1), f"{median(losses[-10:]):.4f}", *metrics))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def warning() -> str:
@@ -255,7 +256,7 @@ def warning() -> str:
         precision = f"{found.precision:.2f} {interval(*wilson_interval(found.right, found.stopped), '.2f')}"
         recall = f"{found.recall:.2f}, {found.right} of {found.failed}"
         rows.append((f"{share:g}", str(found.stopped), precision, recall))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def cross_validation() -> str:
@@ -271,7 +272,7 @@ def cross_validation() -> str:
     low, high = wilson_interval(total.right, total.stopped)
     said = f"precision {total.precision:.2f} {interval(low, high, '.2f')}, recall {total.recall:.2f}"
     rows.append(("all", said, str(total.stopped), str(total.right), str(total.failed)))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 #: Tables by the name that the pages have for them.
@@ -294,13 +295,13 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
 }
 
 
-def with_tables(text: str) -> str:
-    """`text` of a page with every table that it has a place for as the runs give it."""
+def with_tables(text: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
+    """`text` of a page with every one of the `tables` that it has a place for."""
     for name in re.findall(_BEGIN.format(r"(\w+)"), text):
         begin, end = _BEGIN.format(name), _END.format(name)
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n\n{TABLES[name]()}\n\n{end}{after}"
+        text = f"{before}{begin}\n\n{tables[name]()}\n\n{end}{after}"
     return text
 
 
