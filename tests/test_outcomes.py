@@ -55,6 +55,16 @@ def test_on_objects_without_phase_the_store_claims_no_phase(phaseless):
     assert _json(run, "metrics.json")["ssim"][1] == "NaN"
 
 
+def test_test_patches_that_share_no_light_claim_no_agreement_and_the_end_of_training_says_so():
+    lines: list[str] = []
+    config = resolve_config({"preset": "smoke", "epochs": 1, "data.stride_test_px": 16})
+    result = train_arm(config, lines.append)
+    run = mlflow.MlflowClient().get_run(result.run_id)
+    assert math.isnan(run.data.metrics["test/overlap_consistency"])
+    assert "overlap_consistency" in run.data.tags["vacuous"].split(",")
+    assert any(line.startswith("warning: the patches share 0.0 % of their light, under 1 %") for line in lines)
+
+
 def test_metrics_json_has_pairs_verdict_and_evidence(phaseless):
     result, run = phaseless
     found = _json(run, "metrics.json")
