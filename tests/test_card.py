@@ -5,11 +5,11 @@ from fnostab.report.card import model_card
 from fnostab.study.selection import StoredRun
 
 
-def _card(**overrides):
+def _card(tags=None, measured=None, **overrides):
     config = resolve_config({"preset": "quick", "arch": "prenorm_hybrid", "clip_algo": "none", **overrides})
     params = {key: str(value) for key, value in config.flat().items()}
-    metrics = {"best_val_loss": 0.05851, "test/r_factor": 0.0503, "test/amp_ssim": 0.915}
-    run = StoredRun("r", "0", "FINISHED", 0, {"arm": "pre", "seed": "2"}, params, metrics)
+    metrics = {"best_val_loss": 0.05851, "test/r_factor": 0.0503, "test/amp_ssim": 0.915, **(measured or {})}
+    run = StoredRun("r", "0", "FINISHED", 0, {"arm": "pre", "seed": "2", **(tags or {})}, params, metrics)
     return model_card("fnostab-champion", run)
 
 
@@ -20,8 +20,7 @@ def test_a_card_says_what_goes_in_how_good_it_is_and_how_to_use_it():
         'mlflow.pyfunc.load_model("models:/fnostab-champion@champion")',
         "**Network:** prenorm_hybrid, width 16, 4 encoder blocks; clipping none; arm pre, seed 2.",
         "**Data:** simulated objects (lines, phase tanh), 1024 patches; probe curved_disk; 1e+09 photons a pattern.",
-        "R-factor 0.0585 on patterns",
-        "stitched test object\n  0.0503",
+        "R-factor 0.0585 on patterns that were not trained on (0: perfect), of the stitched test object\n  0.0503",
         "SSIM 0.915, its phase's –.",
         "**Limits:** it knows one probe",
     ):
@@ -42,3 +41,11 @@ def test_a_card_names_the_data_without_their_folders(overrides, data):
 
 def test_a_card_names_the_clipping_rule_with_its_limit():
     assert "clipping agc 0.01;" in _card(clip_algo="agc")
+
+
+def test_a_card_tells_the_object_of_the_validation_patches_and_how_steadily_the_network_trained():
+    numbers = {"val/r_stitched": 0.0712, "val/r_stitched_mean_pattern": 0.161}
+    card = _card(tags={"stability": "relapsed"}, measured=numbers)
+    assert "0.0712 of the\n  one object that these patches make together (one mean pattern everywhere: 0.161)," in card
+    assert "**Stability of its training:** relapsed: its loss rose over 1.5 times its lowest before." in card
+    assert "Stability" not in _card()

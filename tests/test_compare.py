@@ -14,7 +14,7 @@ from fnostab.workflows.compare import compare_study
 _HISTORY = {"val_loss": [0.1, 0.05], "grad_norm_preclip": [1.0, 2.0], "val_loss_constant": 0.16}
 
 
-def _record_run(study, arm, seed=1, blocks=2, parent=None, metrics=None):
+def record_run(study, arm, seed=1, blocks=2, parent=None, metrics=None):
     """Leave what a finished run of this arm would have left in the store; gives its ID."""
     config = resolve_config({"preset": "smoke", "study": study, "arm": arm, "seed": seed, "fno_blocks": blocks})
     client = mlflow.MlflowClient()
@@ -44,10 +44,10 @@ def _artifacts(run_id):
 
 def test_each_arm_of_a_stage_b_is_compared_with_its_own_stage_a_and_the_rest_is_noted(fresh_store):
     for arm in ("control", "agc"):
-        _record_run("first", arm)
+        record_run("first", arm)
     parent = _record_parent("second", stage_a="first")
     for arm in ("control", "agc", "stable"):
-        _record_run("second", arm, blocks=4, parent=parent)
+        record_run("second", arm, blocks=4, parent=parent)
     found = compare_study("second", register=False)
     assert [(depth.arm, depth.depths) for depth in found.result.depths] == [("agc", (2, 4)), ("control", (2, 4))]
     assert "stable is not compared with Stage A: study first has no result of it." in found.result.notes
@@ -56,17 +56,17 @@ def test_each_arm_of_a_stage_b_is_compared_with_its_own_stage_a_and_the_rest_is_
 
 def test_a_stage_b_whose_stage_a_is_gone_or_no_shallower_is_ranked_all_the_same(fresh_store):
     parent = _record_parent("second", stage_a="gone")
-    _record_run("second", "control", blocks=4, parent=parent)
+    record_run("second", "control", blocks=4, parent=parent)
     found = compare_study("second", register=False)
     assert found.result.depths == []
     assert found.result.notes[-1].startswith("There is no comparison with Stage A: `study` (=gone) must be the tag of")
-    _record_run("gone", "control", blocks=4)
+    record_run("gone", "control", blocks=4)
     found = compare_study("second", register=False)
     assert found.result.notes[-1].startswith("control is not compared with Stage A: `depth_b` (=4) must be > ")
 
 
 def test_a_winner_without_a_logged_model_is_said_before_anything_is_written_and_the_rest_is_done(fresh_store, capsys):
-    run_id = _record_run("bare", "control")
+    run_id = record_run("bare", "control")
     assert main(["compare", "--study", "bare", "--out", "out"]) == 0
     said = f"Nothing registered: of the best run, {run_id}, there is no logged model named `model` that is whole"
     assert said in capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_a_figure_that_fails_costs_a_comparison_no_more_than_that_figure(fresh_s
     def broken_figure(result):
         raise ValueError("Unknown symbol")
 
-    _record_run("drawn", "control")
+    record_run("drawn", "control")
     monkeypatch.setitem(figures.FIGURES, "learning_curves", broken_figure)
     found = compare_study("drawn", register=False)
     assert {"drawn_report.html", "drawn_summary.md", "drawn_metrics.json", "figures"} <= _artifacts(found.run_id)
@@ -90,7 +90,7 @@ def test_a_figure_that_fails_costs_a_comparison_no_more_than_that_figure(fresh_s
 
 @pytest.mark.parametrize("arm", ["a$_b$^{", "$"])
 def test_arms_with_dollars_in_their_names_are_compared(arm, fresh_store):
-    _record_run("money", arm)
+    record_run("money", arm)
     found = compare_study("money", register=False)
     assert found.result.notes == []
     assert len([name for name in found.files if name.startswith("figures/")]) == 4
@@ -98,7 +98,7 @@ def test_arms_with_dollars_in_their_names_are_compared(arm, fresh_store):
 
 def test_by_r_stitched_the_arm_with_the_better_objects_is_first(fresh_store, capsys):
     for arm, loss, stitched in (("control", 0.05, 0.09), ("agc", 0.06, 0.08)):
-        _record_run("sewn", arm, metrics={"best_val_loss": loss, "val/r_stitched": stitched})
+        record_run("sewn", arm, metrics={"best_val_loss": loss, "val/r_stitched": stitched})
     assert [row["arm"] for row in compare_study("sewn", register=False).result.ranking.table] == ["control", "agc"]
     assert main(["compare", "--study", "sewn", "--register", "false", "--by", "r_stitched"]) == 0
     assert "Stage B takes agc, the first in rank" in capsys.readouterr().out
@@ -112,7 +112,7 @@ def test_by_r_stitched_the_arm_with_the_better_objects_is_first(fresh_store, cap
     ],
 )
 def test_a_column_that_arms_cannot_be_ranked_by_is_refused_before_anything_is_written(by, message, fresh_store, capsys):
-    run_id = _record_run("small", "control")
+    run_id = record_run("small", "control")
     capsys.readouterr()
     assert main(["compare", "--study", "small", "--by", by, "--out", "out"]) == 2
     (said,) = capsys.readouterr().err.splitlines()

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -87,6 +88,35 @@ def test_the_first_run_of_a_study_becomes_version_1_and_champion_with_tags_and_s
     }
     assert store.get_registered_model(_NAME).description == "The best runs of the fnostab study stage_a."
     assert _aliases(store).keys() == {"champion"}
+
+
+def _by_r_stitched(client, loss, stitched):
+    candidate = replace(_candidate(_run(client), loss), r_stitched=stitched, by="r_stitched")
+    return register_winner(candidate, "summary")
+
+
+def test_a_study_ranked_by_its_objects_has_the_champion_with_the_better_object(store):
+    assert _by_r_stitched(store, 0.05, 0.08).is_champion
+    assert store.get_model_version_by_alias(_NAME, "champion").tags["r_stitched"] == "0.08"
+    done = _by_r_stitched(store, 0.06, 0.07)
+    assert done.text.endswith("its r_stitched 0.07 is below 0.08 of version 1; version 1 is `previous`")
+    done = _by_r_stitched(store, 0.01, 0.09)
+    assert done.text.endswith("the champion, version 2, has r_stitched 0.07, against 0.09; it stays")
+
+
+def test_a_champion_without_the_number_to_compare_by_stays(store):
+    _register(store, 0.05)
+    done = _by_r_stitched(store, 0.04, 0.07)
+    assert "version 1, has no tags r_stitched and dataset_sha256 to compare by; it stays" in done.text
+    _register(store, 0.03)
+    assert _aliases(store)["champion"] == 3
+    assert not _by_r_stitched(store, 0.01, 0.02).is_champion
+
+
+def test_a_run_without_the_number_that_the_champion_is_compared_by_does_not_become_champion(store):
+    _by_r_stitched(store, 0.05, 0.08)
+    done = _by_r_stitched(store, 0.01, None)
+    assert "version 1, has the tag r_stitched, and this run has no such number; it stays" in done.text
 
 
 class _Doubler(torch.nn.Module):
@@ -532,7 +562,7 @@ def _command(*argv):
 
 
 def test_show_prints_a_table_of_the_versions(store, capsys):
-    _register(store, 0.05)
+    register_winner(replace(_candidate(_run(store)), r_stitched=0.0712345678), "summary")
     _register(store, 0.0423456789)
     rollback(_NAME)
     store.create_model_version(_NAME, "s3://somewhere/model")
@@ -540,11 +570,21 @@ def test_show_prints_a_table_of_the_versions(store, capsys):
     title, header, first, second, foreign = capsys.readouterr().out.splitlines()
     run = [version.run_id for version in read_registry(_NAME)]
     assert title == _NAME
-    assert header.split() == ["version", "aliases", "arm", "seed", "val_loss", "dataset", "registered", "run"]
-    assert first.split()[:6] == ["1", "champion", "stable", "3", "0.05", "a1b2c3d4e5f6"]
-    assert second.split()[:8] == ["2", "previous,", "rolled", "back", "stable", "3", "0.0423457", "a1b2c3d4e5f6"]
+    assert header.split() == [
+        "version",
+        "aliases",
+        "arm",
+        "seed",
+        "val_loss",
+        "r_stitched",
+        "dataset",
+        "registered",
+        "run",
+    ]
+    assert first.split()[:7] == ["1", "champion", "stable", "3", "0.05", "0.0712346", "a1b2c3d4e5f6"]
+    assert second.split()[:9] == ["2", "previous,", "rolled", "back", "stable", "3", "0.0423457", "-", "a1b2c3d4e5f6"]
     assert (first.split()[-1], second.split()[-1]) == (run[0], run[1])
-    assert foreign.split()[:6] == ["3", "-", "-", "-", "-", "-"]
+    assert foreign.split()[:7] == ["3", "-", "-", "-", "-", "-", "-"]
 
 
 def test_show_finds_the_model_of_a_study_and_prints_json(store, capsys):

@@ -14,7 +14,7 @@ from fnostab.config import ConfigError
 if TYPE_CHECKING:
     from fnostab.study.champion import RegistryVersion
 
-_COLUMNS = ("version", "aliases", "arm", "seed", "val_loss", "dataset", "registered", "run")
+_COLUMNS = ("version", "aliases", "arm", "seed", "val_loss", "r_stitched", "dataset", "registered", "run")
 
 
 def add(commands: Any) -> None:
@@ -64,7 +64,9 @@ def _cells(version: "RegistryVersion") -> Iterator[str]:
     yield ", ".join(marks) or "-"
     yield version.tags.get("arm", "-")
     yield version.tags.get("seed", "-")
-    yield "-" if version.val_loss is None else f"{version.val_loss:.6g}"
+    for tag in ("val_loss", "r_stitched"):
+        value = version.number(tag)
+        yield "-" if value is None else f"{value:.6g}"
     yield (version.dataset_sha256 or "-")[:12]
     yield version.created.astimezone().strftime("%Y-%m-%d %H:%M")
     yield version.run_id or "-"

@@ -7,10 +7,12 @@ from fnostab.study.names import METRIC
 from fnostab.study.selection import StoredRun
 
 #: The numbers that the card tells.
-_QUALITY: Final = ("best_val_loss", "r_factor", "amp_ssim", "phase_ssim")
+_QUALITY: Final = (*("best_val_loss", "r_stitched", "r_stitched_mean_pattern", "r_factor", "amp_ssim", "phase_ssim"),)
 
 
 def model_card(name: str, run: StoredRun) -> str:
     """Markdown for a version of the registered model `name` that `run` trained."""
     quality = {name: run.metrics.get(METRIC[name]) for name in _QUALITY}
-    return render("card.md.j2", name=name, run=run, params=run.params, N=int(run.params["data.N"]), **quality)
+    stability = run.tags.get("stability")
+    of_run = {"run": run, "params": run.params, "N": int(run.params["data.N"]), "stability": stability}
+    return render("card.md.j2", name=name, **of_run, **quality)

@@ -1,9 +1,12 @@
-"""Which version of a registered model is the champion: the rule, and the reason in words, without MLflow."""
+"""Which runs may be registered, and which version of a model is the champion: rules and reasons, without MLflow."""
 
 import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
+
+from fnostab.study.names import METRIC
+from fnostab.study.selection import StoredRun
 
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"
@@ -11,9 +14,13 @@ PREVIOUS: Final = "previous"
 ROLLED_BACK: Final = "rolled_back"
 
 
+#: Tags of a version by the column that arms are ranked by.
+_TAG_OF: Final = {"best_val_loss": "val_loss", "r_stitched": "r_stitched"}
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A finished run that is to be registered; `best_val_loss` is what versions are compared by, lower is better."""
+    """A finished run that is to be registered; versions are compared by its column `by`, lower is better."""
 
     study: str
     arm: str
@@ -21,6 +28,13 @@ class Candidate:
     run_id: str
     best_val_loss: float
     dataset_sha256: str
+    r_stitched: float | None = None
+    by: str = "best_val_loss"
+
+    @property
+    def tag(self) -> str:
+        """The tag that versions are compared by."""
+        return _TAG_OF[self.by]
 
     def tags(self) -> dict[str, str]:
         """The tags of its version."""
@@ -30,6 +44,7 @@ class Candidate:
             "seed": str(self.seed),
             "run": self.run_id,
             "val_loss": repr(self.best_val_loss),
+            **({} if self.r_stitched is None else {"r_stitched": repr(self.r_stitched)}),
             "dataset_sha256": self.dataset_sha256,
         }
 
@@ -45,14 +60,9 @@ class RegistryVersion:
     created: datetime
     run_id: str | None
 
-    @property
-    def val_loss(self) -> float | None:
-        """The loss it is compared by; None if no tag has a finite number."""
-        try:
-            value = float(self.tags["val_loss"])
-        except (KeyError, ValueError):
-            return None
-        return value if math.isfinite(value) else None
+    def number(self, tag: str) -> float | None:
+        """The finite number of a tag; None if there is none."""
+        return _finite(self.tags.get(tag))
 
     @property
     def dataset_sha256(self) -> str | None:
@@ -86,12 +96,30 @@ class RegisteredModel:
         return f"version {number} is both `champion` and `previous`"
 
 
+def why_not_eligible(run: StoredRun) -> str | None:
+    """Why `run` may not be registered, in words; None if it may.
+
+    It must have converged, and the object that its patches make together must explain the patterns better than one mean
+    pattern everywhere does: the validation object, and that of the whole scan where the data are one. What a run of an
+    earlier version has not recorded is not held against it.
+    """
+    if run.tags["verdict"] != "converged":
+        return f"its verdict is {run.tags['verdict']}"
+    for name in ("r_stitched", "r_factor"):
+        value = run.metrics.get(METRIC[name], math.nan)
+        mean_pattern = run.metrics.get(METRIC[f"{name}_mean_pattern"], math.nan)
+        if value >= mean_pattern:
+            numbers = f"{METRIC[name]} {_distinct(value, mean_pattern)} against {_distinct(mean_pattern, value)}"
+            return f"its stitched object is no better than one mean pattern everywhere ({numbers})"
+    return None
+
+
 def choose_champion(
     own: RegistryVersion, candidate: Candidate, model: RegisteredModel, *, promote: bool
 ) -> tuple[bool, str]:
     """Tell whether `champion` moves to `own`, the version of `candidate`, and the reason in words.
 
-    It moves where there is no champion, and from one on the same dataset with a higher loss, unless `own` was rolled
+    It moves where there is no champion, and from one on the same dataset with a higher value, unless `own` was rolled
     back. With `promote` it also moves to one that was, and from a champion of another dataset or one that lacks the
     tags to compare by.
     """
@@ -100,20 +128,23 @@ def choose_champion(
         number = model.aliases.get(CHAMPION)
         why = "no version was" if number is None else f"version {number}, which was, is deleted"
         return _unless_rolled_back(own, why, "", promote=promote)
-    old, loss, old_loss = f"version {champion.version}", candidate.best_val_loss, champion.val_loss
+    tag, old = candidate.tag, f"version {champion.version}"
+    value, old_value = _finite(candidate.tags().get(tag)), champion.number(tag)
     if champion.version == own.version:
         return False, "it is the champion still"
-    if old_loss is None or champion.dataset_sha256 is None:
-        return _if_asked(old, "has no tags val_loss and dataset_sha256 to compare by", promote=promote)
+    if old_value is None or champion.dataset_sha256 is None:
+        return _if_asked(old, f"has no tags {tag} and dataset_sha256 to compare by", promote=promote)
+    if value is None:
+        return _if_asked(old, f"has the tag {tag}, and this run has no such number", promote=promote)
     if champion.dataset_sha256 != candidate.dataset_sha256:
         hashes = f"{champion.dataset_sha256[:12]} against {candidate.dataset_sha256[:12]}"
         return _if_asked(old, f"was trained on another dataset ({hashes})", promote=promote)
-    if loss < old_loss:
-        why = f"its val_loss {_distinct(loss, old_loss)} is below {_distinct(old_loss, loss)} of {old}"
+    if value < old_value:
+        why = f"its {tag} {_distinct(value, old_value)} is below {_distinct(old_value, value)} of {old}"
         return _unless_rolled_back(own, why, f"; {old} is `previous`", promote=promote)
-    than = "the same" if loss == old_loss else f"against {_distinct(loss, old_loss)}"
+    than = "the same" if value == old_value else f"against {_distinct(value, old_value)}"
     stays = "it stays: --promote is for another dataset" if promote else "it stays"
-    return False, f"the champion, {old}, has val_loss {_distinct(old_loss, loss)}, {than}; {stays}"
+    return False, f"the champion, {old}, has {tag} {_distinct(old_value, value)}, {than}; {stays}"
 
 
 def _if_asked(old: str, hindrance: str, *, promote: bool) -> tuple[bool, str]:
@@ -131,6 +162,15 @@ def _unless_rolled_back(own: RegistryVersion, why: str, then: str, *, promote: b
             f"it does not become champion, though {why}, because it was rolled back: give --promote to undo that",
         )
     return True, f"it is the champion now: {why}{then}"
+
+
+def _finite(text: str | None) -> float | None:
+    """The number that `text` is, None where it is none or not finite."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _distinct(value: float, other: float) -> str:

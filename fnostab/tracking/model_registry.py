@@ -62,10 +62,10 @@ def model_name(study: str) -> str:
 def register_winner(candidate: Candidate, description: str, *, promote: bool = False) -> Registration:
     """Register the logged `model` of a run, once, and move the alias `champion` to it if it is better.
 
-    Better is a strictly lower `best_val_loss` on the same dataset. `promote` also moves it from a champion of another
-    dataset, from one without the tags to compare by, and to a version that was rolled back; a champion that is not
-    worse on the same dataset stays. The alias `previous` goes to the version that was champion. `description`, cut to
-    5000 characters, is put on the version, also on one that is there already.
+    Better is a strictly lower value, on the same dataset, of the column that the arms were ranked by. `promote` also
+    moves it from a champion of another dataset, from one without the tags to compare by, and to a version that was
+    rolled back; a champion that is not worse on the same dataset stays. The alias `previous` goes to the version that
+    was champion. `description`, cut to 5000 characters, is put on the version, also on one that is there already.
 
     Processes of one machine wait for each other. From several machines the same run leaves one version too, the first,
     and who has `champion` on a server looks again after a second whether another machine moved it, and then decides

@@ -15,17 +15,16 @@ from fnostab.report.axes import Picture
 from fnostab.report.card import model_card
 from fnostab.report.figures import draw_figures
 from fnostab.report.study import html_report, short_summary, summary_markdown
-from fnostab.study.champion import Candidate
 from fnostab.study.curves import Curves
 from fnostab.study.depth import DepthComparison, compare_depth
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
 from fnostab.study.selection import Selection, StoredRun, select_runs, to_rows
 from fnostab.tracking.artifacts import Unreadable, read_artifacts
-from fnostab.tracking.model_registry import has_logged_model, model_name, register_winner
+from fnostab.tracking.model_registry import model_name, register_winner
 from fnostab.tracking.run import how_to_open, run_url
 from fnostab.tracking.store import open_store
 from fnostab.tracking.studies import find_parents, find_runs, open_comparison, open_existing_parent, planned_runs
-from fnostab.tracking.transfer import CAME_FROM
+from fnostab.workflows.candidate import find_candidate
 
 #: The picture of a run that the report shows, and its caption.
 _PICTURE, _CAPTION = "recon/object_0.png", "first test object"
@@ -71,7 +70,7 @@ def compare_study(
     selection, ranking = rank_study(study, dataset=dataset, parent=parent, by=by)
     home = _parent_of(study, selection, parent)
     result, unreadable = _result(study, selection, ranking, home)
-    candidate, registry = _candidate(result, selection) if register else (None, "Nothing registered.")
+    candidate, registry = find_candidate(result, selection.runs) if register else (None, "Nothing registered.")
     pictures, faults = draw_figures(result)
     result = replace(result, notes=[*result.notes, *faults])
     with tempfile.TemporaryDirectory(prefix="fnostab-compare-") as folder:
@@ -81,7 +80,8 @@ def compare_study(
             if candidate is not None:
                 winner = next(run for run in selection.runs if run.run_id == candidate.run_id)
                 card = model_card(model_name(study), winner)
-                registry = register_winner(candidate, card + summary_markdown(result), promote=promote).text
+                done = register_winner(candidate, card + summary_markdown(result), promote=promote)
+                registry = f"{done.text}\n{registry}".rstrip()
             run.set_tags(
                 {
                     "decision": ranking.decision.label,
@@ -239,20 +239,3 @@ def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     with atomic_write(target) as partial:
         partial.write_bytes(source.read_bytes())
-
-
-def _candidate(result: StudyResult, selection: Selection) -> tuple[Candidate | None, str]:
-    """The best run of the first arm, or None and why it is not registered."""
-    first = result.ranking.table[0]
-    if result.ranking.decision.winner is None:
-        return None, "Nothing registered: every run failed."
-    run = next(run for run in selection.runs if run.run_id == first["best_run_id"])
-    if run.params.get("train.artifacts") == "numbers" or CAME_FROM in run.tags:
-        fault = "the numbers are here, but no model"
-    elif not has_logged_model(run.run_id):
-        fault = "there is no logged model named `model` that is whole"
-    else:
-        loss = first["best_val_loss"]
-        return Candidate(result.study, run.arm, run.seed, run.run_id, loss, selection.dataset_sha256), ""
-    how = "one that is trained with `train.artifacts=all` into this store has one"
-    return None, f"Nothing registered: of the best run, {run.run_id}, {fault}; {how}."
