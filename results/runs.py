@@ -3,11 +3,11 @@
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from fnostab.health import FAILED
+from fnostab.health import Stability, Verdict, judge, measure_stability
 from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
 from fnostab.study.selection import StoredRun
 from fnostab.tracking.transfer import read_exported
@@ -30,8 +30,19 @@ class Run:
 
     @property
     def row(self) -> Mapping[str, Any]:
-        """The run as `rank_arms` takes it."""
-        return self.stored.to_row()
+        """The run as `rank_arms` takes it, judged by today's rules."""
+        measures = self.stability.numbers if self.stability else {}
+        return self.stored.to_row() | measures | {"verdict": self.verdict.label}
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Its verdict by today's rules."""
+        return judge(self.history)
+
+    @cached_property
+    def stability(self) -> Stability | None:
+        """How steadily it trained once it had learnt; None if it never did."""
+        return measure_stability(self.history)
 
     @property
     def arm(self) -> str:
@@ -61,7 +72,7 @@ class Run:
     @property
     def failed(self) -> bool:
         """Whether its verdict is a failure."""
-        return self.stored.tags["verdict"] in FAILED
+        return self.verdict.failed
 
 
 @cache

@@ -93,10 +93,11 @@ def test_on_a_terminal_a_bar_shows_loss_and_gradient_norm(capsys):
     assert "grad=0, loss=0.0000" in shown
 
 
-def _given_up(losses, constant, floor, give_up_epoch=3, epochs=8):
-    """The events of a run that has one of `losses` an epoch, and is driven by hand."""
+def _driven(losses, constant, floor, give_up_epoch=3, epochs=8):
+    """History and sink of a run that has one of `losses` an epoch, and is driven by hand."""
     history = History(val_loss_constant=constant, val_loss_floor=floor)
-    recorder = SeriesRecorder(history, Sink(), give_up_epoch)
+    sink = Sink()
+    recorder = SeriesRecorder(history, sink, give_up_epoch)
     optimizer = SimpleNamespace(param_groups=[{"lr": 1e-3}])
     trainer = SimpleNamespace(max_epochs=epochs, should_stop=False, optimizers=[optimizer])
     module = SimpleNamespace(device=torch.device("cpu"), truth_std=None, observe=dict)
@@ -106,7 +107,25 @@ def _given_up(losses, constant, floor, give_up_epoch=3, epochs=8):
         trainer.callback_metrics = {"val_loss": loss, "object_std": 1.0}
         recorder.on_train_epoch_end(trainer, module)
     assert recorder.had_to_stop is trainer.should_stop
-    return history.events
+    return history, sink
+
+
+def _given_up(*arguments, **named):
+    return _driven(*arguments, **named)[0].events
+
+
+def test_the_measures_of_stability_are_told_after_each_epoch_since_the_run_had_learnt():
+    _, sink = _driven([0.19, 0.1, 0.2, 0.1], 0.2, 0.0, give_up_epoch=None)
+    found = {}
+    for key, value, step, _ in sink.rows:
+        if key.startswith("stability/"):
+            found.setdefault(key.removeprefix("stability/"), []).append((step, value))
+    assert found == {
+        "max_drawdown": [(1, 1.0), (2, 2.0), (3, 2.0)],
+        "mean_excess": [(1, 0.0), (2, 0.5), (3, pytest.approx(1 / 3))],
+        "relapses": [(1, 0.0), (2, 1.0), (3, 1.0)],
+        "relapses_per_1e5_steps": [(2, 1e5), (3, 5e4)],
+    }
 
 
 @pytest.mark.parametrize("floor", [0.1, math.nan])

@@ -7,19 +7,20 @@ import pytest
 from mlflow.entities import Param
 
 from fnostab.cli import main
-from fnostab.config import resolve_config
+from fnostab.config import ConfigError, resolve_config
+from fnostab.health import VERDICT_VERSION
 from fnostab.report import figures
 from fnostab.workflows.compare import compare_study
 
 _HISTORY = {"val_loss": [0.1, 0.05], "grad_norm_preclip": [1.0, 2.0], "val_loss_constant": 0.16}
 
 
-def record_run(study, arm, seed=1, blocks=2, parent=None, metrics=None):
+def record_run(study, arm, seed=1, blocks=2, parent=None, metrics=None, **judged):
     """Leave what a finished run of this arm would have left in the store; gives its ID."""
     config = resolve_config({"preset": "smoke", "study": study, "arm": arm, "seed": seed, "fno_blocks": blocks})
     client = mlflow.MlflowClient()
     tags = {"study": study, "arm": arm, "seed": str(seed), "arch": "hybrid", "dataset_sha256": "5f" * 32}
-    tags |= {"verdict": "converged", "verdict_reason": "told"}
+    tags |= {"verdict": "converged", "verdict_reason": "told", "verdict_version": str(VERDICT_VERSION), **judged}
     tags |= {"mlflow.parentRunId": parent} if parent else {}
     run_id = client.create_run("0", tags=tags).info.run_id
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in config.flat().items()])
@@ -63,6 +64,24 @@ def test_a_stage_b_whose_stage_a_is_gone_or_no_shallower_is_ranked_all_the_same(
     record_run("gone", "control", blocks=4)
     found = compare_study("second", register=False)
     assert found.result.notes[-1].startswith("control is not compared with Stage A: `depth_b` (=4) must be > ")
+
+
+def test_runs_that_were_judged_by_other_rules_are_counted(fresh_store):
+    record_run("ruled", "control")
+    record_run("ruled", "control", seed=2, verdict_version="1")
+    assert compare_study("ruled", register=False).result.notes == [
+        "1 of 2 runs were judged by other rules than today's (tag verdict_version): "
+        "`fnostab inspect --judge RUN_ID` decides anew."
+    ]
+
+
+def test_a_run_whose_verdict_is_unknown_is_missing_and_a_study_of_such_runs_cannot_be_ranked(fresh_store):
+    record_run("foreign", "control", verdict="unknown")
+    rule = r"^`study` \(=foreign\) must have runs that can be ranked: .* at least one run with a result"
+    with pytest.raises(ConfigError, match=rule):
+        compare_study("foreign", register=False)
+    record_run("foreign", "agc")
+    assert compare_study("foreign", register=False).result.missing == [("control", "unknown", [1])]
 
 
 def test_a_winner_without_a_logged_model_is_said_before_anything_is_written_and_the_rest_is_done(fresh_store, capsys):

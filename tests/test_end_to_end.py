@@ -75,8 +75,9 @@ def _artifacts(client, run_id, folder=None):
 
 def test_the_last_lines_say_how_it_went_what_was_learnt_where_and_how_to_look(smoke):
     _, _, run, printed = smoke
-    verdict, learnt, last = printed.strip().splitlines()[-3:]
+    *_, verdict, stability, learnt, last = printed.strip().splitlines()
     assert verdict == f"verdict: {run.data.tags['verdict']}: {run.data.tags['verdict_reason']}"
+    assert stability.startswith(f"stability: {run.data.tags['stability']}: val_loss rose to at most ")
     assert learnt.startswith("R-factor: ")
     assert last.startswith(f"run {run.info.run_id}; to see it: ")
     assert "mlflow ui --backend-store-uri sqlite:///" in last

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from fnostab.health import HealthConfig, Spike, VerdictLabel, judge, spikes
+from fnostab.health import FAILED, NO_RESULT, HealthConfig, Spike, VerdictLabel, judge, measure_stability, spikes
 from fnostab.health.history import History
 
 _NAN, _INF = math.nan, math.inf
@@ -30,18 +30,18 @@ def _decide(*val_loss, **others):
 # Events
 
 
-@pytest.mark.parametrize("label", ["out_of_memory", "non_finite", "interrupted"])
+@pytest.mark.parametrize("label", ["out_of_memory", "non_finite", "interrupted", "pruned"])
 def test_an_event_decides_whatever_was_learnt(label):
     assert _decide(0.5, 0.1, events={label: True}) == label
 
 
 def test_events_are_ranked():
-    events = {"interrupted": True, "non_finite": {"step": 17}, "out_of_memory": True}
+    events = {"pruned": True, "interrupted": True, "non_finite": {"step": 17}, "out_of_memory": True}
     found = []
     while events:
         found.append(_decide(0.1, events=events))
         del events[found[-1]]
-    assert found == ["out_of_memory", "non_finite", "interrupted"]
+    assert found == ["out_of_memory", "non_finite", "interrupted", "pruned"]
 
 
 @pytest.mark.parametrize("events", [None, {}, {"interrupted": False, "non_finite": None, "out_of_memory": False}])
@@ -82,6 +82,11 @@ def test_interrupted_reason_says_how_far_the_run_came():
     assert verdict.reason == "the run was interrupted (steps done: 30, epochs finished: 1)"
 
 
+def test_pruned_reason_says_when():
+    assert judge({"events": {"pruned": {"epoch": 2, "epochs": 8}}}).reason == "the run was pruned after epoch 2 of 8"
+    assert judge({"events": {"pruned": True}}).reason == "the run was pruned"
+
+
 # Given up
 
 
@@ -101,11 +106,63 @@ def test_a_run_that_was_given_up_is_judged_by_its_course_and_the_reason_says_so(
     assert _decide(1.1, 2.3, events={"given_up": event}) == "diverged"
 
 
-@pytest.mark.parametrize("other", ["out_of_memory", "non_finite", "interrupted"])
+@pytest.mark.parametrize("other", ["out_of_memory", "non_finite", "interrupted", "pruned"])
 def test_what_else_happened_to_a_run_that_was_given_up_comes_first(other):
     verdict = judge(_history(1.1, events={"given_up": {"epoch": 1}, other: True}))
     assert verdict.label == other
     assert "given up" not in verdict.reason
+
+
+# Dead
+
+
+@pytest.mark.parametrize("val_loss", [[0.9, 0.9], [0.9, 5.0], [0.1, 1.0], [0.9, 0.1], [0.9, _NAN], []])
+def test_a_constant_object_is_dead_whatever_was_learnt(val_loss):
+    verdict = judge(_history(*val_loss, object_std_ratio=[1.0, 0.9e-6]))
+    assert verdict.label == "collapsed"
+    assert "its object is constant (object_std_ratio ended at 9e-07)" in verdict.reason
+
+
+def test_parameters_that_no_longer_move_are_dead():
+    verdict = judge(_history(0.9, 0.1, parameters_moved=[1.0, 0.0]))
+    assert (verdict.label, verdict.evidence["last_parameters_moved"]) == ("collapsed", 0.0)
+    assert "no parameter of its blocks changed in the last epoch" in verdict.reason
+    assert _decide(0.9, 0.1, parameters_moved=[0.0, 0.01]) == "converged"
+    assert _decide(0.9, 0.1, parameters_moved=[0.0, "NaN"]) == "converged"
+
+
+def test_the_reason_of_a_dead_run_says_what_was_before():
+    dead = {"object_std_ratio": [1.0, 0.0], "grad_norm_preclip": [1.0, 5e5]}
+    assert judge(_history(0.9, 0.9, **dead)).reason.endswith("it had never learnt; its largest gradient norm was 5e+05")
+    assert "; before, progress (0: constant object, 1: photon noise alone) reached 0.9 at epoch 1" in (
+        judge(_history(0.1, 1.0, **dead)).reason
+    )
+    assert "learnt" not in judge({"val_loss": [0.9, 0.9], **dead}).reason
+
+
+@pytest.mark.parametrize("last", [1e-6, 0.02])
+def test_a_flat_image_that_is_not_constant_is_not_dead(last):
+    assert _decide(0.9, 0.9, object_std_ratio=[1.0, last]) == "stagnated"
+
+
+# Without the constant's loss
+
+
+@pytest.mark.parametrize("constant", [None, "NaN", "Infinity"])
+def test_without_the_constant_the_verdict_is_unknown_and_the_reason_says_why(constant):
+    verdict = judge(_history(0.9, 0.01, val_loss_constant=constant))
+    assert (verdict.label, verdict.failed) == ("unknown", False)
+    assert "the val_loss of a constant object is not known" in verdict.reason
+
+
+@pytest.mark.parametrize(("last", "label"), [(0.2, "unknown"), (0.21, "diverged"), ("NaN", "diverged")])
+def test_without_the_constant_a_val_loss_that_more_than_doubled_diverged(last, label):
+    assert judge({"val_loss": [0.3, 0.1, last]}).label == label
+
+
+def test_a_loss_that_is_not_positive_has_no_ratio_to_diverge_by():
+    assert judge({"val_loss": [-3.0, -2.0]}).label == "unknown"
+    assert judge({"val_loss": [0.0, 1.0]}).label == "unknown"
 
 
 # Never learnt
@@ -128,13 +185,16 @@ def test_an_unlearnt_run_diverged_if_val_loss_more_than_doubled(last, label):
     assert _decide(0.9, last) == label
 
 
-def test_a_run_that_never_learnt_is_not_collapsed():
-    assert _decide(0.9, 0.9, object_std_ratio=[1.0, 0.0]) == "stagnated"
+@pytest.mark.parametrize(("last", "label"), [(10.0, "stagnated"), (10.1, "diverged")])
+def test_an_unlearnt_run_diverged_if_it_is_far_worse_than_a_constant_object(last, label):
+    assert _decide(2e16, last) == label
+    assert ("over 10 times a constant object's, 1" in judge(_history(2e16, last)).reason) == (label == "diverged")
 
 
 def test_no_finished_epoch_is_stagnated():
     verdict = judge(_history())
     assert (verdict.label, verdict.reason) == ("stagnated", "no epoch was finished")
+    assert (judge({}).label, judge({}).reason) == ("unknown", "no epoch was finished")
 
 
 def test_an_unknown_floor_counts_as_zero():
@@ -152,22 +212,11 @@ def test_the_floor_counts():
     assert _decide(0.91, val_loss_floor=0.6) == "stagnated"
 
 
-@pytest.mark.parametrize("constant", [None, "NaN", "Infinity"])
-def test_without_the_constant_nothing_was_learnt_and_the_reason_says_why(constant):
-    verdict = judge(_history(0.9, 0.01, val_loss_constant=constant))
-    assert verdict.label == "stagnated"
-    assert "the val_loss of a constant object is not known" in verdict.reason
-
-
 @pytest.mark.parametrize("floor", [1.0, 1.1])
 def test_with_a_constant_not_above_the_floor_nothing_was_learnt_and_the_reason_says_why(floor):
     verdict = judge(_history(0.9, 0.01, val_loss_floor=floor))
     assert verdict.label == "stagnated"
     assert "is not above photon noise alone" in verdict.reason
-
-
-def test_without_the_constant_a_growing_val_loss_still_diverges():
-    assert judge({"val_loss": [0.1, 0.3]}).label == "diverged"
 
 
 def test_stagnated_reason_names_the_norm_weights_largest_magnitude():
@@ -186,28 +235,77 @@ def test_stagnated_reason_is_silent_on_norm_weights_that_the_network_lacks():
 # Learnt, then lost
 
 
-@pytest.mark.parametrize(("last", "label"), [(0.1, "converged"), (0.099, "collapsed")])
-def test_a_learnt_run_whose_object_went_flat_is_collapsed(last, label):
-    assert _decide(0.5, 0.1, object_std_ratio=[0.8, last]) == label
+@pytest.mark.parametrize(("last", "label"), [(0.1, "diverged"), (0.099, "collapsed")])
+def test_a_lost_run_whose_object_went_flat_is_collapsed(last, label):
+    assert _decide(0.1, 0.5, object_std_ratio=[0.8, last]) == label
 
 
-@pytest.mark.parametrize(("last", "label"), [(0.4, "converged"), (0.39, "collapsed")])
+@pytest.mark.parametrize(("last", "label"), [(0.4, "diverged"), (0.39, "collapsed")])
 def test_flat_is_also_a_tenth_of_the_best(last, label):
-    assert _decide(0.5, 0.1, object_std_ratio=[4.0, last]) == label
+    assert _decide(0.1, 0.5, object_std_ratio=[4.0, last]) == label
 
 
 @pytest.mark.parametrize("ratios", [[], ["NaN"], [1.0, None], [1.0, "-Infinity"]])
 def test_an_unknown_last_ratio_is_not_flat(ratios):
-    assert _decide(0.5, 0.1, object_std_ratio=ratios) == "converged"
+    assert _decide(0.1, 0.5, object_std_ratio=ratios) == "diverged"
 
 
-@pytest.mark.parametrize(("last", "label"), [(0.6, "converged"), (0.61, "diverged")])
+def test_a_flat_object_alone_is_no_loss():
+    assert _decide(0.5, 0.1, object_std_ratio=[40.0, 0.9]) == "converged"
+
+
+@pytest.mark.parametrize(("last", "label"), [(0.75, "converged"), (0.751, "diverged")])
 def test_a_learnt_run_diverged_if_it_lost_half_of_its_best_progress(last, label):
-    assert _decide(0.9, 0.2, last) == label
+    assert _decide(0.9, 0.5, last) == label
 
 
-def test_flat_comes_before_diverged():
-    assert _decide(0.9, 0.2, 1.0, object_std_ratio=[1.0, 1.0, 0.0]) == "collapsed"
+@pytest.mark.parametrize(("last", "label"), [(0.024, "converged"), (0.025, "diverged"), (0.044, "diverged")])
+def test_a_learnt_run_diverged_if_it_ended_over_twice_its_best_val_loss(last, label):
+    verdict = judge(_history(0.9, 0.012, 0.165, last))
+    assert verdict.label == label
+    assert ("over 2 times its best, 0.012" in verdict.reason) == (label == "diverged")
+
+
+# Patches that make no object
+
+
+@pytest.mark.parametrize(
+    ("last", "constant", "pattern", "label"),
+    [
+        (0.129, 0.2, 0.13, "converged"),
+        (0.13, 0.2, 0.13, "inconsistent"),
+        (0.13, 0.13, 0.2, "inconsistent"),
+        (0.13, None, 0.13, "inconsistent"),
+        (0.13, 0.13, "NaN", "inconsistent"),
+        (0.13, None, 0.2, "converged"),
+        (0.13, None, None, "converged"),
+    ],
+)
+def test_an_object_that_is_no_better_than_knowing_nothing_is_inconsistent(last, constant, pattern, label):
+    known = {"r_stitched_constant": constant, "r_stitched_mean_pattern": pattern}
+    verdict = judge(_history(0.9, 0.1, r_stitched=[0.2, last], **known))
+    assert verdict.label == label
+    assert ("is not under that of" in verdict.reason) == (label == "inconsistent")
+
+
+def test_the_last_stitched_r_factor_that_was_taken_counts():
+    known = {"r_stitched_constant": 0.2, "r_stitched_mean_pattern": 0.1}
+    assert _decide(0.9, 0.1, 0.1, r_stitched=[0.3, 0.05, "NaN"], **known) == "converged"
+    assert _decide(0.9, 0.1, 0.1, r_stitched=[0.05, 0.3, "NaN"], **known) == "inconsistent"
+
+
+def test_what_was_lost_or_never_learnt_is_not_inconsistent():
+    nothing = {"r_stitched": [2.0], "r_stitched_constant": 0.2, "r_stitched_mean_pattern": 0.1}
+    assert _decide(0.1, 0.9, **nothing) == "diverged"
+    assert _decide(0.9, 0.9, **nothing) == "stagnated"
+
+
+def test_without_the_stitched_r_factor_the_evidence_says_that_the_rule_was_left_out():
+    known = {"r_stitched_constant": 0.2, "r_stitched_mean_pattern": 0.1}
+    assert judge(_history(0.1, **known)).evidence["rules_left_out"] == ["inconsistent"]
+    assert judge(_history(0.1, r_stitched=[0.3])).evidence["rules_left_out"] == ["inconsistent"]
+    evidence = judge(_history(0.1, r_stitched=[0.05], **known)).evidence
+    assert (evidence["rules_left_out"], evidence["last_r_stitched"]) == ([], 0.05)
 
 
 # Values that are not finite
@@ -285,7 +383,7 @@ def test_evidence_of_a_run():
         "layerscale_absmax": 0.3,
         "layerscale_absmax_last": 0.1,
         "layerscale_absmean_last": None,
-        "loss_spikes": {"count": 0, "largest": None, "step": None},
+        "loss_spikes": {"count": 0, "per_1000_steps": 0.0, "largest": None, "step": None},
     }
     assert {name: evidence[name] for name in expected} == expected
     assert list(evidence["activation_drift"].items()) == [
@@ -307,6 +405,7 @@ def test_evidence_names_the_largest_spike_and_its_step():
     loss[400] *= 8
     found = judge({"loss_step": loss.tolist()}).evidence["loss_spikes"]
     assert (found["count"], found["step"]) == (2, 400)
+    assert found["per_1000_steps"] == pytest.approx(2000 / 600)
     assert found["largest"] == pytest.approx(8, rel=0.2)
 
 
@@ -342,8 +441,14 @@ def test_a_failed_run_has_no_twin_but_its_correlations():
     assert "twin" not in evidence
 
 
-def test_an_interrupted_run_is_no_failure():
+def test_every_verdict_is_a_failure_or_no_result_but_converged():
+    assert {*FAILED, *NO_RESULT, "converged"} == set(get_args(VerdictLabel))
+    assert not {*FAILED} & {*NO_RESULT, "converged"}
+
+
+def test_a_run_without_a_result_is_no_failure():
     assert not judge({"events": {"interrupted": True}}).failed
+    assert not judge({"events": {"pruned": True}}).failed
     assert not judge(_history(0.1)).failed
     assert judge(_history(0.9)).failed
 
@@ -353,9 +458,14 @@ def test_thresholds_are_those_of_the_config():
     assert judge(history).label == "converged"
     assert judge(history, HealthConfig(learnt_progress=0.4)).label == "stagnated"
     assert judge(history, HealthConfig(learnt_progress=0.4, diverged_ratio=0.5)).label == "diverged"
-    assert judge(history, HealthConfig(flat_ratio=0.45)).label == "collapsed"
-    assert judge(history, HealthConfig(flat_share_of_best=0.9)).label == "collapsed"
+    assert judge(history, HealthConfig(learnt_progress=0.4, diverged_constants=0.6)).label == "diverged"
+    assert judge(history, HealthConfig(dead_ratio=0.5)).label == "collapsed"
+    lost = _history(0.1, 0.7, object_std_ratio=[0.5, 0.4])
+    assert judge(lost).label == "diverged"
+    assert judge(lost, HealthConfig(flat_ratio=0.45)).label == "collapsed"
+    assert judge(lost, HealthConfig(flat_share_of_best=0.9)).label == "collapsed"
     assert judge(_history(0.5, 0.7), HealthConfig(lost_share=0.7)).label == "diverged"
+    assert judge(_history(0.5, 0.7), HealthConfig(lost_ratio=1.3)).label == "diverged"
 
 
 # Any history
@@ -372,8 +482,8 @@ def test_a_history_and_its_json_have_the_same_verdict():
     assert verdict.evidence["non_finite_steps"] == 1
 
 
-def test_a_fresh_history_is_stagnated():
-    assert judge(json.loads(History().to_json())).label == "stagnated"
+def test_a_fresh_history_is_unknown():
+    assert judge(json.loads(History().to_json())).label == "unknown"
 
 
 def test_series_may_have_unequal_lengths():
@@ -403,11 +513,14 @@ _histories = st.fixed_dictionaries(
         **{name: _series for name, value in vars(History()).items() if isinstance(value, list)},
         **{name: _numbers for name, value in vars(History()).items() if isinstance(value, float)},
         "health": st.dictionaries(
-            st.sampled_from(["norm_weight_absmax", "layerscale_absmean", "act_mean/a", "act_std/a", "act_std/b"]),
+            st.sampled_from(
+                ["norm_weight_absmax", "layerscale_absmean", "act_mean/a", "act_std/a", "act_std/b", "moved/a"]
+                + ["moved/b", "update_std/a"]
+            ),
             _series,
         ),
         "events": st.dictionaries(
-            st.sampled_from(["non_finite", "out_of_memory", "interrupted", "given_up"]), _details
+            st.sampled_from(["non_finite", "out_of_memory", "interrupted", "pruned", "given_up"]), _details
         ),
     },
 )
@@ -419,6 +532,9 @@ def test_any_history_has_a_known_verdict_and_evidence_for_strict_json(history):
     assert verdict.label in get_args(VerdictLabel)
     assert verdict.reason
     assert json.loads(json.dumps(verdict.evidence, allow_nan=False)) == verdict.evidence
+    if stability := measure_stability(history):
+        json.dumps(stability.to_mapping(), allow_nan=False)
+        assert stability.reason
 
 
 # Spikes

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import mlflow
@@ -6,6 +7,7 @@ import pytest
 
 from fnostab.cli import main
 from fnostab.config import ConfigError
+from fnostab.health import VERDICT_VERSION
 from fnostab.health.history import History
 from fnostab.workflows.inspect import as_table, inspect_run
 
@@ -13,7 +15,7 @@ from fnostab.workflows.inspect import as_table, inspect_run
 @pytest.fixture
 def run_id(fresh_store):
     """A run with a history, as one that was trained leaves behind."""
-    history = History(val_loss=[0.2, 0.02], val_loss_constant=0.2, val_loss_floor=0.001, loss_step=[1.0, 0.5])
+    history = History(val_loss=[0.2, 0.002, 0.02], val_loss_constant=0.2, val_loss_floor=0.001, loss_step=[1.0, 0.5])
     history.add_health({"act_mean/bottleneck": 0.25, "act_std/bottleneck": 1.0})
     with mlflow.start_run() as run:
         mlflow.set_tags({"study": "s", "arm": "control", "seed": "7", "vacuous": "phase_mae,phase_ssim"})
@@ -42,6 +44,30 @@ def test_the_command_prints_a_table_or_json(run_id, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["metrics"]["weight_grad_norm/out.bias"] == 1
     assert found["metrics"]["test/phase_ssim"] == "NaN"
+
+
+def test_a_run_is_judged_anew_and_old_and_new_are_told_but_not_stored(run_id, capsys):
+    assert main(["inspect", "--judge", run_id, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    anew = found["judged_anew"]
+    assert (found["verdict"], found["verdict_version"]) == ("converged", None)
+    assert (anew["verdict"], anew["changed"], anew["verdict_version"]) == ("diverged", True, str(VERDICT_VERSION))
+    assert "over 2 times its best, 0.002" in anew["verdict_reason"]
+    assert anew["stability"]["label"] == "relapsed"
+    assert anew["stability"]["max_drawdown"] == pytest.approx(10)
+    assert main(["inspect", run_id, "--judge"]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"^verdict +converged$", table, flags=re.MULTILINE)
+    assert re.search(r"^judged_anew\n +verdict +diverged\n +changed +yes$", table, flags=re.MULTILINE)
+    assert mlflow.get_run(run_id).data.tags["verdict"] == "converged"
+
+
+def test_a_run_without_a_history_cannot_be_judged(fresh_store, capsys):
+    with mlflow.start_run() as run:
+        pass
+    assert main(["inspect", "--judge", run.info.run_id]) == 2
+    said = f"`run` (={run.info.run_id}) must have the artifact history.json to be judged by\n"
+    assert capsys.readouterr().err.endswith(f"fnostab: error: {said}")
 
 
 def test_a_run_without_a_verdict_yet_has_no_evidence(fresh_store):

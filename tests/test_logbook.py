@@ -41,7 +41,7 @@ def _fails(*_):
 def test_a_picture_of_the_end_that_cannot_be_drawn_costs_no_result(book, tmp_path, monkeypatch):
     book, tracker, said = book
     monkeypatch.setattr(logbook_module, "training_figure", _fails)
-    book.end(judge(book.history.to_mapping()), {}, None, CheckpointFiles(tmp_path))
+    book.end(judge(book.history.to_mapping()), None, {}, None, CheckpointFiles(tmp_path))
     assert said == ["no picture figures/training.png: ValueError: Expected end of text, found '$'"]
     assert {"set_tags", "metrics.json", "history.json"} <= set(tracker.written)
 

@@ -62,7 +62,7 @@ def test_every_number_that_a_network_is_observed_by_is_in_the_table(arch):
 
 def test_series_evidence_and_columns_have_a_name_in_the_store():
     assert {*STEP_SERIES, *EPOCH_SERIES} - {"train_loss"} <= METRIC.keys()
-    assert {*NUMBER_COLUMNS, "best_val_loss"} <= {number.name for number in NUMBERS if number.when == "end"}
+    assert {*NUMBER_COLUMNS, "best_val_loss"} - {"r_stitched"} <= {number.name for number in NUMBERS if number.when == "end"}
     numbers = {entry.name for entry in fields(History) if entry.type in (float, "float")}
     assert numbers <= METRIC.keys()
     assert {f"test/{name}" for name in SCALARS} <= set(METRIC.values())
@@ -75,7 +75,7 @@ def test_no_name_is_given_twice():
 
 def test_the_user_guide_names_all_of_the_table_and_no_others():
     code = " ".join(re.findall(r"`([^`\n]+)`", _GUIDE.read_text()))
-    told = set(re.findall(r"(?<![\w/.])(?:(?:train|grad|val|test|health|weight_grad_norm)/[\w/<>]+)", code))
+    told = set(re.findall(r"(?<![\w/.])(?:(?:train|grad|val|test|health|stability|weight_grad_norm)/[\w/<>]+)", code))
     told |= {"lr", "best_val_loss", "samples_per_s"} & set(code.split())
     assert told == {number.metric for number in NUMBERS}
     (tags,) = re.findall(r"^\| tags \| `([^`]+)`", _GUIDE.read_text(), flags=re.MULTILINE)

@@ -12,6 +12,7 @@ import torch
 
 from fnostab.cli import main
 from fnostab.config import resolve_config
+from fnostab.health import VERDICT_VERSION
 from fnostab.training.module import PtychoModule
 from fnostab.workflows.train import train_arm
 
@@ -72,6 +73,7 @@ def test_metrics_json_has_pairs_verdict_and_evidence(phaseless):
     assert found["mae"][0] == found["amp_mae"]
     assert found["verdict"] == run.data.tags["verdict"] == result.verdict.label
     assert found["evidence"]["norm_weight_absmax"] > 0
+    assert found["stability"] == (result.stability.to_mapping() if result.stability else None)
     assert len(found["frc"][0]["correlation"]) == len(found["frc"][0]["frequency"])
 
 
@@ -79,7 +81,8 @@ def test_an_absurd_learning_rate_ends_as_a_result_and_not_as_an_error(fresh_stor
     result, run = _train(lr=10.0, epochs=4)
     assert run.info.status == "FINISHED"
     assert run.data.tags["verdict"] == result.verdict.label
-    assert result.verdict.label in ("diverged", "non_finite", "stagnated")
+    assert result.verdict.label in ("diverged", "non_finite", "collapsed")
+    assert run.data.tags["verdict_version"] == str(VERDICT_VERSION)
     assert _json(run, "history.json")["loss_step"]
 
 

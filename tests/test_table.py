@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fnostab.cli.table import Lines, LiveTable, study_view
+from fnostab.cli.table import Lines, LiveTable, _cells, study_view
 from fnostab.launch import Update
 from fnostab.study.plan import plan_stage_a, plan_table
 
@@ -54,6 +54,15 @@ def test_a_failed_verdict_and_a_crash_are_told_apart():
     assert "collapsed" in text
     assert "failed" in text
     assert "waiting for [/bold] something" in text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "colour"),
+    [("converged", "green"), ("inconsistent", "red"), ("unknown", "yellow"), ("pruned", "yellow")],
+)
+def test_a_failure_is_red_and_what_is_no_result_yellow(verdict, colour):
+    cells = _cells(_RUNS[0], Update("done", "told", 8, 8, 0.1, verdict=verdict))
+    assert [cell.style for cell in cells if str(cell) == verdict] == [colour]
 
 
 def test_a_long_study_shows_what_runs_and_what_ended_last():

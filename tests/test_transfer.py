@@ -9,6 +9,7 @@ import mlflow
 import pytest
 
 from fnostab.cli import main
+from fnostab.health import VERDICT_VERSION
 from fnostab.launch import LaunchConfig
 from fnostab.study.plan import plan_file
 from fnostab.study.selection import select_runs
@@ -99,6 +100,35 @@ def test_runs_that_were_imported_are_compared_to_the_same_numbers(exported, tmp_
     for row in (*before, *after):
         del row["best_run_id"]
     assert before == after
+
+
+def test_imported_runs_are_judged_by_todays_rules_and_the_verdict_before_is_kept(
+    exported, tmp_path, monkeypatch, capsys
+):
+    _use(tmp_path, monkeypatch)
+    header, changed, same, without, _ = _lines(exported / "numbers.jsonl.gz")
+    for run in (changed, same, without):
+        run["tags"] |= {"verdict": "converged", "verdict_reason": "as it was", "stability": "steady"}
+        del run["tags"]["verdict_version"]
+    changed["history"] |= {"val_loss": [0.1, 0.01, 0.03], "val_loss_constant": 0.2}
+    same["history"] |= {"val_loss": [0.1, 0.05, 0.05], "val_loss_constant": 0.2, "r_stitched": []}
+    for run in (changed, same):
+        run["history"] |= {"val_loss_floor": 0.0, "object_std_ratio": [1.0] * 3, "parameters_moved": [], "health": {}}
+    without["history"] = None
+    path = _rewritten(tmp_path / "f.gz", [header, changed, same, without])
+    assert main(["import", str(path)]) == 0
+    assert "today's rules give 1 of the new runs another verdict; the tag" in capsys.readouterr().out
+    found = {run.data.tags["exported_from"]: run.data for run in mlflow.MlflowClient().search_runs(["0"])}
+    tags = found[changed["run_id"]].tags
+    assert (tags["verdict"], tags["verdict_before"], tags["stability"]) == ("diverged", "converged", "relapsed")
+    assert "over 2 times its best" in tags["verdict_reason"]
+    assert tags["verdict_version"] == str(VERDICT_VERSION)
+    assert found[changed["run_id"]].metrics["stability/max_drawdown"] == pytest.approx(3)
+    tags = found[same["run_id"]].tags
+    assert (tags["verdict"], tags["verdict_reason"]) == ("converged", "as it was")
+    assert tags["verdict_version"] == str(VERDICT_VERSION)
+    assert "verdict_before" not in tags
+    assert "verdict_version" not in found[without["run_id"]].tags
 
 
 def test_a_second_import_adds_nothing_and_one_that_was_cut_off_is_done_again(exported, tmp_path, monkeypatch, capsys):

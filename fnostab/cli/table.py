@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fnostab.health import FAILED, NO_RESULT
 from fnostab.launch import Update
 from fnostab.study.plan import Planned
 from fnostab.workflows.study import StudyDisplay
@@ -102,7 +103,9 @@ class LiveTable:
 
 def _cells(run: Planned, update: Update) -> list[Text | str]:
     epoch = f"{update.epoch}/{update.epochs}" if update.epochs else ""
-    colour = _COLOURS[update.state if update.verdict in (None, "converged") else "failed"]
+    colour = _COLOURS[
+        "failed" if update.verdict in FAILED else "interrupted" if update.verdict in NO_RESULT else update.state
+    ]
     word = update.verdict or (update.text or "training" if update.state == "running" else update.state)
     left = _left(update).removeprefix(", ").removesuffix(" left")
     loss = "" if update.val_loss is None else _loss(update)

@@ -18,6 +18,7 @@ def add(commands: Any) -> None:
 
     look = add_command(commands, "inspect", "print a run's verdict, its evidence and its metrics", _inspect)
     look.add_argument("run_id", metavar="RUN_ID", help="of a run in the tracking store (MLFLOW_TRACKING_URI)")
+    look.add_argument("--judge", action="store_true", help="decide anew, by today's rules; nothing is written")
     look.add_argument("--json", action="store_true", help="as JSON instead of a table")
 
 
@@ -35,10 +36,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _summary(result: "ArmResult") -> str:
-    """The verdict, what was learnt, where the run is, how to open the UI: one line each."""
+    """The verdict, the stability, what was learnt, where the run is, how to open the UI: one line each."""
     from fnostab.study.names import METRIC
 
     lines = [f"verdict: {result.verdict.label}: {result.verdict.reason}"]
+    if result.stability:
+        lines.append(f"stability: {result.stability.label}: {result.stability.reason}")
     if METRIC["r_factor"] in result.metrics:
         names = ("best_val_loss", "val_loss_constant", "val_loss_floor", "r_factor")
         best, constant, floor, stitched = (result.metrics[METRIC[name]] for name in names)
@@ -52,6 +55,6 @@ def _summary(result: "ArmResult") -> str:
 def _inspect(arguments: argparse.Namespace) -> int:
     from fnostab.workflows.inspect import as_table, inspect_run
 
-    found = inspect_run(arguments.run_id)
+    found = inspect_run(arguments.run_id, judged=arguments.judge)
     say(json.dumps(found, indent=2, allow_nan=False) if arguments.json else as_table(found))
     return 0

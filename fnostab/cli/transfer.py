@@ -44,6 +44,9 @@ def _import(arguments: argparse.Namespace) -> int:
     files = [read_exported(path) for path in paths]
     open_store()
     for path, exported in zip(paths, files, strict=True):
-        new = import_runs(exported)
+        new, changed = import_runs(exported)
         say(f"study {exported.study}: {new} runs are new, {len(exported.runs) - new} were there; {path}")
+        if changed:
+            kept = "the tag verdict_before keeps the one they had"
+            say(f"today's rules give {changed} of the new runs another verdict; {kept}")
     return 0

@@ -1,4 +1,4 @@
-"""Thresholds of the verdict and of the spike detector."""
+"""Thresholds of the verdict, of the stability measures and of the spike detector."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,18 +6,30 @@ from typing import Final
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """When a run has learnt, diverged or collapsed, and what a spike is."""
+    """When a run is dead, has learnt, was lost or relapsed, and what a spike is."""
+
+    #: A network is dead if the last `object_std_ratio` is under this: what float32 leaves of a constant image.
+    dead_ratio: float = 1e-6
+    #: A block's update is constant if its deviation is under this share of the block's output: rounding alone is 1e-7.
+    dead_update: float = 1e-6
 
     #: Progress from which on a run has learnt; a plateau at the best constant object has 0, photon noise alone 1.
     learnt_progress: float = 0.25
     #: A run that never learnt has diverged if its last val_loss is over this many times the first.
     diverged_ratio: float = 2.0
-    #: The predicted object is flat where `object_std_ratio` is under this,
+    #: Or over this many times that of the best constant object, wherever it began.
+    diverged_constants: float = 10.0
+    #: A run that learnt has diverged if its last val_loss is over this many times its best,
+    lost_ratio: float = 2.0
+    #: or its last progress is under this share of its best.
+    lost_share: float = 0.5
+    #: It has collapsed instead if the object is flat besides: `object_std_ratio` is under this,
     flat_ratio: float = 0.1
     #: or under this share of its best.
     flat_share_of_best: float = 0.1
-    #: A run that learnt has diverged if its last progress is under this share of its best.
-    lost_share: float = 0.5
+    #: A relapse is a rise of val_loss over this many times the lowest since the relapse before; the least that people
+    #: call one: from epoch to epoch val_loss varies by some percent.
+    relapse_ratio: float = 1.5
     #: Steps before a step that it is compared with: long against a spike, short against the descent.
     spike_window: int = 64
     #: Finite values that must be among them: with fewer, their deviation is little more than a guess.

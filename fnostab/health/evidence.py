@@ -24,31 +24,52 @@ def gather(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
     with np.errstate(over="ignore", invalid="ignore"):
         return {
             **_of_epochs(history, config),
+            **_of_stitching(history),
             **_of_steps(history, config),
-            **_of_layers(mapping(history.get("health"))),
+            **_of_layers(mapping(history.get("health")), config),
         }
 
 
-def _of_epochs(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
-    val_loss, std_ratio = series(history, "val_loss"), series(history, "object_std_ratio")
+def course(history: Mapping[str, Any], config: HealthConfig) -> tuple[_Floats, _Floats, int | None]:
+    """Read val_loss and `metrics.progress` an epoch, and the first epoch (from 0) that had learnt; None if none had.
+
+    A val_loss that is not finite is infinite here.
+    """
+    val_loss = series(history, "val_loss")
     val_loss = np.where(np.isnan(val_loss), np.inf, val_loss)
     constant, floor = number(history.get("val_loss_constant")), number(history.get("val_loss_floor"))
     gained = np.array([progress(value, constant, floor) for value in val_loss.tolist()])
     learnt = np.flatnonzero(gained >= config.learnt_progress)
+    return val_loss, gained, int(learnt[0]) if learnt.size else None
+
+
+def _of_epochs(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
+    val_loss, gained, learnt = course(history, config)
+    std_ratio = series(history, "object_std_ratio")
     return {
         "epochs": len(val_loss),
-        "val_loss_constant": constant,
-        "val_loss_floor": floor,
+        "val_loss_constant": number(history.get("val_loss_constant")),
+        "val_loss_floor": number(history.get("val_loss_floor")),
         "first_val_loss": _at(val_loss, 0),
         "last_val_loss": _at(val_loss, -1),
         "best_val_loss": val_loss.min(initial=np.inf),
         "best_epoch": int(val_loss.argmin()) + 1 if np.isfinite(val_loss).any() else None,
         "last_progress": _at(gained, -1),
         "best_progress": gained.max() if gained.size else np.nan,
-        "plateau_left_epoch": int(learnt[0]) + 1 if learnt.size else None,
+        "plateau_left_epoch": None if learnt is None else learnt + 1,
         "last_object_std_ratio": _at(std_ratio, -1),
         "best_object_std_ratio": _largest(std_ratio),
+        "last_parameters_moved": _at(series(history, "parameters_moved"), -1),
     }
+
+
+def _of_stitching(history: Mapping[str, Any]) -> dict[str, Any]:
+    """The last R-factor of the stitched object, those of knowing nothing, and the rule that they cannot decide."""
+    taken = series(history, "r_stitched")
+    last = _at(taken[np.isfinite(taken)], -1)
+    nothing = {name: number(history.get(name)) for name in ("r_stitched_constant", "r_stitched_mean_pattern")}
+    undecided = math.isnan(last) or all(math.isnan(value) for value in nothing.values())
+    return {"last_r_stitched": last, **nothing, "rules_left_out": ["inconsistent"] if undecided else []}
 
 
 def _of_steps(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
@@ -65,19 +86,22 @@ def _of_steps(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any
     for name, values in (("loss_spikes", loss), ("grad_norm_spikes", norm)):
         found = spikes(values, config)
         largest = max(found, key=lambda spike: spike.ratio, default=Spike(-1, np.nan, np.nan))
-        step = largest.step if found else None
-        evidence[name] = {"count": len(found), "largest": largest.ratio, "step": step}
+        evidence[name] = {
+            "count": len(found),
+            "per_1000_steps": 1000 * len(found) / len(values) if len(values) else np.nan,
+            "largest": largest.ratio,
+            "step": largest.step if found else None,
+        }
     return evidence
 
 
-def _of_layers(health: Mapping[str, Any]) -> dict[str, Any]:
-    evidence: dict[str, Any] = {}
+def _of_layers(health: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
+    evidence: dict[str, Any] = {"dead_blocks": dead_blocks(health, -1, config)}
     for name in _WEIGHT_SERIES:
         if name in health:
             values = series(health, name)
             evidence |= {name: _largest(values), f"{name}_last": _at(values, -1)}
-    blocks = [name.removeprefix("act_mean/") for name in health if name.startswith("act_mean/")]
-    if blocks:
+    if blocks := _blocks(health, "act_mean"):
         evidence["activation_drift"] = {
             block: {
                 f"{when}_{kind}": _at(series(health, f"act_{kind}/{block}"), place)
@@ -87,6 +111,29 @@ def _of_layers(health: Mapping[str, Any]) -> dict[str, Any]:
             for block in blocks
         }
     return evidence
+
+
+def dead_blocks(health: Mapping[str, Any], place: int, config: HealthConfig) -> list[str] | None:
+    """Name the blocks that were dead at `place` of the series in `health`; None if no series can tell.
+
+    A block is dead if none of its parameters changed in the epoch (`moved/<block>`), or if what it adds to its input is
+    the same for all patterns and pixels of the fixed batch (`update_std/<block>` against the block's output).
+    """
+    found = []
+    known = False
+    for block in dict.fromkeys([*_blocks(health, "moved"), *_blocks(health, "update_std")]):
+        moved, update, mean, std = (
+            _value(health, f"{kind}/{block}", place) for kind in ("moved", "update_std", "act_mean", "act_std")
+        )
+        known |= not (math.isnan(moved) and math.isnan(update))
+        output = math.hypot(mean, std)
+        if moved == 0 or update <= (0 if math.isnan(output) else config.dead_update * output):
+            found.append(block)
+    return found if known else None
+
+
+def _blocks(health: Mapping[str, Any], kind: str) -> list[str]:
+    return [name.removeprefix(f"{kind}/") for name in health if name.startswith(f"{kind}/")]
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -109,6 +156,14 @@ def series(history: Mapping[str, Any], name: str) -> _Floats:
     if not isinstance(values, (list, tuple, np.ndarray)):
         values = []
     return np.array([number(value) for value in values], dtype=np.float64)
+
+
+def _value(history: Mapping[str, Any], name: str, place: int) -> float:
+    """One value of the list `name`, as `series` reads it; NaN if there is none at `place`."""
+    values = history.get(name)
+    if not isinstance(values, (list, tuple, np.ndarray)) or not -len(values) <= place < len(values):
+        return math.nan
+    return number(values[place])
 
 
 def _at(values: _Floats, place: int) -> float:

@@ -13,6 +13,8 @@ Failure = Literal["stagnated", "collapsed", "diverged", "inconsistent", "non_fin
 NoResult = Literal["interrupted", "pruned", "unknown"]
 VerdictLabel = Literal["converged", Failure, NoResult]
 
+#: Version of the rules; runs without the tag `verdict_version` were judged by the first.
+VERDICT_VERSION: Final = 2
 #: Verdicts of runs that failed.
 FAILED: Final = get_args(Failure)
 #: Verdicts of runs without a result: they are missing in a ranking, and no failures.
@@ -36,11 +38,20 @@ class Verdict:
 def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdict:
     """Decide what happened to the run with this `history`, as `History.to_mapping` or `history.json` give it.
 
-    The first that applies: an event (out_of_memory, non_finite, interrupted; one that is false or null did not happen);
-    never learnt (diverged or stagnated); collapsed; diverged; converged. Where `metrics.progress` cannot tell, because
-    the R-factor of a constant object is unknown or not above that of photon noise, nothing was learnt. A val_loss that
-    is not finite counts as infinite: one in the middle does no harm; one at the end, or nothing else, means diverged. A
-    run that was given up (event `given_up`) is judged by its course, and the reason says so.
+    The first that applies:
+
+    1. an event: out_of_memory, non_finite, interrupted, pruned; one that is false or null did not happen;
+    2. dead, whether or not it had learnt: collapsed;
+    3. the val_loss of a constant object is not known: diverged if val_loss grew, else unknown;
+    4. never learnt: diverged or stagnated, also where `metrics.progress` cannot tell, because a constant object is no
+       worse than photon noise;
+    5. learnt, but not there any more: diverged, or collapsed if the object is flat besides;
+    6. learnt patch by patch, but the patches make no object: inconsistent; left out, and named in the evidence as
+       `rules_left_out`, where the R-factor of the stitched object is not known;
+    7. converged.
+
+    A val_loss that is not finite counts as infinite: one in the middle does no harm; one at the end, or nothing else,
+    means diverged. A run that was given up (event `given_up`) is judged by its course, and the reason says so.
 
     Takes any mapping: keys may be missing, series empty or of unequal lengths, numbers null or the texts NaN, Infinity,
     -Infinity. Raises ValueError only for what is no mapping. In the evidence epochs count from 1, steps from 0, and a
@@ -51,7 +62,8 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     events = {name: event for name, event in mapping(history.get("events")).items() if event not in (None, False)}
     happened = _judge_events(history, events)
     label, reason = happened or _judge_course(evidence, config)
-    reason += "" if happened else _given_up(events)
+    if not happened and "given_up" in events:
+        reason += f"; given up{_after_epoch(events['given_up'])}"
     ours, twin = number(history.get("object_correlation")), number(history.get("twin_correlation"))
     known = {"object_correlation": ours, "twin_correlation": twin}
     evidence |= {name: value for name, value in known.items() if math.isfinite(value)}
@@ -63,17 +75,6 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     if label == "converged" and best >= pattern:
         reason += f"; but one mean pattern everywhere is no worse, with a val_loss of {pattern:.3g}"
     return Verdict(label, reason, each(evidence, finite_or_none))
-
-
-def _given_up(events: Mapping[str, Any]) -> str:
-    """The end of the reason of a run that was given up; empty if it was not."""
-    event = events.get("given_up")
-    if event is None:
-        return ""
-    epoch, epochs = (number(mapping(event).get(name)) for name in ("epoch", "epochs"))
-    after = "" if math.isnan(epoch) else f" after epoch {epoch:.0f}"
-    of = "" if math.isnan(epoch) or math.isnan(epochs) else f" of {epochs:.0f}"
-    return f"; given up{after}{of}"
 
 
 def _judge_events(history: Mapping[str, Any], events: Mapping[str, Any]) -> tuple[VerdictLabel, str] | None:
@@ -92,6 +93,8 @@ def _judge_events(history: Mapping[str, Any], events: Mapping[str, Any]) -> tupl
     if "interrupted" in events:
         steps, epochs = len(series(history, "loss_step")), len(series(history, "val_loss"))
         return "interrupted", f"the run was interrupted (steps done: {steps}, epochs finished: {epochs})"
+    if "pruned" in events:
+        return "pruned", f"the run was pruned{_after_epoch(events['pruned'])}"
     return None
 
 
@@ -102,30 +105,49 @@ def _was_taken(history: Mapping[str, Any], step: Any) -> bool:
 
 
 def _judge_course(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str]:
+    rules = (_judge_dead, _judge_without_constant, _judge_unlearnt, _judge_lost, _judge_inconsistent)
+    for rule in rules:
+        if found := rule(evidence, config):
+            return found
+    ended = f"ended at {evidence['last_progress']:.3g}, with a val_loss of {evidence['last_val_loss']:.3g}"
+    return "converged", f"{_reached(evidence)} and {ended}"
+
+
+def _judge_dead(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str] | None:
+    contrast, norm = evidence["last_object_std_ratio"], evidence["grad_norm_max"]
+    if contrast < config.dead_ratio:
+        dead = f"the network died: its object is constant (object_std_ratio ended at {contrast:.3g})"
+    elif evidence["last_parameters_moved"] == 0:
+        dead = "the network died: no parameter of its blocks changed in the last epoch"
+    else:
+        return None
+    if evidence["plateau_left_epoch"] is not None:
+        before = f"; before, {_reached(evidence)}"
+    else:
+        before = "" if math.isnan(evidence["val_loss_constant"]) else "; it had never learnt"
+    return "collapsed", f"{dead}{before}{'' if math.isnan(norm) else f'; its largest gradient norm was {norm:.3g}'}"
+
+
+def _judge_without_constant(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str] | None:
+    if not math.isnan(evidence["val_loss_constant"]):
+        return None
+    if not evidence["epochs"]:
+        return "unknown", "no epoch was finished"
+    if math.isinf(evidence["best_val_loss"]):
+        return "diverged", "val_loss was not finite at any epoch"
+    if grown := _grown(evidence, config):
+        return "diverged", grown
+    return "unknown", "not known to have learnt: the val_loss of a constant object is not known"
+
+
+def _judge_unlearnt(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str] | None:
+    if evidence["plateau_left_epoch"] is not None:
+        return None
     if not evidence["epochs"]:
         return "stagnated", "no epoch was finished"
-    if evidence["plateau_left_epoch"] is None:
-        return _judge_unlearnt(evidence, config)
-    best, last = evidence["best_progress"], evidence["last_progress"]
-    full = "a perfect fit" if math.isnan(evidence["val_loss_floor"]) else "photon noise alone"
-    reached = f"progress (0: constant object, 1: {full}) reached {best:.3g} at epoch {evidence['best_epoch']}"
-    contrast, best_contrast = evidence["last_object_std_ratio"], evidence["best_object_std_ratio"]
-    flat = f"{reached}, but then the object went flat: object_std_ratio ended at {contrast:.3g}, under"
-    if contrast < config.flat_ratio:
-        return "collapsed", f"{flat} {config.flat_ratio:g}"
-    if contrast < config.flat_share_of_best * best_contrast:
-        return "collapsed", f"{flat} {config.flat_share_of_best:g} of its best, {best_contrast:.3g}"
-    if last < config.lost_share * best:
-        return "diverged", f"{reached}, but ended at {last:.3g}, under {config.lost_share:g} of that"
-    return "converged", f"{reached} and ended at {last:.3g}, with a val_loss of {evidence['last_val_loss']:.3g}"
-
-
-def _judge_unlearnt(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str]:
     first, last, constant = (evidence[name] for name in ("first_val_loss", "last_val_loss", "val_loss_constant"))
     why = f"never learnt: progress reached {evidence['best_progress']:.3g}, under {config.learnt_progress:g}"
-    if math.isnan(constant):
-        why = "not known to have learnt: the val_loss of a constant object is not known"
-    elif math.isnan(evidence["best_progress"]):
+    if math.isnan(evidence["best_progress"]):
         why = f"not known to have learnt: a constant object's val_loss, {constant:.3g}, is not above photon noise alone"
     if math.isinf(evidence["best_val_loss"]):
         return "diverged", "val_loss was not finite at any epoch"
@@ -134,10 +156,62 @@ def _judge_unlearnt(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[
     moved = f"{why}; val_loss went from {first:.3g} to {last:.3g}"
     if last > config.diverged_ratio * first:
         return "diverged", f"{moved}, over {config.diverged_ratio:g} times the first"
+    if last > config.diverged_constants * constant:
+        return "diverged", f"{moved}, over {config.diverged_constants:g} times a constant object's, {constant:.3g}"
     largest = evidence.get("norm_weight_absmax", math.nan)
     return "stagnated", moved + (
         "" if math.isnan(largest) else f"; norm weights never exceeded {largest:.3g} in magnitude"
     )
+
+
+def _judge_lost(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str] | None:
+    lost = _grown(evidence, config)
+    if not lost and evidence["last_progress"] < config.lost_share * evidence["best_progress"]:
+        lost = f"progress ended at {evidence['last_progress']:.3g}, under {config.lost_share:g} of that"
+    if not lost:
+        return None
+    contrast, best = evidence["last_object_std_ratio"], evidence["best_object_std_ratio"]
+    if contrast < config.flat_ratio:
+        flat = f"{config.flat_ratio:g}"
+    elif contrast < config.flat_share_of_best * best:
+        flat = f"{config.flat_share_of_best:g} of its best, {best:.3g}"
+    else:
+        return "diverged", f"{_reached(evidence)}, but {lost}"
+    went = f"the object went flat: object_std_ratio ended at {contrast:.3g}, under {flat}"
+    return "collapsed", f"{_reached(evidence)}, but {lost}, and {went}"
+
+
+def _judge_inconsistent(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str] | None:
+    last = evidence["last_r_stitched"]
+    for name, nothing in (("mean_pattern", "one mean pattern everywhere"), ("constant", "the best constant object")):
+        if last >= evidence[f"r_stitched_{name}"]:
+            told = f"the R-factor of the stitched object, {last:.3g}, is not under that of {nothing}"
+            cause = "positions, their axes or unit, or the order of the patterns' frequencies may be wrong"
+            known = f"{evidence[f'r_stitched_{name}']:.3g}"
+            return "inconsistent", f"{_reached(evidence)}, but the patches make no object: {told}, {known}; {cause}"
+    return None
+
+
+def _grown(evidence: Mapping[str, Any], config: HealthConfig) -> str:
+    """How val_loss ended far above its best; empty if it did not. A loss that is not positive has no ratios."""
+    last, best = evidence["last_val_loss"], evidence["best_val_loss"]
+    if not 0 < config.lost_ratio * best < last:
+        return ""
+    ended = "was not finite at the end" if math.isinf(last) else f"ended at {last:.3g}"
+    return f"val_loss {ended}, over {config.lost_ratio:g} times its best, {best:.3g}"
+
+
+def _reached(evidence: Mapping[str, Any]) -> str:
+    full = "a perfect fit" if math.isnan(evidence["val_loss_floor"]) else "photon noise alone"
+    best = f"reached {evidence['best_progress']:.3g} at epoch {evidence['best_epoch']}"
+    return f"progress (0: constant object, 1: {full}) {best}"
+
+
+def _after_epoch(event: Any) -> str:
+    """` after epoch 4 of 8`, as far as the event says it."""
+    epoch, epochs = (number(mapping(event).get(name)) for name in ("epoch", "epochs"))
+    after = "" if math.isnan(epoch) else f" after epoch {epoch:.0f}"
+    return after + ("" if math.isnan(epoch) or math.isnan(epochs) else f" of {epochs:.0f}")
 
 
 def _at_step(detail: Mapping[str, Any]) -> str:

@@ -54,6 +54,12 @@ NUMBERS: Final = (
     Number("grad/norm_median", "grad_norm_median", "end", "median gradient norm before clipping"),
     Number("grad/norm_max", "grad_norm_max", "end", "largest gradient norm before clipping"),
     Number("val/plateau_left_epoch", "plateau_left_epoch", "end", "first epoch at which the network had learnt"),
+    # Of the epochs since the network had learnt; also after each of them, as they stood then.
+    Number("stability/max_drawdown", "max_drawdown", "end", "largest ratio of a val_loss to the lowest up to then"),
+    Number("stability/mean_excess", "mean_excess", "end", "mean of that ratio, less 1"),
+    Number("stability/relapses", "relapses", "end", "rises of val_loss over 1.5 times the lowest before"),
+    Number("stability/relapses_per_1e5_steps", "relapses_per_1e5_steps", "end", "those in 100,000 optimizer steps"),
+    Number("stability/dead_blocks", "dead_blocks", "end", "blocks whose parameters or whose update do not move"),
     Number("test/r_factor", "r_factor", "end", "R-factor of the one stitched object"),
     Number("test/r_factor_patch", "r_factor_patch", "end", "R-factor of each patch by itself"),
     Number("test/r_factor_constant", "r_factor_constant", "end", "scans: that of the best constant object"),
@@ -93,6 +99,9 @@ TAGS: Final = {
     "device": "what it trains on",
     "verdict": "how it went, in one word",
     "verdict_reason": "and why",
+    "verdict_version": "the version of the rules that decided it; none is the first",
+    "verdict_before": "the verdict of an imported run by earlier rules, where today's differs",
+    "stability": "how steadily it trained once it had learnt",
     "vacuous": "the metrics that mean nothing here",
     "twin": "whether the twin image is closer than the object",
 }

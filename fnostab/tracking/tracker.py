@@ -132,6 +132,12 @@ class Tracker:
         log_batches(self._client, self.run_id, tags=tags)
 
     @translated_store_errors()
+    def set_description(self, text: str) -> None:
+        """Set the description (Markdown) that the UI shows of the run, unless somebody gave it one."""
+        if not self._client.get_run(self.run_id).data.tags.get("mlflow.note.content"):
+            self.set_tags({"mlflow.note.content": text})
+
+    @translated_store_errors()
     def delete_tags(self, *keys: str) -> None:
         """Delete those of the tags that are there."""
         there = self._client.get_run(self.run_id).data.tags

@@ -6,16 +6,18 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import mlflow
 from mlflow.entities import Metric
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fnostab.config import ConfigError
+from fnostab.health import VERDICT_VERSION, judge, measure_stability
 from fnostab.health.history import STEP_SERIES
 from fnostab.io.files import DAMAGE, atomic_write
 from fnostab.io.untrusted import shown
+from fnostab.study.names import tracked
 from fnostab.study.selection import StoredRun, has_identity
 from fnostab.tracking.artifacts import Unreadable, read_artifacts
 from fnostab.tracking.batches import log_batches
@@ -126,10 +128,19 @@ def read_exported(path: Path) -> ExportedStudy:
     raise ConfigError(f"`file` (={path}) must be runs that were exported: {fault}")
 
 
-def import_runs(exported: ExportedStudy) -> int:
-    """Put those runs into the tracking store that are not there yet; returns how many.
+class Imported(NamedTuple):
+    """How many runs were new to the store, and how many of those have another verdict than before."""
 
-    One that an earlier import left half-written is written anew.
+    new: int
+    judged_otherwise: int
+
+
+def import_runs(exported: ExportedStudy) -> Imported:
+    """Put those runs into the tracking store that are not there yet.
+
+    One that an earlier import left half-written is written anew. Verdict and stability are decided from the history by
+    today's rules, as the runs are ranked with today's; where the verdict is another, the tag `verdict_before` keeps the
+    one that the run had. A run without a history keeps what it had.
     """
     client = mlflow.MlflowClient()
     there = find_runs(exported.study)
@@ -139,9 +150,24 @@ def import_runs(exported: ExportedStudy) -> int:
         for run in there:
             if CAME_FROM in run.tags and not run.is_result:
                 client.delete_run(run.run_id)
-        for portable in missing:
+        judged = [_judged(portable) for portable in missing]
+        for portable in judged:
             _create(client, portable)
-    return len(missing)
+    changed = sum(now.tags["verdict"] != then.tags["verdict"] for now, then in zip(judged, missing, strict=True))
+    return Imported(len(missing), changed)
+
+
+def _judged(run: _PortableRun) -> _PortableRun:
+    """The run with verdict and stability by today's rules."""
+    if run.history is None:
+        return run
+    verdict, stability = judge(run.history), measure_stability(run.history)
+    tags = {key: value for key, value in run.tags.items() if key != "stability"}
+    tags |= {"verdict_version": str(VERDICT_VERSION)} | ({"stability": stability.label} if stability else {})
+    if verdict.label != run.tags["verdict"]:  # else its reason stays: it may tell of steps, which need not be here
+        tags |= {"verdict": verdict.label, "verdict_reason": verdict.reason, "verdict_before": run.tags["verdict"]}
+    metrics = run.metrics | (tracked(stability.numbers) if stability else {})
+    return run.model_copy(update={"tags": tags, "metrics": metrics})
 
 
 def _portable(run: StoredRun, history: dict[str, Any] | None, config: str | None) -> _PortableRun:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fnostab.config import ConfigError
-from fnostab.health import FAILED
+from fnostab.health import FAILED, VERDICT_VERSION
 from fnostab.io.files import atomic_write
 from fnostab.ranking import BOOTSTRAP_SEED, RANKED_BY, STABILITY_COLUMNS, Ranking, rank_arms
 from fnostab.report.axes import Picture
@@ -136,10 +136,17 @@ def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun 
         runs=[_study_run(run, row) for run, row in zip(selection.runs, to_rows(selection.runs)[0], strict=True)],
         dataset_sha256=selection.dataset_sha256,
         facts=_facts(selection.runs),
-        notes=[*selection.notes, *notes],
+        notes=[*selection.notes, *_rules_notes(selection.runs), *notes],
         depths=depths,
     )
     return _with_artifacts(result, {run.run_id: run for run in selection.runs})
+
+
+def _rules_notes(runs: Sequence[StoredRun]) -> list[str]:
+    """A sentence if runs were judged by other rules than today's."""
+    other = sum(run.tags.get("verdict_version") != str(VERDICT_VERSION) for run in runs)
+    rules = f"{other} of {len(runs)} runs were judged by other rules than today's (tag verdict_version)"
+    return [f"{rules}: `fnostab inspect --judge RUN_ID` decides anew."] if other else []
 
 
 def _study_run(run: StoredRun, row: Mapping[str, Any]) -> StudyRun:

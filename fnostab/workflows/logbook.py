@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset
 from fnostab.evaluation import Evaluation, Reconstruction, can_be_stitched, reconstruct
-from fnostab.health import History, Verdict
+from fnostab.health import VERDICT_VERSION, History, Stability, Verdict
 from fnostab.health.history import plain
 from fnostab.io.endings import Interrupted
 from fnostab.report.axes import to_rgb
@@ -124,20 +124,28 @@ class Logbook:
         log_model(self._tracker, shipped, example, extra_files=[probe_path])
 
     def end(
-        self, verdict: Verdict, results: dict[str, float], evaluation: Evaluation | None, files: CheckpointFiles
+        self,
+        verdict: Verdict,
+        stability: Stability | None,
+        results: dict[str, float],
+        evaluation: Evaluation | None,
+        files: CheckpointFiles,
     ) -> None:
-        """Write verdict, final numbers, series and checkpoints."""
+        """Write verdict, stability, final numbers, series and checkpoints; the recorder wrote stability's measures."""
         tracker, history = self._tracker, self.history
         if self.keeps_all:
             self._log_picture("figures/training.png", "training", training_figure, history, self._title)
         numbers = tracked(results)
         tracker.log_metrics(numbers, step=history.steps - 1)
         vacuous = evaluation.vacuous if evaluation else []
-        tags = {"verdict": verdict.label, "verdict_reason": verdict.reason, "vacuous": ",".join(vacuous)}
+        tags = {"verdict": verdict.label, "verdict_reason": verdict.reason, "verdict_version": str(VERDICT_VERSION)}
+        tags |= {"vacuous": ",".join(vacuous)} | ({"stability": stability.label} if stability else {})
         if "twin" in verdict.evidence:
             tags["twin"] = str(verdict.evidence["twin"]).lower()
         tracker.set_tags(tags)
-        layout = {"verdict": verdict.label, "verdict_reason": verdict.reason, "evidence": verdict.evidence}
+        tracker.set_description(_description(verdict, stability))
+        layout: dict[str, Any] = {"verdict": verdict.label, "verdict_reason": verdict.reason}
+        layout |= {"evidence": verdict.evidence, "stability": stability.to_mapping() if stability else None}
         layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | self._baselines | numbers
         tracker.log_text(json.dumps(plain(layout), indent=2, allow_nan=False), "metrics.json")
         tracker.log_text(history.to_json(), "history.json")
@@ -172,6 +180,13 @@ class Logbook:
             words = (str(error).splitlines() or [""])[0]
             self._report(f"no picture {picture}: {type(error).__name__}: {words}")
             return None
+
+
+def _description(verdict: Verdict, stability: Stability | None) -> str:
+    """What the run's page in the MLflow UI says first."""
+    found = {"Verdict": verdict} | ({"Stability": stability} if stability else {})
+    sentences = {name: f"{each.reason[:1].upper()}{each.reason[1:]}." for name, each in found.items()}
+    return "\n\n".join(f"**{name}: {each.label}.** {sentences[name]}" for name, each in found.items())
 
 
 def _pixels(draw: Callable[..., Any], *arguments: Any) -> NDArray[np.uint8]:

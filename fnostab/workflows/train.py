@@ -12,7 +12,7 @@ import torch
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset
 from fnostab.evaluation import Evaluation, baselines, can_be_stitched, consistency_warning, evaluate
-from fnostab.health import Verdict, judge
+from fnostab.health import Stability, Verdict, judge, measure_stability
 from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
 from fnostab.study.names import tracked
@@ -55,11 +55,12 @@ _EVIDENCE = ("grad_norm_median", "grad_norm_max", "plateau_left_epoch")
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What a trained arm left behind: its MLflow run, its verdict and its final metrics."""
+    """What a trained arm left behind: its MLflow run, its verdict, its stability (None if it never learnt), metrics."""
 
     run_id: str
     how_to_open: str
     verdict: Verdict
+    stability: Stability | None
     metrics: dict[str, float]
     history: History
 
@@ -137,7 +138,8 @@ def _finished_result(run_id: str, report: PrintLine) -> ArmResult:
     history = History()
     history.load(stored or {})
     where = how_to_open(run_id, found.experiment_id)
-    return ArmResult(run_id, where, judge(history.to_mapping()), dict(found.metrics), history)
+    series = history.to_mapping()
+    return ArmResult(run_id, where, judge(series), measure_stability(series), dict(found.metrics), history)
 
 
 @dataclass
@@ -173,11 +175,12 @@ class _Training:
                 evaluation = self._evaluate(module)
                 results |= evaluation.metrics if evaluation else {}
                 logbook.log_model(module)
-        verdict = judge(history.to_mapping())
+        series = history.to_mapping()
+        verdict, stability = judge(series), measure_stability(series)
         results |= {name: float(verdict.evidence[name]) for name in _EVIDENCE if verdict.evidence[name] is not None}
-        logbook.end(verdict, results, evaluation, self._files)
+        logbook.end(verdict, stability, results, evaluation, self._files)
         where = how_to_open(tracker.run_id, tracker.experiment_id)
-        return ArmResult(tracker.run_id, where, verdict, tracked(known | results), history)
+        return ArmResult(tracker.run_id, where, verdict, stability, tracked(known | results), history)
 
     def _fit(self, interruption: Interruption, watch: Watch | None, known: dict[str, float]) -> dict[str, float]:
         """Build the network and train it; what is noticed on the way goes into the history."""

@@ -9,6 +9,7 @@ import lightning
 import torch
 
 from fnostab.health import EPOCH_SERIES, STEP_SERIES, History
+from fnostab.health.stability import stability_series
 from fnostab.metrics import progress
 from fnostab.study.names import METRIC
 from fnostab.training.collectives import broadcast
@@ -151,10 +152,15 @@ class SeriesRecorder(lightning.Callback):
     def _offer_epochs(self, first: int) -> None:
         series = {METRIC[name]: getattr(self.history, name) for name in EPOCH_SERIES if name in METRIC}
         series[METRIC["progress"]] = self._progress
-        health = self.history.health.items()
+        health, stability = self.history.health.items(), self._stability
         for epoch, (step, time_ms) in list(enumerate(self._epochs))[first:]:
             self._sink.log_series(
                 (key, values[epoch], step, time_ms) for key, values in series.items() if epoch < len(values)
+            )
+            self._sink.log_series(
+                (key, values[epoch], step, time_ms)
+                for key, values in stability.items()
+                if not math.isnan(values[epoch])
             )
             # Those of health have one value more, from before the first step; they count the steps done.
             self._sink.log_series((f"health/{name}", values[epoch + 1], step + 1, time_ms) for name, values in health)
@@ -163,6 +169,12 @@ class SeriesRecorder(lightning.Callback):
     def _progress(self) -> list[float]:
         history = self.history
         return [progress(value, history.val_loss_constant, history.val_loss_floor) for value in history.val_loss]
+
+    @property
+    def _stability(self) -> dict[str, list[float]]:
+        """The measures of stability as they stood after each epoch."""
+        finished = {"loss_step": self.history.loss_step[: self._steps_before_epoch]}
+        return {METRIC[name]: values for name, values in stability_series(vars(self.history) | finished).items()}
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Record the epoch; validation has run by now."""
