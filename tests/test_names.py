@@ -62,7 +62,9 @@ def test_every_number_that_a_network_is_observed_by_is_in_the_table(arch):
 
 def test_series_evidence_and_columns_have_a_name_in_the_store():
     assert {*STEP_SERIES, *EPOCH_SERIES} - {"train_loss"} <= METRIC.keys()
-    assert {*NUMBER_COLUMNS, "best_val_loss"} - {"r_stitched"} <= {number.name for number in NUMBERS if number.when == "end"}
+    assert {*NUMBER_COLUMNS, "best_val_loss"} - {"r_stitched"} <= {
+        number.name for number in NUMBERS if number.when == "end"
+    }
     numbers = {entry.name for entry in fields(History) if entry.type in (float, "float")}
     assert numbers <= METRIC.keys()
     assert {f"test/{name}" for name in SCALARS} <= set(METRIC.values())
