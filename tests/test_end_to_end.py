@@ -242,7 +242,7 @@ def test_a_measured_scan_trains_with_a_learnt_probe_below_what_no_information_gi
     metrics = run.data.metrics
     assert metrics["test/r_factor"] < metrics["test/r_factor_mean_pattern"] == pytest.approx(0.195, abs=0.002)
     assert metrics["test/r_factor"] < 0.9 * metrics["test/r_factor_constant"]
-    assert 0.25 < metrics["test/overlap_consistency"] <= 1  # patches that share nothing: about 0.1
+    assert 0.15 < metrics["test/overlap_consistency"] <= 1  # unrelated patches: about 0
     assert not [name for name in metrics if "ssim" in name or "frc" in name]  # there is no truth to compare with
     assert run.data.tags["verdict"]
 
