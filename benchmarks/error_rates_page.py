@@ -77,7 +77,8 @@ def earlier_rule() -> str:
         for seeds in (2, 3, 5, 10):
             found = equal_rows(arms=arms, kind="plain", seeds=seeds, looks=[], earlier=True)
             shares = [
-                [100 * row[f"earlier_{what}"] / row["studies"] for what in ("claims", "headlines")] for row in found
+                [100 * row[f"earlier_{what}"] / row["earlier_studies"] for what in ("claims", "headlines")]
+                for row in found
             ]
             cells += [f"{claims:.0f}; {headlines:.0f}" for claims, headlines in shares] or [""]
         rows.append((family(arms), *cells))
@@ -161,7 +162,9 @@ def draw_error_rates() -> Figure:
     for place, arms in enumerate(families):
         for shift, seeds in zip((-0.24, -0.08, 0.08, 0.24), (2, 3, 5, 10), strict=True):
             for row in equal_rows(arms=arms, kind="plain", seeds=seeds, looks=[], earlier=True):
-                _share(earlier, place + shift, row["earlier_claims"], row["studies"], str(seeds), OTHER_COLOURS[3])
+                _share(
+                    earlier, place + shift, row["earlier_claims"], row["earlier_studies"], str(seeds), OTHER_COLOURS[3]
+                )
         designs = [(seeds, [], str(seeds)) for seeds in (3, 5, 10)] + [(LOOKS[-1], list(LOOKS), "u")]
         for shift, (seeds, looks, name) in zip((-0.3, -0.1, 0.1, 0.3), designs, strict=True):
             for kind, colour, beside in (("plain", "#0072B2", -0.04), ("failures and ties", "#D55E00", 0.04)):
