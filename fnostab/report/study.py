@@ -49,7 +49,8 @@ def short_summary(result: StudyResult) -> str:
     why = " ".join(f"{stressed} {rest}" for stressed, rest in _paragraphs(result))
     text = f"Study {result.study}, dataset {result.dataset_sha256[:12]}. {_line(words().headline(result))}. {why}"
     lines = [shortened(text, SHORT - 200)]
-    ranked = [_line(words().ranked(place, row)) for place, row in enumerate(result.ranking.table, start=1)]
+    table, by = result.ranking.table, result.ranking.by
+    ranked = [_line(words().ranked(place, row, by)) for place, row in enumerate(table, start=1)]
     for place, line in enumerate(ranked):
         rest = f"And {len(ranked) - place} more arms."
         if sum(len(kept) + 1 for kept in lines) + len(line) + len(rest) + 1 > SHORT:

@@ -133,10 +133,9 @@ def pairs_table(ranking: Ranking) -> Table | None:
 
 
 def _by_the_other(pair: Pair, other: Pair) -> Cell:
-    """The probability by the other column, and whether that agrees with what is clear."""
-    said = "open" if other.is_open else f"clear: {other.better}"
-    if not (pair.is_open or other.is_open):
-        said = "agrees" if other.better == pair.better else "opposite"
+    """The probability by the other column, and whether what is clear by that column agrees with the pair."""
+    favoured = pair.better or (pair.a if pair.probability >= 0.5 else pair.b)
+    said = "open" if other.is_open else "agrees" if other.better == favoured else "opposite"
     return Cell(f"{number(other.probability, '.2f')}, {said}", interval(other.low, other.high, ".2f"))
 
 
