@@ -47,5 +47,7 @@ def test_a_card_tells_the_object_of_the_validation_patches_and_how_steadily_the_
     numbers = {"val/r_stitched": 0.0712, "val/r_stitched_mean_pattern": 0.161}
     card = _card(tags={"stability": "relapsed"}, measured=numbers)
     assert "0.0712 of the\n  one object that these patches make together (one mean pattern everywhere: 0.161)," in card
-    assert "**Stability of its training:** relapsed: its loss rose over 1.5 times its lowest before." in card
+    assert (
+        "**Stability of its training:** relapsed: its val_loss rose to more than 1.5 times its lowest before." in card
+    )
     assert "Stability" not in _card()

@@ -138,3 +138,18 @@ def test_a_column_that_arms_cannot_be_ranked_by_is_refused_before_anything_is_wr
     assert message in said
     assert not (fresh_store / "out").exists()
     assert [run.info.run_id for run in mlflow.MlflowClient().search_runs(["0"])] == [run_id]
+
+
+def test_a_comparison_writes_the_stitched_objects_and_the_stability_of_its_runs(fresh_store):
+    unsteady = {"max_drawdown": 1.9, "mean_excess": 0.2, "relapses": 2, "relapses_per_1e5_steps": 40, "dead_blocks": 1}
+    for arm, r_stitched in (("control", 0.08), ("agc", 0.09)):
+        measures = {f"stability/{name}": value for name, value in unsteady.items()}
+        record_run("told", arm, metrics={"val/r_stitched": r_stitched, **measures}, stability="partly_dead")
+    found = compare_study("told", register=False)
+    text = mlflow.artifacts.load_text(f"runs:/{found.run_id}/told_metrics.json")
+    rows = {row["arm"]: row for row in json.loads(text)}
+    assert rows["control"].items() >= (unsteady | {"r_stitched": 0.08, "median_r_stitched": 0.08}).items()
+    assert {"median_r_stitched_low", "iqm_r_stitched", "iqm_r_stitched_high"} <= rows["agc"].keys()
+    summary = mlflow.artifacts.load_text(f"runs:/{found.run_id}/told_summary.md")
+    assert summary.count("| partly_dead |") == 2
+    assert "figures/told_r_stitched.png" in found.files

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fnostab.health.config import DEFAULTS
 from fnostab.study import depth
 from fnostab.study.text import interval, markdown, number, percent_interval
 
@@ -38,6 +39,7 @@ def _environment(kind: Literal["html", "md", "txt"]) -> Environment:
     environment.filters |= {"png_uri": _png_uri, "web_address": _web_address, "number": number}
     environment.globals |= {"inf": math.inf, "interval": interval, "percent_interval": percent_interval}
     environment.globals |= {name: getattr(depth, name) for name in ("PEAK_GROWTH", "LOSS_GROWTH", "WORTHWHILE_GAIN")}
+    environment.globals |= {"RELAPSE_RATIO": DEFAULTS.relapse_ratio}
     return environment
 
 
