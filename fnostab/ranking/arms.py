@@ -20,6 +20,7 @@ import numpy as np
 
 from fnostab.health import FAILED, NO_RESULT, VerdictLabel
 from fnostab.health.history import each, finite_or_none
+from fnostab.health.stability import MEASURES
 from fnostab.ranking.claims import ONE_LOOK, Design
 from fnostab.ranking.decision import Decision, decide
 from fnostab.ranking.intervals import (
@@ -39,8 +40,7 @@ REQUIRED_COLUMNS: Final = ("arm", "seed", "best_val_loss", "verdict")
 RANKED_BY: Final = ("best_val_loss", "r_stitched")
 #: Medians of these are over the converged runs: of a failed run they mean nothing.
 QUALITY_COLUMNS: Final = ("amp_ssim", "phase_ssim", "amp_mae", "phase_mae")
-#: Measures of stability; `health.stability` has what they are.
-STABILITY_COLUMNS: Final = ("max_drawdown", "mean_excess", "relapses", "relapses_per_1e5_steps", "dead_blocks")
+STABILITY_COLUMNS: Final = MEASURES
 NUMBER_COLUMNS: Final = (
     *("r_stitched", *QUALITY_COLUMNS, *STABILITY_COLUMNS),
     *("grad_norm_median", "grad_norm_max", "plateau_left_epoch"),

@@ -7,7 +7,7 @@ from fnostab.study.names import METRIC
 from fnostab.study.selection import StoredRun
 
 #: The numbers that the card tells.
-_QUALITY: Final = (*("best_val_loss", "r_stitched", "r_stitched_mean_pattern", "r_factor", "amp_ssim", "phase_ssim"),)
+_QUALITY: Final = ("best_val_loss", "r_stitched", "r_stitched_mean_pattern", "r_factor", "amp_ssim", "phase_ssim")
 
 
 def model_card(name: str, run: StoredRun) -> str:
