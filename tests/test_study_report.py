@@ -462,7 +462,7 @@ def test_any_study_can_be_told(arms, history):
     [
         ((0.01, 0.02, 0.03), 5, "best", "control beats every other arm"),
         ((0.01, 0.02, 0.03), 3, "undecided", "No decision between the arms; control ranks first"),
-        ((0.01, 0.01, 0.03), 5, "undecided", "No decision between the arms; control ranks first"),
+        ((0.01, 0.01, 0.03), 5, "undecided", "No decision between control and tam; control ranks first"),
         ((0.03, 0.02, 0.01), 5, "best", "zed beats every other arm"),
     ],
 )

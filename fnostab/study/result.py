@@ -84,6 +84,12 @@ class StudyResult:
         return next((arm for arm, number in wins.items() if number == others), None)
 
     @property
+    def rivals(self) -> list[str]:
+        """The arms that the first in rank is not clearly better or worse than."""
+        first = self.ranking.table[0]["arm"]
+        return [pair.b for pair in self.ranking.pairs if pair.a == first and pair.is_open]
+
+    @property
     def missing(self) -> list[tuple[str, str, list[int]]]:
         """The seeds without a result, by arm and by the reason."""
         seeds = defaultdict(list)
