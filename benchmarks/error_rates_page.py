@@ -15,7 +15,8 @@ from fnostab.ranking.claims import ALPHA, Design
 from fnostab.ranking.exact_tests import fewest_seeds
 from fnostab.ranking.intervals import wilson_interval
 from fnostab.report.axes import OTHER_COLOURS, new_figure, tidy, to_png
-from results.tables import table, with_tables
+from results.cells import table
+from results.tables import with_tables
 
 PAGE: Final = RESULTS.parent.parent / "statistics.md"
 

@@ -150,14 +150,14 @@ def import_runs(exported: ExportedStudy) -> Imported:
         for run in there:
             if CAME_FROM in run.tags and not run.is_result:
                 client.delete_run(run.run_id)
-        judged = [_judged(portable) for portable in missing]
+        judged = [judged_anew(portable) for portable in missing]
         for portable in judged:
             _create(client, portable)
     changed = sum(now.tags["verdict"] != then.tags["verdict"] for now, then in zip(judged, missing, strict=True))
     return Imported(len(missing), changed)
 
 
-def _judged(run: _PortableRun) -> _PortableRun:
+def judged_anew(run: _PortableRun) -> _PortableRun:
     """The run with verdict and stability by today's rules."""
     if run.history is None:
         return run
