@@ -26,8 +26,9 @@ Pairs = Mapping[tuple[str, str], Pair]
 class Decision:
     """What the study says, and in words.
 
-    `winner` is the first in rank, which goes to Stage B, or None if every run of every arm failed. `seeds_needed` is
-    the estimate of `decide`, None for another label than undecided and where no number follows from the runs.
+    `winner` is the first in rank, or None if every run of every arm failed; by val_loss, it goes to Stage B.
+    `seeds_needed` is the estimate of `decide`, None for another label than undecided and where no number follows from
+    the runs.
     `disagrees` tells that a claim by one column was dropped because the other clearly says the opposite.
     """
 
@@ -78,7 +79,10 @@ def decide(table: Sequence[Row], compared: Compared, other: Pairs, *, by: str, d
         reason = f"{claim.reason}; but by {opposite} the opposite is clear ({'; '.join(map(str, opposed))})"
     else:
         label, reason = claim.label, claim.reason
-    stage_b = f"Stage B takes {winner}, the first in rank" if winner else "No arm goes to Stage B: every run failed"
+    if by == "best_val_loss":
+        stage_b = f"Stage B takes {winner}, the first in rank" if winner else "No arm goes to Stage B: every run failed"
+    else:  # Stage B follows val_loss
+        stage_b = f"The first in rank is {winner}" if winner else "Every run failed"
     text = f"{label.capitalize()}: {reason}. {stage_b}. {_how_sure(table, compared, design)}."
     return Decision(label, text, winner, seeds_needed, disagrees=bool(opposed))
 
