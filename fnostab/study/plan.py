@@ -26,6 +26,8 @@ from fnostab.study.selection import OWN_KEYS
 
 #: Seeds of a study if nobody says how many, by preset.
 SEEDS: Final[Mapping[str, int]] = {"seed_study": 1, "stage_a": 5, "quick": 3, "scan": 3, "smoke": 1}
+#: Seeds of the first look of a study until decided, if nobody says how many.
+FIRST_LOOK: Final = 5
 #: Depth of Stage B if nobody says.
 STAGE_B_BLOCKS: Final = 8
 #: A study with more runs is a mistake in a grid.
@@ -70,11 +72,11 @@ class StudyPlan:
     @property
     def runs(self) -> list[Planned]:
         """Every run, a seed after the other, so that a study that is cut short has compared its arms fairly."""
-        return [
-            Planned(arm, seed, config.model_copy(update={"seed": seed}))
-            for seed in self.seeds
-            for arm, config in self.arms.items()
-        ]
+        return [self.run(arm, seed) for seed in self.seeds for arm in self.arms]
+
+    def run(self, arm: str, seed: int) -> Planned:
+        """The run of an arm with any seed."""
+        return Planned(arm, seed, self.arms[arm].model_copy(update={"seed": seed}))
 
     @property
     def common(self) -> ArmConfig:
@@ -124,12 +126,18 @@ def read_seeds(text: str, first: int, default: int) -> tuple[int, ...]:
     return seeds
 
 
-def plan_stage_a(overrides: Mapping[str, Any], base: Mapping[str, Any], seeds: str = "auto") -> StudyPlan:
-    """Stage A: control, stable and agc; `overrides` and `base` as `resolve_config` takes them, for all arms alike."""
-    return plan_table([{"name": name, **keys} for name, keys in STANDARD_ARMS.items()], {}, overrides, base, seeds)
+def plan_stage_a(
+    overrides: Mapping[str, Any], base: Mapping[str, Any], seeds: str = "auto", default: int | None = None
+) -> StudyPlan:
+    """Stage A: control, stable and agc; `overrides` and `base` as `resolve_config` takes them, for all arms alike.
+
+    `default` is the number of seeds if `seeds` leaves it open; None: that of the preset.
+    """
+    arms = [{"name": name, **keys} for name, keys in STANDARD_ARMS.items()]
+    return plan_table(arms, {}, overrides, base, seeds, default)
 
 
-def plan_file(path: Path, overrides: Mapping[str, Any], seeds: str = "auto") -> StudyPlan:
+def plan_file(path: Path, overrides: Mapping[str, Any], seeds: str = "auto", default: int | None = None) -> StudyPlan:
     """A study by a YAML file: `arms`, and if wanted `grid`, `seeds`, and keys of the config for all arms.
 
     `arms` lists mappings with a `name` and the arm's keys, flat or dotted; `grid` gives each of its keys a list of
@@ -146,7 +154,7 @@ def plan_file(path: Path, overrides: Mapping[str, Any], seeds: str = "auto") -> 
             raise ConfigError(f"`grid.{key}` (={axis}) must be a list of values, in {path}")
     if isinstance(in_file, list):
         in_file = ",".join(map(str, in_file)) + ","
-    return plan_table(arms, grid, overrides, values, str(in_file) if is_left_open(seeds) else seeds)
+    return plan_table(arms, grid, overrides, values, str(in_file) if is_left_open(seeds) else seeds, default)
 
 
 def plan_table(
@@ -155,6 +163,7 @@ def plan_table(
     overrides: Mapping[str, Any],
     base: Mapping[str, Any],
     seeds: str = "auto",
+    default: int | None = None,
 ) -> StudyPlan:
     """A study of `arms`, each with a `name` and its keys, times `grid`; see `plan_file`."""
     given = {**base, **overrides}
@@ -173,7 +182,8 @@ def plan_table(
         raise ConfigError(f"`{key}` (={overrides[key]}) is what the arms of this study vary: change the table")
     configs = {name: _settled(resolve_config({**overrides, **keys, "arm": name}, base)) for name, keys in table.items()}
     common = next(iter(configs.values()))
-    return StudyPlan(common.study, configs, read_seeds(seeds, common.seed, SEEDS[common.preset]), varied)
+    numbers = read_seeds(seeds, common.seed, default or SEEDS[common.preset])
+    return StudyPlan(common.study, configs, numbers, varied)
 
 
 def plan_stage_b(
