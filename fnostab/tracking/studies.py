@@ -3,15 +3,18 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 import mlflow
 
+from fnostab.config import ConfigError
+from fnostab.io.untrusted import shown
+from fnostab.ranking.claims import ONE_LOOK, Design
 from fnostab.study.selection import StoredRun, has_identity, newest_results
 from fnostab.tracking.artifacts import read_artifact
 from fnostab.tracking.batches import log_batches
@@ -51,13 +54,48 @@ def find_parents(study: str) -> list[StoredRun]:
     return list(search_runs(study=study, **{ROLE: "parent"}))
 
 
+def find_parent(identity: str) -> StoredRun | None:
+    """The newest parent run of the study with this `StudyPlan.identity`."""
+    return next(iter(search_runs(study_sha256=identity, **{ROLE: "parent"})), None)
+
+
+def design_tags(design: Design) -> dict[str, str]:
+    """The tags by which a parent run says that its study looks several times, and when."""
+    looks = ",".join(map(str, design.looks))
+    return {"until": "decided", "alpha": repr(design.alpha), "looks": looks, "max_seeds": str(design.looks[-1])}
+
+
+def stored_design(parent: StoredRun | None) -> Design:
+    """How often the study of `parent` looks at its runs, by its `design_tags`; once without those.
+
+    Raises `ConfigError` for tags that somebody has changed into none.
+    """
+    tags = parent.tags if parent else {}
+    if parent is None or "looks" not in tags:
+        return ONE_LOOK
+    looks, alpha = tags["looks"], tags.get("alpha", "")
+    try:
+        return Design(float(alpha), tuple(map(int, looks.split(","))))
+    except ValueError:
+        raise ConfigError(
+            f"`looks` (={shown(looks)}) and `alpha` (={shown(alpha)}), tags of run {parent.run_id}, must be ascending"
+            " numbers of seeds and an error rate"
+        ) from None
+
+
 def planned_runs(parent: StoredRun) -> list[tuple[str, int]]:
     """The arms and seeds that the study of `parent` was to train; none where it does not say."""
+    return _pairs(_read_plan(parent))
+
+
+def _read_plan(parent: StoredRun) -> dict[str, Any]:
     content = read_artifact(parent.run_id, _PLAN)
-    if content is None:
-        return []
-    plan = json.loads(content)
-    pairs = plan["runs"] if "runs" in plan else product(plan["arms"], plan["seeds"])  # once, each arm had all seeds
+    return {} if content is None else dict(json.loads(content))
+
+
+def _pairs(plan: Mapping[str, Any]) -> list[tuple[str, int]]:
+    # Once, each arm had all seeds.
+    pairs = plan["runs"] if "runs" in plan else product(plan.get("arms", ()), plan.get("seeds", ()))
     return [(str(arm), int(seed)) for arm, seed in pairs]
 
 
@@ -68,6 +106,7 @@ class StudyFolder:
     run_id: str
     experiment_id: str
     status: str = "FINISHED"
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
     @translated_store_errors()
     def log_files(self, folder: Path) -> None:
@@ -78,6 +117,11 @@ class StudyFolder:
     def log_text(self, text: str, name: str) -> None:
         """Log `text` as the artifact `name`."""
         mlflow.MlflowClient().log_text(self.run_id, text, name)
+
+    def add_runs(self, runs: Iterable[tuple[str, int]]) -> None:
+        """Log that these pairs of arm and seed are planned as well."""
+        self.plan = {**self.plan, "runs": list(dict.fromkeys([*_pairs(self.plan), *runs]))}
+        self.log_text(json.dumps(self.plan, indent=2), _PLAN)
 
     @translated_store_errors()
     def set_tags(self, tags: Mapping[str, object]) -> None:
@@ -91,16 +135,17 @@ def open_parent(
 ) -> Iterator[StudyFolder]:
     """Open the parent run of a study: the one that has its `identity`, else that of `mlflow run`, else a new one.
 
-    `plan` has `runs`, pairs of arm and seed; the runs of all plans of one parent add up. A run that `mlflow run` made
-    for a study that has its parent already gets the tag `resumed_into`, and no study tags. The parent ends with its
-    `status` when the block does, KILLED after an interrupt or exit, and FAILED after an error.
+    `plan` has `runs`, pairs of arm and seed; the runs of all plans of one parent add up, and what an earlier plan says
+    and this one does not stays. A run that `mlflow run` made for a study that has its parent already gets the tag
+    `resumed_into`, and no study tags. The parent ends with its `status` when the block does, KILLED after an interrupt
+    or exit, and FAILED after an error.
     """
     with translated_store_errors():
-        earlier = list(search_runs(study_sha256=identity, **{ROLE: "parent"}))
+        earlier = find_parent(identity)
         client = mlflow.MlflowClient()
         if earlier:
-            resume_into(earlier[0].run_id)
-        run = client.get_run(earlier[0].run_id) if earlier else own_or_new_run()
+            resume_into(earlier.run_id)
+        run = client.get_run(earlier.run_id) if earlier else own_or_new_run()
     run_id = run.info.run_id
     folder = StudyFolder(run_id, run.info.experiment_id)
     try:
@@ -109,9 +154,9 @@ def open_parent(
             folder.set_tags({"study": study, ROLE: "parent", "study_sha256": identity, **tags})
             new = {key: value for key, value in params.items() if key not in run.data.params}
             log_batches(client, run_id, params=new)
-            known = planned_runs(earlier[0]) if earlier else []
-            runs = list(dict.fromkeys([*known, *map(tuple, plan["runs"])]))
-            client.log_text(run_id, json.dumps({**plan, "runs": runs}, indent=2), _PLAN)
+            known = _read_plan(earlier) if earlier else {}
+            folder.plan = {**known, **plan, "runs": _pairs(known)}
+            folder.add_runs(_pairs(plan))
         yield folder
     except BaseException as error:
         _end(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")

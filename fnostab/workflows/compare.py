@@ -11,6 +11,7 @@ from fnostab.config import ConfigError
 from fnostab.health import FAILED, VERDICT_VERSION
 from fnostab.io.files import atomic_write
 from fnostab.ranking import BOOTSTRAP_SEED, RANKED_BY, STABILITY_COLUMNS, Ranking, rank_arms
+from fnostab.ranking.claims import Design
 from fnostab.report.axes import Picture
 from fnostab.report.card import model_card
 from fnostab.report.figures import draw_figures
@@ -23,7 +24,14 @@ from fnostab.tracking.artifacts import Unreadable, read_artifacts
 from fnostab.tracking.model_registry import model_name, register_winner
 from fnostab.tracking.run import how_to_open, run_url
 from fnostab.tracking.store import open_store
-from fnostab.tracking.studies import find_parents, find_runs, open_comparison, open_existing_parent, planned_runs
+from fnostab.tracking.studies import (
+    find_parents,
+    find_runs,
+    open_comparison,
+    open_existing_parent,
+    planned_runs,
+    stored_design,
+)
 from fnostab.workflows.candidate import find_candidate
 
 #: The picture of a run that the report shows, and its caption.
@@ -100,7 +108,7 @@ def compare_study(
 def rank_study(
     study: str, *, dataset: str | None = None, parent: str | None = None, by: str = "best_val_loss"
 ) -> tuple[Selection, Ranking]:
-    """The runs of `study` that are compared, and their ranking by the column `by`."""
+    """The runs of `study` that are compared, and their ranking by the column `by`, at the looks of its parent."""
     found = find_runs(study)
     parents = [run for run in find_parents(study) if parent in (None, run.run_id)]
     planned = [
@@ -111,8 +119,9 @@ def rank_study(
     ]
     selection = select_runs(study, found, dataset=dataset, parent=parent, planned=planned)
     rows, notes = to_rows(selection.runs)
+    design = stored_design(_home(parents, selection))
     try:
-        ranking = rank_arms(rows, BOOTSTRAP_SEED, by=by)
+        ranking = rank_arms(rows, BOOTSTRAP_SEED, by=by, design=design)
     except ValueError as error:  # such as: no verdict of a run is a result
         raise ConfigError(f"`study` (={study}) must have runs that can be ranked: {error}") from None
     return replace(selection, notes=[*selection.notes, *notes]), ranking
@@ -120,10 +129,12 @@ def rank_study(
 
 def _parent_of(study: str, selection: Selection, parent: str | None) -> StoredRun | None:
     """The newest parent run of the study on this dataset, if there is one."""
-    for run in find_parents(study):
-        if parent in (None, run.run_id) and run.tags.get("dataset_sha256") == selection.dataset_sha256:
-            return run
-    return None
+    return _home([run for run in find_parents(study) if parent in (None, run.run_id)], selection)
+
+
+def _home(parents: Sequence[StoredRun], selection: Selection) -> StoredRun | None:
+    """The first of the `parents` that is of the dataset that the runs have."""
+    return next((run for run in parents if run.tags.get("dataset_sha256") == selection.dataset_sha256), None)
 
 
 def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun | None) -> tuple[StudyResult, int]:
@@ -135,7 +146,7 @@ def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun 
         ranking=ranking,
         runs=[_study_run(run, row) for run, row in zip(selection.runs, to_rows(selection.runs)[0], strict=True)],
         dataset_sha256=selection.dataset_sha256,
-        facts=_facts(selection.runs),
+        facts=_facts(selection.runs) | _design_facts(ranking.design),
         notes=[*selection.notes, *_rules_notes(selection.runs), *notes],
         depths=depths,
     )
@@ -201,6 +212,14 @@ def _facts(runs: Sequence[StoredRun]) -> dict[str, str]:
     found = {name: {run.tags[key] for run in runs if key in run.tags} for name, key in _TAGS.items()}
     found |= {name: {run.params[key] for run in runs if key in run.params} for name, key in _PARAMS.items()}
     return {name: ", ".join(sorted(values)) or "unknown" for name, values in found.items()}
+
+
+def _design_facts(design: Design) -> dict[str, str]:
+    """How often the study looked, where that was planned."""
+    if not design.looks:
+        return {}
+    looks = f"with {', '.join(map(str, design.looks))} seeds an arm"
+    return {"until": "decided", "alpha": f"{design.alpha:g}", "looks": looks}
 
 
 def _depths(stage_a: str, deep: Selection, after: Ranking) -> tuple[list[DepthComparison], list[str]]:
