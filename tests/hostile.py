@@ -372,6 +372,12 @@ CONFIGS = {
             "one seed twice": ("study", "--preset", "smoke", "--seeds", "3,3"),
             "an unknown launcher": ("study", "--preset", "smoke", "--launcher", "moon"),
             "no workers": ("study", "--preset", "smoke", "--workers", "0"),
+            "until something else": ("study", "--preset", "smoke", "--until", "bored"),
+            "an error rate of 60 %": ("study", "--preset", "smoke", "--until", "decided", "--alpha", "0.6"),
+            "an error rate without until": ("study", "--preset", "smoke", "--alpha", "0.05"),
+            "a maximum below the seeds": (
+                *("study", "--preset", "smoke", "--until", "decided", "--seeds", "6", "--max_seeds", "5"),
+            ),
         }
     ),
     **_made(

@@ -69,7 +69,20 @@ def test_an_option_that_is_left_open_is_as_if_it_were_not_there(fresh_store, cap
     assert main(["train", "--config", "arm.yaml", "--print-config"]) == 0
     first, second = capsys.readouterr().out.split("preset:")[1:]
     assert first == second
-    options = ("seeds", "arms", "stage_a", "launcher", "workers", "gpus_per_run", "ray_address", "width", "data")
+    options = (
+        "seeds",
+        "until",
+        "alpha",
+        "max_seeds",
+        "arms",
+        "stage_a",
+        "launcher",
+        "workers",
+        "gpus_per_run",
+        "ray_address",
+        "width",
+        "data",
+    )
     given = [f"--{name}={nothing}" for name in options]
     assert main(["study", "--preset", "smoke", "--plan", *given]) == 0
     assert main(["study", "--preset", "smoke", "--plan"]) == 0

@@ -16,7 +16,7 @@ from fnostab.study.plan import plan_table
 from fnostab.study.selection import StoredRun
 from fnostab.tracking.errors import StoreUnavailable
 from fnostab.tracking.studies import StudyFolder, find_parents, find_runs, planned_runs
-from fnostab.workflows import study as workflow
+from fnostab.workflows import runs, study as workflow
 from fnostab.workflows.child import train_job
 from fnostab.workflows.study import run_study
 
@@ -50,7 +50,7 @@ def runs_end(monkeypatch):
     """Let every run end with the update that the test gives."""
 
     def end_with(update):
-        monkeypatch.setattr(workflow, "train_job", lambda job, send: send(update))
+        monkeypatch.setattr(runs, "train_job", lambda job, send: send(update))
 
     return end_with
 
@@ -98,7 +98,7 @@ def test_a_signal_while_the_parent_run_is_made_begins_no_run_and_leaves_it_kille
         set_tags(*arguments)
 
     monkeypatch.setattr(StudyFolder, "set_tags", interrupt)
-    monkeypatch.setattr(workflow, "train_job", pytest.fail)
+    monkeypatch.setattr(runs, "train_job", pytest.fail)
     assert main([*_COMMAND, "--study", "s4"]) == 128 + signal.SIGTERM
     assert _parent("s4").status == "KILLED"
 
@@ -136,7 +136,7 @@ def test_no_run_of_a_study_that_is_over_stays_running(monkeypatch):
 
     # The second one says itself that it failed: another process trains it.
     ends = {1: Update("failed", died=True), 2: Update("failed"), 3: Update("interrupted")}
-    monkeypatch.setattr(workflow, "train_job", die)
+    monkeypatch.setattr(runs, "train_job", die)
     with pytest.raises(Interrupted):
         _run(_plan("dead", seeds="1,2,3"))
     assert {run.seed: run.status for run in find_runs("dead")} == {1: "FAILED", 2: "RUNNING", 3: "KILLED"}

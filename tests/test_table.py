@@ -97,6 +97,17 @@ def test_without_a_terminal_there_is_a_line_for_each_piece_of_news():
     ]
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_what_is_decided_and_what_is_open_is_shown_after_a_look(live):
+    said = []
+    view = LiveTable("s") if live else Lines(said.append)
+    view.begin(_RUNS, {0: _DONE})
+    view.look("after 5 seeds an arm: decided: nothing; open: [a] and b (p = 1)")
+    view.begin(_RUNS, {0: _DONE, 1: _DONE})
+    text = shown(view) if live else "\n".join(said)
+    assert "after 5 seeds an arm: decided: nothing; open: [a] and b (p = 1)" in " ".join(text.split())
+
+
 def test_on_a_terminal_there_is_the_table(monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     with study_view("s", pytest.fail) as view:

@@ -14,10 +14,12 @@ from fnostab.cli.common import (
     whole_number,
 )
 from fnostab.config import ConfigError, check_name, is_left_open
+from fnostab.io.untrusted import shown
 from fnostab.launch import LaunchConfig, Launcher
-from fnostab.study.plan import STAGE_B_BLOCKS, StudyPlan, plan_file, plan_stage_a
+from fnostab.study.plan import FIRST_LOOK, STAGE_B_BLOCKS, StudyPlan, plan_file, plan_stage_a
 
 if TYPE_CHECKING:
+    from fnostab.study.sequential import Until
     from fnostab.workflows.study import StudyOutcome
 
 _LAUNCHERS = get_args(Launcher)
@@ -34,6 +36,9 @@ def add(commands: Any) -> None:
     )
     study.add_argument("--stage", choices=("a", "b"), default="a", help="b: train Stage A's winner in a deeper network")
     study.add_argument("--seeds", default="auto", help="number of seeds, or the seeds themselves: 1,2,5")
+    study.add_argument("--until", type=unless_open, metavar="decided", help="add seeds until the arms are told apart")
+    study.add_argument("--alpha", type=unless_open, help="error rate of all that is then decided (default 0.05)")
+    study.add_argument("--max_seeds", type=unless_open, help="seeds an arm that are never exceeded (default 30)")
     study.add_argument("--arms", type=unless_open, metavar="FILE", help="YAML file of arms, instead of Stage A's")
     study.add_argument("--stage_a", type=unless_open, metavar="STUDY", help="study whose winner Stage B trains")
     study.add_argument("--launcher", type=unless_open, help=f"{', '.join(_LAUNCHERS)} (default processes)")
@@ -45,18 +50,46 @@ def add(commands: Any) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    where, plan = _where(arguments), _plan(arguments)
+    where, until = _where(arguments), _until(arguments)
+    plan = _plan(arguments, min(FIRST_LOOK, until.max_seeds or FIRST_LOOK) if until else None)
     if arguments.plan:
-        for run in plan.runs:
-            say(f"{run.name}: config {run.config.sha256()[:12]}")
-        return 0
+        return _say_plan(plan, until)
     from fnostab.cli.table import study_view
     from fnostab.workflows.study import run_study
 
     with pattern_bar() as progress, study_view(plan.study, say) as view:
-        outcome = run_study(plan, where, view, progress)
+        outcome = run_study(plan, where, view, progress, until=until)
     say(_summary(outcome))
     return 1 if outcome.without_result else 0
+
+
+def _say_plan(plan: StudyPlan, until: "Until | None") -> int:
+    if until:
+        from fnostab.study.sequential import schedule_of
+
+        looks = schedule_of(until, plan).design.looks
+        say(f"looks with {', '.join(map(str, looks))} seeds an arm; the runs of the first one:")
+    for run in plan.runs:
+        say(f"{run.name}: config {run.config.sha256()[:12]}")
+    return 0
+
+
+def _until(arguments: argparse.Namespace) -> "Until | None":
+    alpha, most = arguments.alpha, arguments.max_seeds
+    if arguments.until is None:
+        if alpha or most:
+            name, value = ("alpha", alpha) if alpha else ("max_seeds", most)
+            raise ConfigError(f"`{name}` (={shown(value)}) is for a study with `until`")
+        return None
+    if arguments.until != "decided":
+        raise ConfigError(f"`until` (={shown(arguments.until)}) must be decided")
+    from fnostab.study.sequential import Until
+
+    try:
+        rate = float(alpha) if alpha else None
+    except ValueError:
+        raise ConfigError(f"`alpha` (={shown(alpha)}) must be a number") from None
+    return Until(rate, whole_number("max_seeds", most, 1) if most else None)
 
 
 def _where(arguments: argparse.Namespace) -> LaunchConfig:
@@ -82,16 +115,17 @@ def _share(text: str) -> float:
     return share
 
 
-def _plan(arguments: argparse.Namespace) -> StudyPlan:
+def _plan(arguments: argparse.Namespace, seeds: int | None) -> StudyPlan:
+    """The plan; `seeds` is how many there are if nothing says so, None: as the preset has it."""
     given, base = given_values(arguments)
     if arguments.stage == "a":
         if arguments.stage_a:
             raise ConfigError(f"`stage_a` (={arguments.stage_a}) is for Stage B")
         if not arguments.arms:
-            return plan_stage_a(given, base, arguments.seeds)
+            return plan_stage_a(given, base, arguments.seeds, seeds)
         if base:
             raise ConfigError(f"`config` (={arguments.config}) must be given within the table of arms")
-        return plan_file(Path(arguments.arms), given, arguments.seeds)
+        return plan_file(Path(arguments.arms), given, arguments.seeds, seeds)
     return _stage_b(arguments, given, base)
 
 
@@ -119,6 +153,8 @@ def _summary(outcome: "StudyOutcome") -> str:
     """What ended how, and what to do next."""
     lines = [f"{run.name}: no result: {end.text}" for run, end in outcome.without_result]
     lines.append(f"study {outcome.plan.study}: {outcome.results}")
+    if outcome.conclusion:
+        lines.append(f"study {outcome.plan.study}: {outcome.conclusion}")
     if outcome.without_result:
         lines.append("the same command trains what is missing")
     lines.append(f"to rank the arms: fnostab compare --study {outcome.plan.study}")

@@ -13,7 +13,7 @@ from rich.text import Text
 from fnostab.health import FAILED, NO_RESULT
 from fnostab.launch import Update
 from fnostab.study.plan import Planned
-from fnostab.workflows.study import StudyDisplay
+from fnostab.workflows.runs import StudyDisplay
 
 #: Rows that a table shows at once; of longer studies those that run, and what ended last.
 _ROWS: Final = 30
@@ -33,7 +33,7 @@ class Lines:
         self._runs: Sequence[Planned] = ()
 
     def begin(self, runs: Sequence[Planned], finished: Mapping[int, Update]) -> None:
-        """Say how many runs there are."""
+        """Say how many runs there are so far."""
         self._runs = runs
         known = f", {len(finished)} of them finished before" if finished else ""
         self._say(f"{len(runs)} runs{known}")
@@ -50,14 +50,19 @@ class Lines:
         else:
             self._say(f"{name}: epoch {update.epoch}/{update.epochs}: val_loss {_loss(update)}{_left(update)}")
 
+    def look(self, text: str) -> None:
+        """Say what is decided and what is open."""
+        self._say(text)
+
 
 class LiveTable:
-    """A table of arm, seed, epoch, loss, verdict and time left, as a context."""
+    """A table of arm, seed, epoch, loss, verdict and time left, and below it what is decided, as a context."""
 
     def __init__(self, study: str) -> None:
         self._study = study
         self._runs: Sequence[Planned] = ()
         self._stand: dict[int, Update] = {}
+        self._look = ""
         self._live = Live(get_renderable=self._table, refresh_per_second=4)
 
     def __enter__(self) -> "LiveTable":
@@ -78,9 +83,14 @@ class LiveTable:
             update = replace(before, state="running", text=update.text)
         self._stand[place] = update
 
+    def look(self, text: str) -> None:
+        """Show what is decided and what is open."""
+        self._look = text
+
     def _table(self) -> Table:
         ended = sum(update.state != "running" for update in self._stand.values())
         table = Table(title=f"study {self._study}: {ended} of {len(self._runs)} runs ended", title_justify="left")
+        table.caption, table.caption_justify = Text(self._look, "default"), "left"
         for name in ("arm", "seed", "epoch", "val_loss", "verdict", "time left"):
             table.add_column(name, justify="left" if name in ("arm", "verdict") else "right")
         for place in self._shown():

@@ -1,0 +1,151 @@
+"""The runs of a study: which have ended, which are missing, and how those are trained wherever it is wanted."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import psutil
+import torch
+
+from fnostab import launch
+from fnostab.config import ArmConfig
+from fnostab.launch import Job, LaunchConfig, OnUpdate, Update
+from fnostab.study.plan import Planned, StudyPlan
+from fnostab.study.selection import StoredRun
+from fnostab.tracking.studies import end_runs
+from fnostab.workflows.child import train_job
+
+_CHILD: Final = (sys.executable, "-m", "fnostab.workflows.child")
+#: Memory that a run is counted with when the number of workers is not given.
+_MEMORY_A_RUN: Final = 2 * 2**30
+
+
+class StudyDisplay(Protocol):
+    """Shows people how the runs of a study stand."""
+
+    def begin(self, runs: Sequence[Planned], finished: Mapping[int, Update]) -> None:
+        """Show all runs that are planned so far; `finished` are those, by place, that have ended already."""
+
+    def update(self, place: int, update: Update) -> None:
+        """Show what the run at `place` says of itself."""
+
+    def look(self, text: str) -> None:
+        """Show what is decided and what is open."""
+
+
+@dataclass
+class Runs:
+    """The runs of a study: `all` that are planned so far, and by their place in it how they ended.
+
+    `stored` are those that have a result in the store, by arm, seed and hash of the config.
+    """
+
+    plan: StudyPlan
+    where: LaunchConfig
+    view: StudyDisplay
+    stored: Mapping[tuple[str, int, str | None], StoredRun]
+    all: list[Planned] = field(default_factory=list)
+    ends: dict[int, Update] = field(default_factory=dict)
+
+    def plan_more(self, runs: Iterable[Planned], *, only_finished: bool = False) -> None:
+        """Take `runs` into the study, or only those of them that have a result in the store."""
+        for run in runs:
+            found = self.stored.get((run.arm, run.seed, run.config.sha256()))
+            if found is not None:
+                self.ends[len(self.all)] = _finished_before(found)
+            if found is not None or not only_finished:
+                self.all.append(run)
+        if self.all:
+            self.view.begin(self.all, self.ends)
+
+    @property
+    def missing(self) -> list[int]:
+        """The places of the runs that have not ended."""
+        return [place for place in range(len(self.all)) if place not in self.ends]
+
+    @property
+    def trained(self) -> set[tuple[str, int]]:
+        """The arms and seeds that have a result."""
+        return {(self.all[place].arm, self.all[place].seed) for place, end in self.ends.items() if end.state == "done"}
+
+    def train(self, parent_run_id: str) -> None:
+        """Train the runs that are missing, as children of the parent run."""
+        places = self.missing
+        if not places:
+            return
+
+        def watch(index: int, update: Update) -> None:
+            self.view.update(places[index], update)
+
+        missing = [self.all[place] for place in places]
+        ends = _launch(self.plan, missing, self.where, watch, parent_run_id)
+        self.ends |= dict(zip(places, ends, strict=True))
+
+
+def _finished_before(run: StoredRun) -> Update:
+    """How a run ended that has its result; how many epochs that took is in its history alone, as it may be stopped."""
+    loss, verdict = run.metrics.get("best_val_loss"), run.tags["verdict"]
+    return Update("done", "finished before", val_loss=loss, verdict=verdict, run_id=run.run_id)
+
+
+def _launch(
+    plan: StudyPlan, runs: Sequence[Planned], where: LaunchConfig, on_update: OnUpdate, parent_run_id: str
+) -> list[Update]:
+    """Train the runs, and return how each ended."""
+    tags = {"mlflow.parentRunId": parent_run_id, "varied": ",".join(plan.varied)}
+    jobs = [Job(run.name, run.config.model_dump(mode="json"), tags, _cpus(run.config)) for run in runs]
+    statuses = {}
+
+    def watch(index: int, update: Update) -> None:
+        if update.state == "interrupted" or update.died:
+            statuses[runs[index].arm, runs[index].seed] = "FAILED" if update.died else "KILLED"
+        on_update(index, update)
+
+    try:
+        if where.launcher == "inline":
+            return launch.run_inline(jobs, train_job, watch)
+        if where.launcher == "ray":
+            return launch.run_ray(jobs, train_job, watch, workers=where.workers, gpus_per_run=where.gpus_per_run)
+        return launch.run_processes(jobs, _CHILD, watch, where.workers or _workers(plan.common, len(jobs)))
+    finally:
+        end_runs(plan.study, parent_run_id, statuses)
+
+
+def _cpus(config: ArmConfig) -> int:
+    """CPUs that a run keeps busy."""
+    return (config.train.threads or 1) * config.train.devices
+
+
+def _workers(config: ArmConfig, jobs: int) -> int:
+    """As many processes as cores and free memory allow; one at a time where they would share a GPU."""
+    if config.train.accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        return 1
+    cores = (os.cpu_count() or 1) // _cpus(config)
+    memory = int(psutil.virtual_memory().available // _MEMORY_A_RUN)
+    return max(1, min(cores, memory, jobs))
+
+
+def cluster(plan: StudyPlan, where: LaunchConfig, *, needed: bool) -> AbstractContextManager[None]:
+    """Be connected to Ray where its launcher has, or may have, runs to train."""
+    if where.launcher != "ray" or not needed:
+        return nullcontext()
+    cpus = (where.workers or 1) * _cpus(plan.common)
+    return launch.ray_cluster(where.ray_address, cpus=cpus, gpus_per_run=where.gpus_per_run)
+
+
+@contextmanager
+def environment(store_uri: str, experiment_id: str) -> Iterator[None]:
+    """Let every run, wherever it executes, write to this store and into this experiment."""
+    wanted = {"MLFLOW_TRACKING_URI": store_uri, "MLFLOW_EXPERIMENT_ID": experiment_id}
+    kept = {key: os.environ.pop(key, None) for key in (*wanted, "MLFLOW_EXPERIMENT_NAME")}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in kept.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
