@@ -1,4 +1,4 @@
-"""Equal arms are called different in at most 5 % of studies: the simulations, at a small size."""
+"""Equal arms are called different in at most 5 % of studies, and docs/statistics.md says what the simulations gave."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import error_rates
+from benchmarks import error_rates, error_rates_page
 from benchmarks.error_rates import (
     LOOKS,
     VARIANTS,
@@ -21,6 +21,8 @@ from benchmarks.error_rates import (
     until_decided,
 )
 from fnostab.ranking.claims import ALPHA, Design
+from fnostab.ranking.intervals import wilson_interval
+from results.tables import with_tables
 
 SEED = 20260128
 
@@ -95,3 +97,17 @@ def test_the_same_seed_gives_the_same_counts():
     case = Case(stage_a_arms(2), 3, earlier=True)
     assert false_claims(case, 100, SEED) == false_claims(case, 100, SEED)
     assert false_claims(case, 100, SEED) != false_claims(case, 100, SEED + 1)
+
+
+def test_the_page_says_what_the_stored_simulations_gave():
+    text = error_rates_page.PAGE.read_text(encoding="utf-8")
+    assert all(f"<!-- table {name}: begin -->" in text for name in error_rates_page.TABLES)
+    assert with_tables(text, error_rates_page.TABLES) == text
+
+
+def test_no_row_of_the_stored_simulations_claims_more_than_alpha_but_for_its_monte_carlo_error():
+    rows = [row for row in error_rates_page.results()["equal"] if row["kind"] != "unequal spread"]
+    families = {len(row["arms"]) for row in rows}
+    assert families == {2, 3, 6, 7, 12}
+    assert min(row["studies"] for row in rows) >= 2000
+    assert [row for row in rows if wilson_interval(row["claims"], row["studies"])[0] > ALPHA] == []
