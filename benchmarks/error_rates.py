@@ -23,10 +23,13 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from benchmarks.table import machine
+from fnostab.config import ArmConfig
 from fnostab.ranking import Ranking, probability_of_improvement, rank_arms
 from fnostab.ranking.claims import Design
 from fnostab.ranking.intervals import wilson_interval
 from fnostab.ranking.pairs import compare_arms
+from fnostab.study.plan import StudyPlan
+from fnostab.study.sequential import Schedule
 from results.runs import of_arm
 
 RESULTS: Final = Path(__file__).resolve().parent.parent / "docs" / "results" / "error_rates.json"
@@ -141,16 +144,19 @@ def ranked(losses: Losses, design: Design) -> Ranking:
 
 def until_decided(losses: Losses, design: Design) -> Ranking:
     """The ranking in which `study --until decided` ends, whose runs have these `losses`, as far as they are trained."""
-    seeds = dict.fromkeys(losses, design.looks[0])
+    arms = dict.fromkeys(losses, ArmConfig())
+    schedule = Schedule(design, StudyPlan("simulated", arms, range(design.looks[-1])))
+    trained: set[tuple[str, int]] = set()
+
+    def rank(seeds: Sequence[int]) -> Ranking:
+        known = {arm: [values[seed] for seed in seeds if (arm, seed) in trained] for arm, values in losses.items()}
+        return ranked(known, design)
+
     while True:
-        ranking = ranked({arm: losses[arm][:trained] for arm, trained in seeds.items()}, design)
-        leader = ranking.table[0]["arm"]
-        contenders = {arm for pair in ranking.pairs if pair.a == leader and pair.is_open for arm in (leader, pair.b)}
-        behind = [arm for arm in contenders if seeds[arm] < design.looks[-1]]
-        if not behind:
-            return ranking
-        nearest = min(seeds[arm] for arm in behind)
-        seeds |= {arm: next(look for look in design.looks if look > nearest) for arm in behind if seeds[arm] == nearest}
+        step = schedule.next_runs(trained, rank)
+        if step.ranking is not None and not step.runs:
+            return step.ranking
+        trained.update(step.runs)
 
 
 def concluded(losses: Losses, design: Design) -> Ranking | None:
