@@ -70,7 +70,7 @@ def main() -> None:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
     if not options.tables:
         for name, draw in FIGURES.items():
-            (RESULTS / "figures" / f"{name}.png").write_bytes(to_png(draw(), dpi=110))
+            (RESULTS / "figures" / f"{name}.png").write_bytes(to_png(draw()))
 
 
 if __name__ == "__main__":
