@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError
 
 from fnostab import metrics
 from fnostab.dataset import Dataset, Split
@@ -68,9 +69,9 @@ class Evaluation:
         return pairs | {"frc": curves} | found
 
 
-def can_be_stitched(patches: NDArray[np.complex64]) -> bool:
+def can_be_stitched(patches: NDArray[np.complex64] | torch.Tensor) -> bool:
     """Whether all `patches` are finite, and small enough for the sums of squares that stitching takes."""
-    return bool(np.abs(patches).max() < _LARGEST)
+    return bool(torch.as_tensor(patches).abs().max() < _LARGEST)
 
 
 def evaluate(
@@ -172,12 +173,34 @@ def half_scan_frc(
     return metrics.fourier_ring_correlation(metrics.align(one, two, both).object, two, both)
 
 
+def stitched_r(patches: torch.Tensor, split: Split, scale: float, probe: torch.Tensor) -> float:
+    """R-factor of the one object that the predicted `patches` (n, N, N) of each object in `split` make together.
+
+    It is that of `evaluate`, on the device of `patches`. NaN if the numbers are too large or too wild to be stitched.
+    """
+    if not (can_be_stitched(patches) and can_be_stitched(probe)):
+        return math.nan
+    found, shares = [], []
+    for index in np.unique(split.object_index):
+        group = np.flatnonzero(split.object_index == index)
+        part = split.part(group)
+        amplitudes = np.sqrt(part.counts) / scale
+        try:
+            stitched = reassemble(patches[torch.from_numpy(group).to(patches.device)], part.positions_px, probe)
+        except ArpackError:  # the phases of patches that have next to nothing in common
+            return math.nan
+        found.append(stitched_r_factor(stitched, part.positions_px, probe.cpu(), amplitudes))
+        shares.append(float(amplitudes.sum(dtype=np.float64)))
+    return float(np.average(found, weights=shares))
+
+
 def baselines(dataset: Dataset, probe_learnt: bool) -> dict[str, float]:
     """R-factors on the validation patches of knowing nothing, and of photon noise alone.
 
     With a probe that is learnt, a constant object can show any one pattern everywhere, so it is no worse than the mean
-    pattern. The noise is that of the true objects' patterns; for a measured scan it is estimated from the mean training
-    pattern, to some tens of per cent.
+    pattern. What knowing nothing gives is told for the stitched object as well: on the same patterns, or on all of a
+    measured scan, of which all is stitched. The noise is that of the true objects' patterns; for a measured scan it is
+    estimated from the mean training pattern, to some tens of per cent.
     """
     amplitudes = np.sqrt(dataset.val.counts) / dataset.scale
     training = np.sqrt(dataset.train.counts) / dataset.scale
@@ -186,13 +209,27 @@ def baselines(dataset: Dataset, probe_learnt: bool) -> dict[str, float]:
     else:
         truth = torch.from_numpy(dataset.val.patches_of(dataset.val_objects))
         floor = metrics.r_factor(far_field_amplitude(truth, torch.from_numpy(dataset.probe)).numpy(), amplitudes)
-    constant = metrics.constant_object_r_factor(_empty_beam(dataset.probe), amplitudes)
-    mean_pattern = metrics.mean_pattern_r_factor(amplitudes, training)
+    constant, mean_pattern = _knowing_nothing(dataset.probe, amplitudes, training, probe_learnt)
+    stitched = constant, mean_pattern
+    if dataset.measured:
+        whole = np.sqrt(dataset.test.counts) / dataset.scale
+        stitched = _knowing_nothing(dataset.probe, whole, whole, probe_learnt)
     return {
-        "val_loss_constant": min(constant, mean_pattern) if probe_learnt else constant,
+        "val_loss_constant": constant,
         "val_loss_mean_pattern": mean_pattern,
         "val_loss_floor": floor,
+        "r_stitched_constant": stitched[0],
+        "r_stitched_mean_pattern": stitched[1],
     }
+
+
+def _knowing_nothing(
+    probe: NDArray[np.complex64], amplitudes: NDArray[np.floating], training: NDArray[np.floating], probe_learnt: bool
+) -> tuple[float, float]:
+    """R-factors against `amplitudes` of the best constant object, and of the mean of `training` everywhere."""
+    constant = metrics.constant_object_r_factor(_empty_beam(probe), amplitudes)
+    mean_pattern = metrics.mean_pattern_r_factor(amplitudes, training)
+    return min(constant, mean_pattern) if probe_learnt else constant, mean_pattern
 
 
 def _empty_beam(probe: NDArray[np.complex64]) -> NDArray[np.float32]:

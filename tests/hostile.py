@@ -306,11 +306,13 @@ preset=qick study=../evil arm=it's seed=4294967296 data.path=nowhere.npz data.qu
 data.gridsize=2 data.probe=nowhere.npz data.probe_radius_px=0 data.probe_curvature_rad=1e9 data.objects=cats
 data.phase=yes data.object_size=1000000000 data.nimgs_train=1000000 data.nimgs_val=0 data.nimgs_test=1001
 data.stride_train_px=0 data.stride_val_px=-10 data.stride_test_px=2.5 data.max_train_patches=0
-data.max_val_patches=none data.nphotons=1e30 data.seed=-1 model.arch=hybird model.width=100000 model.fno_blocks=65
+data.max_val_patches=none data.val_choice=middle
+data.nphotons=1e30 data.seed=-1 model.arch=hybird model.width=100000 model.fno_blocks=65
 model.modes=40 model.min_resolution=1 model.max_channels=0 model.gamma_init=1e300 model.layerscale_init=-1e300
 model.norm_centred=2 model.norm_bias=maybe clip.algo=nrom clip.val=1e300 clip.granularity=layer optim.name=lion
 optim.lr=0 optim.weight_decay=-0.1 optim.momentum=1 optim.schedule=linear optim.warmup_steps=-1 train.epochs=0
-train.give_up_after=1 train.batch_size=1e99 train.loss=mse train.learn_probe=maybe train.probe_lr=inf
+train.give_up_after=1 train.select_by=phase_ssim train.batch_size=1e99 train.loss=mse train.learn_probe=maybe
+train.probe_lr=inf
 train.overlap_weight=1.01 train.accelerator=tpu train.devices=0 train.nodes=0 train.strategy=fsdp train.threads=0
 train.cuda_graph=auto train.checkpoint_every_s=0 train.layer_norms_every_steps=0 train.picture_every_epochs=0
 train.artifacts=none

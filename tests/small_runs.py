@@ -39,7 +39,7 @@ def fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, e
         setattr(history, name, value)
     files = CheckpointFiles(folder)
     recorder = SeriesRecorder(history, sink, config.train.give_up_epoch)
-    callbacks = [recorder, Checkpoints(files, checkpoint_every_s), *extra]
+    callbacks = [recorder, Checkpoints(files, checkpoint_every_s, config.train.select_by), *extra]
     trainer = make_trainer(config, callbacks, files)
     loaders = make_loaders(trainer, dataset, config)
     trainer.fit(module, *loaders, ckpt_path=files.last if resume else None, weights_only=True)

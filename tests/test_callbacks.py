@@ -100,11 +100,11 @@ def _driven(losses, constant, floor, give_up_epoch=3, epochs=8):
     recorder = SeriesRecorder(history, sink, give_up_epoch)
     optimizer = SimpleNamespace(param_groups=[{"lr": 1e-3}])
     trainer = SimpleNamespace(max_epochs=epochs, should_stop=False, optimizers=[optimizer])
-    module = SimpleNamespace(device=torch.device("cpu"), truth_std=None, observe=dict)
+    module = SimpleNamespace(device=torch.device("cpu"), truth_std=None, observe=dict, fingerprints=dict)
     for loss in losses:
         assert not trainer.should_stop
         history.add_steps([[1.0, 1.0, 1.0, 0.0]])
-        trainer.callback_metrics = {"val_loss": loss, "object_std": 1.0}
+        trainer.callback_metrics = {"val_loss": loss, "object_std": 1.0, "r_stitched": math.nan}
         recorder.on_train_epoch_end(trainer, module)
     assert recorder.had_to_stop is trainer.should_stop
     return history, sink

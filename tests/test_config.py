@@ -153,7 +153,8 @@ _ARMS = {
 @pytest.mark.parametrize(("preset", "arm"), _HASHES)
 def test_hashes_of_configs_stay_what_they_were(preset, arm):
     data = {"data": "scan.npz"} if preset == "scan" else {}
-    assert resolve_config({"preset": preset, **_ARMS[arm], **data}).sha256() == _HASHES[preset, arm]
+    chosen_as_then = {"data.val_choice": "random"}
+    assert resolve_config({"preset": preset, **_ARMS[arm], **data, **chosen_as_then}).sha256() == _HASHES[preset, arm]
 
 
 def test_the_config_of_a_run_of_before_is_read_and_its_removed_options_are_dropped(tmp_path):
@@ -174,9 +175,21 @@ def test_removed_options_with_a_value_that_did_something_are_refused_in_one_line
         resolve_config({f"model.{key}": value})
 
 
-def test_a_newer_key_changes_the_hash_only_where_it_has_another_value_than_its_default():
-    config = resolve_config({})
-    assert config.left_out == {"train.give_up_after"}
-    stopped = resolve_config({"train.give_up_after": 0.5})
-    assert stopped.left_out == set()
-    assert stopped.sha256() != config.sha256()
+def test_a_newer_key_changes_the_hash_only_where_it_has_another_value_than_runs_from_before():
+    as_then = {"data.val_choice": "random"}
+    config = resolve_config(as_then)
+    assert config.left_out == {"train.give_up_after", "train.select_by", "data.val_choice"}
+    for key, value in {"train.give_up_after": 0.5, "train.select_by": "r_stitched", "data.val_choice": "block"}.items():
+        changed = resolve_config(as_then | {key: value})
+        assert changed.left_out == config.left_out - {key}
+        assert changed.sha256() != config.sha256()
+
+
+def test_a_stored_config_has_what_its_run_did_for_a_key_that_came_later_and_a_new_one_todays_default():
+    stored = resolve_config({"data.val_choice": "random"}).model_dump(mode="json")
+    del stored["data"]["val_choice"], stored["train"]["give_up_after"]
+    assert stored_config(stored).data.val_choice == "random"
+    assert resolve_config({}).data.val_choice == "block"
+    stored["data"] = None
+    with pytest.raises(ConfigError, match=r"^`data` \(=None\) must be"):
+        stored_config(stored)

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.csgraph import connected_components
 
 from fnostab import optics
 from fnostab.config import DataConfig
 from fnostab.dataset import Dataset, cache, describe, import_scan, load_or_build, simulated
+from fnostab.dataset.neighbours import validation_blocks
 from fnostab.formats import npz
 from fnostab.io.cache import cache_folder
 from fnostab.scan import extract_patches, grid_positions
@@ -131,6 +133,31 @@ def test_a_limit_keeps_a_sorted_subset_without_repeats(small: Dataset, tmp_path:
     places = np.column_stack([few.train.object_index, few.train.positions_px])
     np.testing.assert_array_equal(places, np.unique(places, axis=0))
     assert set(few.train.object_index.tolist()) == {0, 1}
+
+
+def neighbours(positions: np.ndarray, step: float) -> bool:
+    """Whether one can go from each position to every other in steps of at most `step`."""
+    near = np.abs(positions[:, None] - positions).max(axis=-1) <= step
+    return int(connected_components(near)[0]) == 1
+
+
+def test_validation_patches_are_neighbours_around_the_middle_of_each_object(small: Dataset, tmp_path: Path) -> None:
+    few = load_or_build(changed(max_val_patches=9, nimgs_val=2, stride_val_px=4), cache_dir=tmp_path)
+    assert np.bincount(few.val.object_index).tolist() == [5, 4]
+    for index in (0, 1):
+        positions = few.val.positions_px[few.val.object_index == index]
+        assert neighbours(positions, 4)
+        assert np.abs(positions - 16).max() <= 4  # the middle of the positions, 0 to 32
+    assert len(load_or_build(changed(max_val_patches=1, nimgs_val=2), cache_dir=tmp_path).val.counts) == 1
+    np.testing.assert_array_equal(
+        load_or_build(changed(max_val_patches=10**6), cache_dir=tmp_path).val.counts, small.val.counts
+    )
+
+
+def test_validation_patches_may_be_drawn_as_before_under_the_key_that_they_had(tmp_path: Path) -> None:
+    drawn = load_or_build(changed(val_choice="random", max_val_patches=5), cache_dir=tmp_path)
+    assert drawn.config_sha256 == "b757d456f50889d5884a9af2851f2fc7dd43e5ce14988826301d37d3c605f65c"
+    assert not neighbours(drawn.val.positions_px, 10)
 
 
 def test_auto_and_curved_disk_are_one_dataset(small: Dataset) -> None:
@@ -278,9 +305,53 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 # Measured.
 
 
-def test_every_tenth_position_is_validation_and_the_test_is_the_whole_scan(tmp_path: Path) -> None:
-    path = write_scan(tmp_path / "scan.npz")
+def raster(rows: int, columns: int) -> np.ndarray:
+    """Positions of a raster scan, row by row."""
+    return np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).reshape(-1, 2) * 3.0
+
+
+def test_a_tenth_of_a_scan_in_compact_blocks_is_validation_and_the_others_train(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "scan.npz", n=100, positions_px=raster(10, 10), counts=np.ones((100, 32, 32)))
     built = load_or_build(DataConfig(path=str(path), N=32), cache_dir=tmp_path / "cache")
+    assert (len(built.val.counts), len(built.train.counts), len(built.test.counts)) == (10, 90, 100)
+    both = np.concatenate([built.val.positions_px, built.train.positions_px])
+    np.testing.assert_array_equal(np.unique(both, axis=0), built.test.positions_px)
+    assert neighbours(built.val.positions_px, 3)
+    assert np.ptp(built.val.positions_px, axis=0).max() <= 15  # 2 x 5 positions
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [raster(1, 19), raster(1000, 1), raster(30, 40), np.repeat(raster(5, 8), 3, axis=0), raster(2, 1), raster(3, 3)],
+    ids=["short line", "long line", "raster", "repeated", "two places", "nine places"],
+)
+def test_whatever_the_scan_its_validation_is_about_a_tenth_of_it_at_places_of_its_own(positions: np.ndarray) -> None:
+    chosen = validation_blocks(positions, None)
+    places = {tuple(place) for place in positions[chosen].tolist()}
+    others = {tuple(place) for place in np.delete(positions, chosen, axis=0).tolist()}
+    assert places
+    assert others
+    assert not places & others
+    assert len(chosen) <= max(1, math.ceil(len(positions) / 8))
+    limited = validation_blocks(positions, 3)
+    assert len(limited) == min(3, len(chosen))
+    assert set(limited) <= set(chosen)
+    assert neighbours(positions[limited], 6)
+
+
+def test_the_validation_of_a_large_scan_is_several_blocks() -> None:
+    positions = raster(40, 50)
+    chosen = positions[validation_blocks(positions, None)]
+    near = np.abs(chosen[:, None] - chosen).max(axis=-1) <= 3
+    blocks, of_block = connected_components(near)
+    assert len(chosen) == 200
+    assert blocks == 8
+    assert np.bincount(of_block).tolist() == [25] * 8
+
+
+def test_every_tenth_position_is_validation_if_asked_for_and_the_test_is_the_whole_scan(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "scan.npz")
+    built = load_or_build(DataConfig(path=str(path), N=32, val_choice="random"), cache_dir=tmp_path / "cache")
     scan = npz.read_scan(path)
     assert built.measured
     assert built.test_objects is None
@@ -408,7 +479,11 @@ def only_edge(arrays: Arrays) -> np.ndarray:
 
 
 def only_validation(arrays: Arrays) -> np.ndarray:
-    return arrays["counts"] * (np.arange(25) % 10 == 0)[:, None, None]
+    """Counts at validation positions alone."""
+    counts = np.zeros_like(arrays["counts"])
+    held_out = validation_blocks(arrays["positions_px"], None)
+    counts[held_out] = arrays["counts"][held_out]
+    return counts
 
 
 BAD_SCANS: dict[str, tuple[Callable[[Arrays], dict[str, Any]], int, str]] = {

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from fnostab.models.hybrid import HybridUNOGenerator, PreNormHybridUNOGenerator, StableHybridUNOGenerator
-from fnostab.models.layers import block_statistics, first_bad_layer, norm_statistics
+from fnostab.models.layers import block_statistics, fingerprints, first_bad_layer, moved, norm_statistics
 
 
 def _network(cls=HybridUNOGenerator, **arguments):
@@ -23,7 +25,7 @@ def test_blocks_are_observed_in_the_order_in_which_they_run():
     network = _network()
     found = block_statistics(network, lambda: network(_patterns()))
     blocks = ["encoder.0.0", "encoder.1.0", "encoder.1.1", "bottleneck"]
-    assert list(found) == [f"{name}/{block}" for block in blocks for name in ("act_mean", "act_std")]
+    assert list(found) == [f"{name}/{block}" for block in blocks for name in ("act_mean", "act_std", "update_std")]
 
 
 def test_the_statistics_are_those_of_the_blocks_output():
@@ -33,6 +35,55 @@ def test_the_statistics_are_those_of_the_blocks_output():
         output = network.encoder[0](network.lifter(_patterns()))
     assert found["act_mean/encoder.0.0"] == pytest.approx(output.mean().item(), rel=1e-6)
     assert found["act_std/encoder.0.0"] == pytest.approx(output.std(correction=0).item(), rel=1e-6)
+
+
+def test_the_update_of_a_block_varies_over_batch_and_pixels_or_is_constant_and_counts_as_nothing():
+    network = _network()
+    found = block_statistics(network, lambda: network(_patterns()))
+    with torch.no_grad():
+        update = network.encoder[0][0].update(network.lifter(_patterns()))
+    expected = update.std((0, 2, 3), correction=0).mean()
+    assert found["update_std/encoder.0.0"] == pytest.approx(expected.item(), rel=1e-6)
+    assert found["update_std/encoder.0.0"] > 1e-3
+    with torch.no_grad():  # far out, where GELU is 0 and the block adds nothing to whatever it gets
+        network.encoder[0][0].local.bias.fill_(-1e3)
+        network.bottleneck.spectral.weight.zero_()  # and where it adds the same to all
+        network.bottleneck.local.weight.zero_()
+    found = block_statistics(network, lambda: network(_patterns()))
+    assert found["update_std/encoder.0.0"] == found["update_std/bottleneck"] == 0
+    assert found["update_std/encoder.1.0"] > 1e-3
+
+
+def test_a_tensor_that_changes_in_its_last_bit_has_moved_and_one_that_is_not_learnt_does_not_count():
+    network = _network(StableHybridUNOGenerator, norm_bias=False)
+    before = fingerprints(network)
+    assert list(before) == ["encoder.0.0", "encoder.1.0", "encoder.1.1", "bottleneck"]
+    assert {len(of_block) for of_block in before.values()} == {4}  # spectral, local weight and bias, norm's weight
+    assert moved(before, fingerprints(network)) == {
+        "parameters_moved": 0,
+        **{f"moved/{name}": 0 for name in before},
+    }
+    with torch.no_grad():
+        weight = network.encoder[1][0].local.weight
+        weight[1, 2, 0, 1] = torch.nextafter(weight[1, 2, 0, 1], torch.tensor(9.0))
+        network.bottleneck.norm.bias.fill_(1.0)
+        network.lifter[0].weight.fill_(1.0)  # of no block
+    found = moved(before, fingerprints(network))
+    assert found["parameters_moved"] == 1 / 16
+    assert found["moved/encoder.1.0"] == 1 / 4
+    assert found["moved/bottleneck"] == 0
+
+
+def test_all_parameters_of_a_network_without_blocks_count_of_whatever_type():
+    network = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1).double())
+    network.phase = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    before = fingerprints(network)
+    with torch.no_grad():
+        network.phase[1] = 2j
+        network[1].bias.mul_(1 + 1e-15)
+    assert moved(before, fingerprints(network)) == {"parameters_moved": 2 / 5}
+    frozen = nn.Linear(2, 1).requires_grad_(False)
+    assert math.isnan(moved(fingerprints(frozen), fingerprints(frozen))["parameters_moved"])
 
 
 def test_a_plain_block_moves_the_mean_and_a_stable_one_that_is_switched_off_does_not():

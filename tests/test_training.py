@@ -13,10 +13,11 @@ from fnostab.dataset import load_or_build
 from fnostab.health.history import STEP_SERIES
 from fnostab.optics import far_field_amplitude
 from fnostab.training.batches import resident
-from fnostab.training.module import PtychoModule, object_std
+from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import CountsToObject
 from fnostab.training.stitching import stitched_amplitude, stitched_amplitude_ssim
 from fnostab.training.trainer import _default_threads, check_network, is_out_of_memory
+from fnostab.training.validation import object_std
 
 _TINY = {
     "preset": "smoke",

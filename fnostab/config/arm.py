@@ -11,7 +11,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from fnostab.config.presets import PRESETS, STANDARD_ARMS
 from fnostab.config.sections import (
     AUTO_CLIP_VALUES,
-    NEWER,
     REMOVED_OPTIONS,
     ClipConfig,
     DataConfig,
@@ -94,16 +93,11 @@ class ArmConfig(Section):
 
     @property
     def left_out(self) -> set[str]:
-        """Keys marked `NEWER` that have their defaults: hashes leave them out, so that those of stored runs stay."""
+        """Keys that hashes leave out: those marked `newer` that have the value of runs from before them."""
         sections = {
             name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Section)
         }
-        return {
-            f"{section}.{name}"
-            for section, values in sections.items()
-            for name, field in type(values).model_fields.items()
-            if field.json_schema_extra == NEWER and getattr(values, name) == field.default
-        }
+        return {f"{section}.{name}" for section, values in sections.items() for name in values.left_out}
 
     def sha256(self) -> str:
         """Hash of everything that decides the numbers.

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from fnostab.config.arm import ArmConfig, leaves
 from fnostab.config.presets import PRESETS
-from fnostab.config.sections import REMOVED_KEYS, did_you_mean
+from fnostab.config.sections import REMOVED_KEYS, Section, did_you_mean
 from fnostab.io.endings import ConfigError
 from fnostab.io.untrusted import read_yaml, shown
 
@@ -39,7 +39,7 @@ FLAT_KEYS: Final[Mapping[str, str]] = {
 }
 
 _SECTIONS: Final = {
-    name: type(field.default) for name, field in ArmConfig.model_fields.items() if isinstance(field.default, BaseModel)
+    name: type(field.default) for name, field in ArmConfig.model_fields.items() if isinstance(field.default, Section)
 }
 #: Every dotted key with its one-line description.
 CONFIG_KEYS: Final[Mapping[str, str]] = {
@@ -78,14 +78,27 @@ def resolve_config(overrides: Mapping[str, Any], base: Mapping[str, Any] | None 
     for key, value in {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **values}.items():
         section, _, name = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[name] = value
-    config = stored_config(tree)
+    config = _validated(tree)
     return config.model_copy(
         update={key: name for key, name in config.auto_names.items() if getattr(config, key) == "auto"}
     )
 
 
 def stored_config(tree: Mapping[str, Any]) -> ArmConfig:
-    """The arm config of nested keys, as a run has stored them; raises `ConfigError` with one line."""
+    """The arm config of nested keys, as a run has stored them; raises `ConfigError` with one line.
+
+    A key that is newer than the run, and so is not there, has the value that says what the run did, whatever is its
+    default today.
+    """
+    known = dict(tree)
+    for name, section in _SECTIONS.items():
+        values = known.get(name, {})
+        if isinstance(values, Mapping):
+            known[name] = {**section.values_before(), **values}
+    return _validated(known)
+
+
+def _validated(tree: Mapping[str, Any]) -> ArmConfig:
     try:
         return ArmConfig.model_validate(tree)
     except ValidationError as error:

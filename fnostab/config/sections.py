@@ -24,8 +24,11 @@ _LARGE: Final = 1e30
 _MANY: Final = 10**9
 #: Most pixels of all objects of a split, 8 bytes each in memory.
 _MAX_OBJECT_PIXELS: Final = 2**30
-#: Most scan positions of a split, before a subset is drawn.
+#: Most scan positions of a split, before some are chosen.
 _MAX_POSITIONS: Final = 2**24
+
+#: Under this key a field that is marked `newer` has the value that stored runs from before it had.
+_BEFORE: Final = "value before"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -34,9 +37,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-#: Marks a field that is newer than stored runs: where it has its default, the identity of a run does not mention it, so
-#: that runs of before are found again. Every new field that decides numbers needs this mark.
-NEWER: Final[dict[str, JsonValue]] = {"newer": True}
+def newer(before: JsonValue) -> dict[str, JsonValue]:
+    """Mark a field that is newer than stored runs, which did what its value `before` does.
+
+    Where a field has that value, the identity of a run does not mention it, so that runs from before it are found
+    again. Every new field that decides numbers needs this mark.
+    """
+    return {_BEFORE: before}
 
 
 class Section(BaseModel):
@@ -53,6 +60,17 @@ class Section(BaseModel):
         if isinstance(value, bytes):
             raise ValueError("must not be binary")
         return value
+
+    @classmethod
+    def values_before(cls) -> dict[str, Any]:
+        """The fields marked `newer`, with the value that runs had from before each."""
+        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return {name: extra[_BEFORE] for name, extra in extras.items() if isinstance(extra, dict) and _BEFORE in extra}
+
+    @property
+    def left_out(self) -> set[str]:
+        """The fields marked `newer` that have the value of runs from before: hashes leave them out."""
+        return {name for name, before in self.values_before().items() if getattr(self, name) == before}
 
 
 class DataConfig(Section):
@@ -77,7 +95,12 @@ class DataConfig(Section):
     stride_val_px: int = Field(10, ge=1, le=2**14, description="scan step on validation objects")
     stride_test_px: int = Field(10, ge=1, le=2**14, description="scan step on test objects")
     max_train_patches: int | None = Field(None, ge=1, le=_MANY, description="keep so many training patches, at random")
-    max_val_patches: int | None = Field(None, ge=1, le=_MANY, description="the same for validation")
+    max_val_patches: int | None = Field(None, ge=1, le=_MANY, description="keep so many validation patches")
+    val_choice: Literal["block", "random"] = Field(
+        "block",
+        description="validation patches are neighbours, or drawn (a scan's: every 10th)",
+        json_schema_extra=newer("random"),
+    )
     nphotons: float = Field(1e9, gt=0, description="counts in the mean simulated pattern")
     seed: int = Field(20260128, ge=0, lt=2**63, description="seed of objects, subsets and photon noise")
 
@@ -201,7 +224,7 @@ class TrainConfig(Section):
         gt=0,
         lt=1,
         description="stop after this share of the epochs if nothing was learnt; null: never",
-        json_schema_extra=NEWER,
+        json_schema_extra=newer(None),
     )
     batch_size: int = Field(16, ge=1, le=10**6, description="patches per step, over all devices together")
     loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")
@@ -218,6 +241,11 @@ class TrainConfig(Section):
     cuda_graph: bool = Field(True, description="on one CUDA device, launch a step's kernels as a graph")
     checkpoint_every_s: float = Field(60.0, gt=0, le=_MANY, description="seconds between checkpoints inside an epoch")
     layer_norms_every_steps: int = Field(100, ge=1, le=_MANY, description="steps between norms of all gradients")
+    select_by: Literal["val_loss", "r_stitched"] = Field(
+        "val_loss",
+        description="the best weights, which are shipped, have the lowest of it",
+        json_schema_extra=newer("val_loss"),
+    )
     picture_every_epochs: int = Field(10, ge=1, le=_MANY, description="epochs between pictures of the test object")
     artifacts: Literal["all", "numbers"] = Field("all", description="numbers: no model, pictures or checkpoints kept")
 

@@ -135,7 +135,10 @@ def _json_sha256(value: Any) -> str:
 
 
 def _config_sha256(config: DataConfig) -> str:
-    """The key of the cache: files count by their content, wherever they lie, and `auto` by what it means."""
+    """The key of the cache: files count by their content, wherever they lie, and `auto` by what it means.
+
+    Keys newer than an entry that are as they were then do not count.
+    """
     values = config.model_dump(mode="json")
     if config.path:
         values["path"] = _file_sha256(config.path, "data.path")
@@ -143,6 +146,8 @@ def _config_sha256(config: DataConfig) -> str:
         values["probe"] = "curved_disk"
     if config.probe not in ("auto", "curved_disk", "disk"):
         values["probe"] = _file_sha256(config.probe, "data.probe", "curved_disk, disk or ")
+    for name in config.left_out:
+        del values[name]
     return _json_sha256({"format": CACHE_FORMAT, "config": values})
 
 

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +10,10 @@ from scipy.signal import resample
 
 from fnostab import optics
 from fnostab.config import DataConfig
+from fnostab.dataset.neighbours import VAL_EVERY, validation_blocks
 from fnostab.dataset.writer import OnPatterns, Writer, configured_probe, random_subset
 from fnostab.formats.npz import read_probe, read_scan
 from fnostab.formats.scan import Quantity, Scan, size_text
-
-#: Every so manyth position of a measured scan is validation.
-VAL_EVERY: Final = 10
 
 
 def import_scan(
@@ -68,14 +66,7 @@ def measured_writer(config: DataConfig) -> Writer:
     scan = import_scan(config.path, config.N, config.quantity, configured_probe(config))
     probe = np.asarray(scan.probe)
     scale = optics.measured_scale(scan.counts, probe)
-    whole = np.arange(len(scan.counts))
-    held_out = whole % VAL_EVERY == 0
-    train_seed, val_seed = np.random.SeedSequence(config.seed).spawn(2)
-    members = {
-        "train": whole[~held_out][random_subset(int((~held_out).sum()), config.max_train_patches, train_seed)],
-        "val": whole[held_out][random_subset(int(held_out.sum()), config.max_val_patches, val_seed)],
-        "test": whole,
-    }
+    members = _splits(config, scan.positions_px)
     if not scan.counts[members["train"]].any():
         raise ValueError(f"`data.path` (={config.path}) must hold counts in its training patterns")
     first = scan.positions_px.min(axis=0)
@@ -96,6 +87,21 @@ def measured_writer(config: DataConfig) -> Writer:
         return scale
 
     return write
+
+
+def _splits(config: DataConfig, positions_px: NDArray[np.float64]) -> dict[str, NDArray[np.int64]]:
+    """The indices of each split: a tenth of the positions is validation, the others train, the test is all of them."""
+    whole = np.arange(len(positions_px))
+    train_seed, val_seed = np.random.SeedSequence(config.seed).spawn(2)
+    if config.val_choice == "block":
+        held_out = validation_blocks(positions_px, None)
+        val = validation_blocks(positions_px, config.max_val_patches)
+    else:
+        held_out = whole[::VAL_EVERY]
+        val = held_out[random_subset(len(held_out), config.max_val_patches, val_seed)]
+    train = np.setdiff1d(whole, held_out)
+    train = train[random_subset(len(train), config.max_train_patches, train_seed)]
+    return {"train": train, "val": val, "test": whole}
 
 
 def _window(obj: NDArray[np.complex64], first: NDArray[np.int64], shape: NDArray[np.int64]) -> NDArray[np.complex64]:

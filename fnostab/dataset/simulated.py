@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fnostab import optics
 from fnostab.config import DataConfig
 from fnostab.dataset.dataset import SPLITS
+from fnostab.dataset.neighbours import central
 from fnostab.dataset.writer import OnPatterns, Writer, configured_probe, random_subset
 from fnostab.formats.scan import size_text
 from fnostab.objects import synthetic_object
@@ -98,12 +99,26 @@ def _plan(config: DataConfig, split: str, seed: np.random.SeedSequence) -> _Plan
     object_seed, noise_seed, subset_seed = seed.spawn(3)
     rngs = [np.random.default_rng(child) for child in object_seed.spawn(n_objects)]
     grid = grid_positions(config.object_size, config.N, stride)
-    kept = random_subset(n_objects * len(grid), limit, subset_seed)
+    positions_px = np.tile(grid, (n_objects, 1))
+    object_index = np.repeat(np.arange(n_objects), len(grid))
+    if split == "val" and config.val_choice == "block":
+        kept = _blocks(positions_px, object_index, limit)
+    else:
+        kept = random_subset(len(positions_px), limit, subset_seed)
     return _Plan(
         objects=np.stack([synthetic_object(config.objects, config.object_size, config.phase, rng) for rng in rngs]),
-        positions_px=np.tile(grid, (n_objects, 1))[kept],
-        object_index=np.repeat(np.arange(n_objects), len(grid))[kept],
+        positions_px=positions_px[kept],
+        object_index=object_index[kept],
         noise_seeds=noise_seed.spawn(n_objects),
+    )
+
+
+def _blocks(positions_px: NDArray[np.int64], object_index: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
+    """Sorted indices of `limit` positions (n, 2), shared among the objects: those around the middle of each."""
+    n_objects = int(object_index[-1]) + 1
+    shares = [None if limit is None else limit // n_objects + (k < limit % n_objects) for k in range(n_objects)]
+    return np.concatenate(
+        [central(np.flatnonzero(object_index == k), positions_px, share) for k, share in enumerate(shares)]
     )
 
 

@@ -59,15 +59,24 @@ class History:
                 getattr(self, name).append(value)
 
     def add_epoch(self, **values: float | None) -> None:
-        """Append one epoch: values of `EPOCH_SERIES` by name; there may be none to take of some."""
+        """Append one epoch: values of `EPOCH_SERIES` by name; there may be none to take of some.
+
+        A series that earlier epochs, of an earlier version, have no value of begins with NaN for them.
+        """
+        epochs = len(self.val_loss)
         for name in EPOCH_SERIES:
             if (value := values.get(name)) is not None:
-                getattr(self, name).append(value)
+                series = getattr(self, name)
+                series += [math.nan] * (epochs - len(series)) + [value]
 
     def add_health(self, values: Mapping[str, float]) -> None:
-        """Append one value to each series of `health`: before the first step, and then after each epoch."""
+        """Append one value to each series of `health`: before the first step, and then after each epoch.
+
+        A new series begins with NaN for the times before.
+        """
+        times = max(map(len, self.health.values()), default=0)
         for name, value in values.items():
-            self.health.setdefault(name, []).append(value)
+            self.health.setdefault(name, [math.nan] * times).append(value)
 
     def to_mapping(self) -> dict[str, Any]:
         """Give plain numbers, lists and strings for JSON; non-finite values as strings NaN, Infinity, -Infinity."""

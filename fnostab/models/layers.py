@@ -1,9 +1,10 @@
 """Observations of single layers: activations of blocks, norm weights, the first layer whose output is not finite."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -11,28 +12,69 @@ from torch import Tensor, nn
 from fnostab.gradients import total_norm
 from fnostab.models.blocks import PtychoBlock, StablePtychoBlock
 
-#: Called after a layer ran, with its name and its output.
-_Observer = Callable[[str, nn.Module, Tensor], None]
+#: Called after a layer ran, with its name, its inputs and its output.
+_Observer = Callable[[str, nn.Module, tuple[Any, ...], Tensor], None]
+#: Integers as wide as the numbers of a tensor, by their bytes.
+_INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
 def block_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str, float]:
-    """Mean and standard deviation of every residual block's output while `run()` calls `network`.
+    """Statistics of every residual block's output, and of what it adds, while `run()` calls `network`.
 
-    The values are `act_mean/<block>` and `act_std/<block>`, over batch, channels and pixels, blocks in the order in
-    which they ran. One copy from the device.
+    The values are `act_mean/<block>` and `act_std/<block>`, mean and standard deviation of the output over batch,
+    channels and pixels; and `update_std/<block>`, the deviation over batch and pixels of what the block adds to its
+    input, averaged over channels: 0 says that it adds the same number everywhere, whatever the input. Blocks are in the
+    order in which they ran. One copy from the device.
     """
     names: list[str] = []
     statistics: list[Tensor] = []
 
-    def watch(name: str, layer: nn.Module, output: Tensor) -> None:
+    def watch(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if isinstance(layer, PtychoBlock):
-            names.extend((f"act_mean/{name}", f"act_std/{name}"))
-            statistics.extend((output.mean(), output.std(correction=0)))
+            # Computed once more: in output - x, rounding would make a constant update vary.
+            update = layer.update(*inputs)
+            names.extend((f"act_mean/{name}", f"act_std/{name}", f"update_std/{name}"))
+            statistics.extend((output.mean(), output.std(correction=0), update.std((0, 2, 3), correction=0).mean()))
 
     with _watching(network, watch):
         run()
     return _values(names, statistics)
+
+
+@torch.no_grad()
+def fingerprints(network: nn.Module) -> dict[str, list[int]]:
+    """A number for each tensor that a residual block learns, by block; it changes when any bit of the tensor does.
+
+    It is the sum of the tensor's numbers, read as integers: two changes of one tensor can cancel only by accident. A
+    network without residual blocks counts as one without a name. One copy from the device.
+    """
+    blocks: list[tuple[str, nn.Module]]
+    blocks = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, PtychoBlock)]
+    tensors = {
+        name: [tensor.detach() for tensor in layer.parameters() if tensor.requires_grad]
+        for name, layer in blocks or [("", network)]
+    }
+    sums = [_integers(tensor).sum(dtype=torch.int64) for of_block in tensors.values() for tensor in of_block]
+    values = iter(torch.stack(sums).tolist() if sums else [])
+    return {name: [next(values) for _ in of_block] for name, of_block in tensors.items() if of_block}
+
+
+def _integers(tensor: Tensor) -> Tensor:
+    """The bits of `tensor` as integers."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.view(_INTEGERS[real.element_size()])
+
+
+def moved(before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Shares of the tensors that changed between two `fingerprints`: `parameters_moved`, and `moved/<block>` of each.
+
+    `parameters_moved` is NaN where nothing is learnt.
+    """
+    changed = {name: [a != b for a, b in zip(before[name], now, strict=True)] for name, now in after.items()}
+    of_all = [one for of_block in changed.values() for one in of_block]
+    shares = {f"moved/{name}": sum(of_block) / len(of_block) for name, of_block in changed.items() if name}
+    return {"parameters_moved": sum(of_all) / len(of_all) if of_all else math.nan} | shares
 
 
 @torch.no_grad()
@@ -69,7 +111,7 @@ def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | Non
     ran: list[str] = []
     bad: list[str] = []
 
-    def watch(name: str, layer: nn.Module, output: Tensor) -> None:
+    def watch(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         ran.append(name)
         if not output.isfinite().all():
             bad.append(name)
@@ -96,9 +138,9 @@ def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | Non
 def _watching(network: nn.Module, watch: _Observer) -> Iterator[None]:
     """Call `watch` after every layer of `network` that returns a tensor, inner layers before those that hold them."""
 
-    def after(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+    def after(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor):
-            watch(name, layer, output)
+            watch(name, layer, inputs, output)
 
     handles = [layer.register_forward_hook(partial(after, name)) for name, layer in network.named_modules() if name]
     try:

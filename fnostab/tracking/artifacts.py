@@ -12,7 +12,7 @@ import mlflow
 import yaml
 from mlflow.exceptions import MlflowException
 
-from fnostab.config import ConfigError
+from fnostab.config import ArmConfig, ConfigError, stored_config
 from fnostab.health.history import checked_mapping
 from fnostab.study.selection import StoredRun
 from fnostab.tracking.errors import HOW_TO_REPEAT, is_unknown, one_line, redacted, translated_store_errors
@@ -46,12 +46,12 @@ def read_run(run_id: str) -> tuple[StoredRun, Mapping[str, Any] | None]:
     return run, history
 
 
-def read_config(run_id: str) -> dict[str, Any]:
-    """The config that a run was trained with, as it was logged."""
+def read_config(run_id: str) -> ArmConfig:
+    """The config that a run was trained with, as it was logged; see `config.stored_config`."""
     content = read_artifact(run_id, "config.yaml")
     if content is None:
         raise ConfigError(f"`run` (={run_id}) must have the artifact config.yaml")
-    return dict(yaml.safe_load(content))
+    return stored_config(yaml.safe_load(content))
 
 
 def read_artifact(run_id: str, path: str) -> bytes | None:

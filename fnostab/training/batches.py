@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset, Split
+from fnostab.dataset.neighbours import compact_groups
 
 #: Patches a validation step; the number affects the speed alone.
 _VALIDATION_BATCH = 64
@@ -72,25 +73,8 @@ class EpochOrder:
         for index in np.unique(self.split.object_index):
             members = np.flatnonzero(self.split.object_index == index)
             parts = math.ceil(len(members) / self.batch_size)
-            clusters += _clusters(members, self.split.positions_px, parts, rng)
+            clusters += compact_groups(members, self.split.positions_px, parts, rng)
         return [clusters[index] for index in rng.permutation(len(clusters))]
-
-
-def _clusters(
-    members: NDArray[np.int64], positions_px: NDArray[np.float64], parts: int, rng: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    """Split `members` into `parts` compact groups of equal size (within one), along random directions."""
-    if parts == 1:
-        return [members]
-    angle = rng.uniform(0, 2 * math.pi)
-    along = positions_px[members] @ np.array([math.cos(angle), math.sin(angle)])
-    # The longest extent is cut, so that groups stay compact: the random direction or the one across it.
-    across = positions_px[members] @ np.array([-math.sin(angle), math.cos(angle)])
-    order = np.argsort(along if np.ptp(along) >= np.ptp(across) else across, kind="stable")
-    first_parts = parts // 2
-    cut = round(len(members) * first_parts / parts)
-    first, second = members[order[:cut]], members[order[cut:]]
-    return _clusters(first, positions_px, first_parts, rng) + _clusters(second, positions_px, parts - first_parts, rng)
 
 
 class PatchLoader:
@@ -126,7 +110,7 @@ class PatchLoader:
         return self._batch(self.sampler.batches()[place], rank=0, world_size=1)
 
     def _batch(self, members: NDArray[np.int64], rank: int, world_size: int) -> Batch:
-        mine = members[_share(rank, world_size, len(members))]
+        mine = members[share(rank, world_size, len(members))]
         height, width = np.ptp(np.rint(self._positions_px[members]), axis=0).astype(int).tolist()
         index = torch.from_numpy(mine).to(self._patches.sqrt_counts.device)
         return self._patches.take(index)._replace(
@@ -142,7 +126,7 @@ class PatchLoader:
         self._start = state["place"]
 
 
-def _share(rank: int, world_size: int, size: int) -> slice:
+def share(rank: int, world_size: int, size: int) -> slice:
     """Which of `size` patches `rank` gets; the first one, as a stand-in, if there are too few."""
     return slice(rank, None, world_size) if rank < size else slice(1)
 
@@ -152,8 +136,8 @@ class ValidationLoader:
 
     def __init__(self, patches: Batch, rank: int = 0, world_size: int = 1) -> None:
         self._patches = patches
-        share = patches.take(_share(rank, world_size, patches.global_size))
-        self._batches = split_batches(share._replace(rank=rank, world_size=world_size), _VALIDATION_BATCH)
+        mine = patches.take(share(rank, world_size, patches.global_size))
+        self._batches = split_batches(mine._replace(rank=rank, world_size=world_size), _VALIDATION_BATCH)
 
     def __len__(self) -> int:
         """Number of batches."""

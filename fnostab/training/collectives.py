@@ -66,6 +66,13 @@ def all_gather(mine: torch.Tensor, size: int) -> torch.Tensor:
     return gathered.transpose(0, 1).flatten(0, 1)[:size]
 
 
+def all_gather_complex(mine: torch.Tensor, size: int) -> torch.Tensor:
+    """`all_gather` of complex numbers, which not every backend takes; `mine` itself where there is one process."""
+    if not is_distributed():
+        return mine
+    return torch.view_as_complex(all_gather(torch.view_as_real(mine), size))
+
+
 class _Gather(torch.autograd.Function):
     """Stack every process's tensor of one shape; torch 2.13 deprecates its own, which Lightning's calls."""
 

@@ -14,13 +14,14 @@ from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset, Split
 from fnostab.gradients import layer_norms
 from fnostab.models import build_generator
-from fnostab.models.layers import block_statistics, first_bad_layer, norm_statistics
+from fnostab.models.layers import block_statistics, fingerprints, first_bad_layer, norm_statistics
 from fnostab.optics import far_field_amplitude
 from fnostab.training.batches import Batch, resident, split_batches
-from fnostab.training.collectives import all_gather
+from fnostab.training.collectives import all_gather, all_gather_complex
 from fnostab.training.optimizers import make_optimizer, update_moments, warmup_cosine
 from fnostab.training.replay import Replay
-from fnostab.training.stitching import stitched_amplitude, stitched_amplitude_ssim
+from fnostab.training.stitching import stitched_amplitude
+from fnostab.training.validation import Validation, object_std
 
 #: Validation patterns on which the activations of the blocks are observed.
 _WATCHED_PATTERNS = 16
@@ -62,13 +63,11 @@ class PtychoModule(lightning.LightningModule):
         self.register_buffer("watched", watched, persistent=False)
         self.register_buffer("lit", torch.from_numpy(metrics.lit_region(dataset.probe)), persistent=False)
         self.truth_std = _truth_std(dataset)
-        self._val, self._val_objects = dataset.val, dataset.val_objects
+        self._validation = Validation(config, dataset)
         self.step_record: torch.Tensor = torch.zeros(4)
         self.layer_norms: dict[str, torch.Tensor] = {}
         self._loss = torch.zeros(())
         self._bad = torch.zeros((), dtype=torch.bool)
-        self._validation: list[torch.Tensor] = []
-        self._validation_amplitudes: list[torch.Tensor] = []
 
     @property
     def probe(self) -> torch.Tensor:
@@ -103,7 +102,7 @@ class PtychoModule(lightning.LightningModule):
             return stitched_amplitude(patches, self.probe, batch.positions_px, batch.extent_px)
         # Each rank's loss depends on the patches of all ranks, so `all_gather` sums a patch's gradients over them. Each
         # rank's loss counts `world_size` times, and DDP averages.
-        waves = torch.view_as_complex(all_gather(torch.view_as_real(patches), batch.global_size))
+        waves = all_gather_complex(patches, batch.global_size)
         positions_px = all_gather(batch.positions_px, batch.global_size)
         amplitude = stitched_amplitude(waves, self.probe, positions_px, batch.extent_px)
         return amplitude if batch.is_stand_in else amplitude[batch.rank :: batch.world_size]
@@ -165,42 +164,25 @@ class PtychoModule(lightning.LightningModule):
             )
 
     def observe(self) -> dict[str, float]:
-        """Activations of the blocks on a fixed batch, and the norm weights of stable ones; see `layers`."""
+        """Statistics of the blocks on a fixed batch, and the norm weights of stable ones; see `layers`."""
         return block_statistics(self.generator, lambda: self(self.watched)) | norm_statistics(self.generator)
+
+    def fingerprints(self) -> dict[str, list[int]]:
+        """A number for each tensor that the blocks learn, which changes when the tensor does; see `layers`."""
+        return fingerprints(self.generator)
 
     def on_validation_epoch_start(self) -> None:
         """Start the epoch's sums."""
-        self._validation, self._validation_amplitudes = [], []
+        self._validation.start()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the batch to the R-factor's numerator and denominator, and to the mean object deviation."""
-        patches = self(batch.sqrt_counts)
-        measured = batch.sqrt_counts / self.scale
-        numerator = (far_field_amplitude(patches, self.probe) - measured).abs().sum()
-        sums = torch.stack([numerator, measured.sum(), object_std(patches, self.lit).sum()])
-        self._validation.append(torch.zeros_like(sums) if batch.is_stand_in else sums)
-        if self._val_objects is not None:
-            self._validation_amplitudes.append(patches.abs())
+        """Add the batch to the epoch's sums."""
+        self._validation.add(self, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val_loss`, always the R-factor over all validation patches, their mean `object_std`, and `val_amp_ssim`.
-
-        The last is the SSIM of the stitched amplitude, which no patch's global phase touches, where the truth is known.
-        """
-        # Batches are summed in double precision on the CPU: not every device has it.
-        sums = torch.stack(self._validation).cpu().double().sum(0)
-        several = self.trainer.world_size > 1
-        if several:
-            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-        numerator, denominator, deviation = sums.tolist()
-        found = {"val_loss": numerator / denominator, "object_std": deviation / len(self._val.counts)}
-        if self._val_objects is not None:
-            amplitudes = torch.cat(self._validation_amplitudes)
-            if several:
-                amplitudes = all_gather(amplitudes, len(self._val.counts))
-            found["val_amp_ssim"] = stitched_amplitude_ssim(amplitudes, self.probe, self._val, self._val_objects)
-        for name, value in found.items():
-            self.log(name, value, sync_dist=several)  # they are the same on all ranks
+        """Log `val_loss` and what else the epoch's validation came to; see `Validation.results`."""
+        for name, value in self._validation.results(self).items():
+            self.log(name, value, sync_dist=self.trainer.world_size > 1)  # they are the same on all ranks
 
     def configure_optimizers(self) -> Any:
         """The optimizer over network and, if learnt, probe; with the schedule stepped at every optimizer step."""
@@ -227,12 +209,6 @@ class PtychoModule(lightning.LightningModule):
         patches = [self(batch.sqrt_counts).cpu() for batch in split_batches(resident(split, self.device), batch_size)]
         self.train(was_training)
         return np.asarray(torch.cat(patches).numpy())
-
-
-def object_std(patches: torch.Tensor, lit: torch.Tensor) -> torch.Tensor:
-    """Standard deviation (B,) of complex patches (B, N, N) over the pixels `lit` (N, N)."""
-    inside = torch.view_as_real(patches)[:, lit]
-    return inside.var(dim=1, correction=0).sum(-1).sqrt()
 
 
 def _truth_std(dataset: Dataset) -> float | None:

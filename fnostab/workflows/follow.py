@@ -43,7 +43,7 @@ def follow(config: ArmConfig) -> None:
     recorder = SeriesRecorder(History(), _Nowhere(), config.train.give_up_epoch)
     files = CheckpointFiles(Path())  # the first process alone writes
     interruption = Interruption(follows=True)
-    callbacks = [recorder, Checkpoints(files, config.train.checkpoint_every_s), interruption]
+    callbacks = [recorder, Checkpoints(files, config.train.checkpoint_every_s, config.train.select_by), interruption]
     trainer = make_trainer(config, callbacks, files)
     try:
         with following(trainer) as meeting, interruption:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import fnostab
 from fnostab import launch
-from fnostab.config import ConfigError, stored_config
+from fnostab.config import ConfigError
 from fnostab.dataset import OnPatterns
 from fnostab.io.cache import cache_folder
 from fnostab.launch import LaunchConfig, Update
@@ -137,7 +137,7 @@ def stage_b_of(stage_a: str, seeds: str, *, fno_blocks: int = STAGE_B_BLOCKS, st
     if winner is None:
         raise ConfigError(f"`stage_a` (={stage_a}) must have an arm that converged: every run failed")
     run_id = next(row["best_run_id"] for row in ranking.table if row["arm"] == winner)
-    config = stored_config(read_config(run_id))
+    config = read_config(run_id)
     first = min(run.seed for run in selection.runs if run.arm == winner)
     plan = plan_stage_b(stage_a, config.model_copy(update={"seed": first}), seeds, fno_blocks=fno_blocks, study=study)
     found = build_dataset(plan.common.data).sha256

@@ -155,7 +155,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         self._files = CheckpointFiles(self.folder, self.report)
-        self._checkpoints = Checkpoints(self._files, self.config.train.checkpoint_every_s)
+        self._checkpoints = Checkpoints(self._files, self.config.train.checkpoint_every_s, self.config.train.select_by)
         self._device = torch.device("cpu")
 
     def run(self, interruption: Interruption, watch: Watch | None) -> ArmResult:

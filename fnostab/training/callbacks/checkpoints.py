@@ -12,15 +12,21 @@ from fnostab.training.collectives import OccasionalBroadcast, broadcast
 
 
 class Checkpoints(lightning.Callback):
-    """Saves the last checkpoint every epoch and every `every_s` seconds inside one, and the best at the lowest loss.
+    """Saves the last checkpoint every epoch and every `every_s` seconds inside one, and the best one.
+
+    The best has the lowest `select_by`, `val_loss` or `r_stitched`, of the epochs at which that was taken; until then,
+    the lowest `val_loss`. `best_val_loss` is the lowest of all epochs, infinite if there is none.
 
     A checkpoint also holds torch's RNG state and the place in the epoch. Of several processes the first one decides
     when to save, and writes the file. (Lightning saves the loader's place too, but does not restore it if the number of
     steps was asked for while the optimizers were made, as a schedule does: seen with Lightning 2.6.)
     """
 
-    def __init__(self, files: CheckpointFiles, every_s: float) -> None:
+    def __init__(self, files: CheckpointFiles, every_s: float, select_by: str = "val_loss") -> None:
         self.best_val_loss = math.inf
+        self._select_by = select_by
+        #: 0 and the value it was selected by; or 1 and its val_loss, while that was not taken.
+        self._best: tuple[int, float] = (1, math.inf)
         self._files = files
         self._every_s = every_s
         self._saved_at = time.monotonic()
@@ -51,12 +57,13 @@ class Checkpoints(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Save the epoch, and as the best one if it is."""
-        val_loss = float(trainer.callback_metrics["val_loss"])
-        # A loss that is not a number counts as infinite, so that there is always a best checkpoint, and any number
-        # beats it.
-        is_best = val_loss < self.best_val_loss or not self._files.has_best
+        val_loss, selected = (_or_infinite(trainer.callback_metrics[name]) for name in ("val_loss", self._select_by))
+        self.best_val_loss = min(self.best_val_loss, val_loss)
+        found = (0, selected) if math.isfinite(selected) else (1, val_loss)
+        # There is always a best checkpoint, and any number beats one that is none.
+        is_best = found < self._best or not self._files.has_best
         if broadcast([is_best], module.device)[0]:
-            self.best_val_loss = val_loss if math.isfinite(val_loss) else math.inf
+            self._best = found
             trainer.save_checkpoint(self._files.best)
         self._save_last(trainer)
 
@@ -65,10 +72,16 @@ class Checkpoints(lightning.Callback):
         self._saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """The best loss so far, and torch's RNG state."""
-        return {"best_val_loss": self.best_val_loss, "torch_rng": torch.get_rng_state()}
+        """The best so far, and torch's RNG state."""
+        return {"best_val_loss": self.best_val_loss, "best": self._best, "torch_rng": torch.get_rng_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore them; a checkpoint from before there was a choice has the lowest loss alone."""
         self.best_val_loss = state["best_val_loss"]
+        self._best = state.get("best", (0, self.best_val_loss))
         torch.set_rng_state(state["torch_rng"])
+
+
+def _or_infinite(value: torch.Tensor) -> float:
+    """`value`, or infinity if it is not finite."""
+    return float(value) if value.isfinite() else math.inf

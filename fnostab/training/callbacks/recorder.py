@@ -11,6 +11,7 @@ import torch
 from fnostab.health import EPOCH_SERIES, STEP_SERIES, History
 from fnostab.health.stability import stability_series
 from fnostab.metrics import progress
+from fnostab.models.layers import moved
 from fnostab.study.names import METRIC
 from fnostab.training.collectives import broadcast
 
@@ -35,10 +36,10 @@ class SeriesRecorder(lightning.Callback):
     resumed run has the series of an unbroken one. It offers the sink everything from the start, and so the store gets
     what it missed in an outage. `object_std_ratio` is the deviation of the predicted object over `module.truth_std`,
     that of the true one, or over its own best so far if that is None. `module.observe()` gives the values of
-    `History.health` before the first step and after each epoch. Training stops at the first step, or validation, that
-    is not finite: the series end there, and the event `non_finite` names step and layer. From the end of
-    `give_up_epoch` on, it also stops if no epoch had `metrics.progress` over 0 and that is known of all of them: the
-    event `given_up` names the epoch.
+    `History.health` before the first step and after each epoch; `module.fingerprints()` tells what share of the blocks'
+    tensors moved in the epoch. Training stops at the first step, or validation, that is not finite: the series end
+    there, and the event `non_finite` names step and layer. From the end of `give_up_epoch` on, it also stops if no
+    epoch had `metrics.progress` over 0 and that is known of all of them: the event `given_up` names the epoch.
     """
 
     def __init__(self, history: History, sink: MetricSink, give_up_epoch: int | None = None) -> None:
@@ -46,6 +47,8 @@ class SeriesRecorder(lightning.Callback):
         self._sink = sink
         self._give_up_epoch = give_up_epoch
         self._best_std = 0.0
+        #: Of the weights at the start of the epoch.
+        self._fingerprints: dict[str, list[int]] = {}
         self._pending: list[torch.Tensor] = []
         self._layers: list[tuple[int, dict[str, float]]] = []
         self._step_times_ms: list[int] = []
@@ -80,9 +83,12 @@ class SeriesRecorder(lightning.Callback):
         """Observe the network as it starts, and start the clock; a run that had to stop stops again."""
         if self.had_to_stop:
             trainer.should_stop = True
+        if not self._fingerprints:  # or the checkpoint is of an earlier version
+            self._fingerprints = module.fingerprints()
         if not self._begun_ms:
             self._begun_ms = _now_ms()
-            self.history.add_health(module.observe())
+            not_yet = {f"moved/{name}": math.nan for name in self._fingerprints if name}
+            self.history.add_health(module.observe() | not_yet)
             self._offer_start()
         self._patches, self._started_at = 0, time.monotonic()
 
@@ -146,24 +152,22 @@ class SeriesRecorder(lightning.Callback):
 
     def _offer_start(self) -> None:
         self._sink.log_series(
-            (f"health/{name}", values[0], 0, self._begun_ms) for name, values in self.history.health.items()
+            (f"health/{name}", values[0], 0, self._begun_ms)
+            for name, values in self.history.health.items()
+            if not math.isnan(values[0])
         )
 
     def _offer_epochs(self, first: int) -> None:
         series = {METRIC[name]: getattr(self.history, name) for name in EPOCH_SERIES if name in METRIC}
         series[METRIC["progress"]] = self._progress
-        health, stability = self.history.health.items(), self._stability
+        series |= self._stability
+        health = self.history.health.items()
         for epoch, (step, time_ms) in list(enumerate(self._epochs))[first:]:
-            self._sink.log_series(
-                (key, values[epoch], step, time_ms) for key, values in series.items() if epoch < len(values)
-            )
-            self._sink.log_series(
-                (key, values[epoch], step, time_ms)
-                for key, values in stability.items()
-                if not math.isnan(values[epoch])
-            )
+            rows = [(key, values[epoch], step, time_ms) for key, values in series.items() if epoch < len(values)]
             # Those of health have one value more, from before the first step; they count the steps done.
-            self._sink.log_series((f"health/{name}", values[epoch + 1], step + 1, time_ms) for name, values in health)
+            rows += [(f"health/{name}", values[epoch + 1], step + 1, time_ms) for name, values in health]
+            # A loss that is no number says something; anything else was not taken, or could not be.
+            self._sink.log_series(row for row in rows if row[0] == METRIC["val_loss"] or not math.isnan(row[1]))
 
     @property
     def _progress(self) -> list[float]:
@@ -183,15 +187,18 @@ class SeriesRecorder(lightning.Callback):
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._best_std = max(self._best_std, found["object_std"])
         reference = self._best_std if module.truth_std is None else module.truth_std
+        before, self._fingerprints = self._fingerprints, module.fingerprints()
+        moves = moved(before, self._fingerprints)
         self.history.add_epoch(
             train_loss=sum(losses) / len(losses),
             val_loss=found["val_loss"],
             lr=float(trainer.optimizers[0].param_groups[0]["lr"]),
             object_std_ratio=found["object_std"] / reference if reference else math.nan,
-            r_stitched=found.get("r_stitched"),
+            r_stitched=found["r_stitched"],
+            parameters_moved=moves.pop("parameters_moved"),
             val_amp_ssim=found.get("val_amp_ssim"),
         )
-        self.history.add_health(module.observe())
+        self.history.add_health(module.observe() | moves)
         if not math.isfinite(found["val_loss"]):
             batches = trainer.val_dataloaders.whole_batches()
             layers = (module.first_bad_layer(batch, training=False) for batch in batches)
@@ -229,6 +236,7 @@ class SeriesRecorder(lightning.Callback):
             "epochs": list(self._epochs),
             "begun_ms": self._begun_ms,
             "best_std": self._best_std,
+            "fingerprints": self._fingerprints,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -240,6 +248,7 @@ class SeriesRecorder(lightning.Callback):
         self._epochs = state["epochs"]
         self._begun_ms = state["begun_ms"]
         self._best_std = state["best_std"]
+        self._fingerprints = state.get("fingerprints", {})  # not in checkpoints from before they were taken
 
 
 def _reading_is_free(record: torch.Tensor) -> bool:

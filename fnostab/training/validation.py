@@ -1,0 +1,93 @@
+"""What the validation of an epoch comes to."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from fnostab.config import ArmConfig
+from fnostab.dataset import Dataset
+from fnostab.evaluation import stitched_r
+from fnostab.optics import far_field_amplitude
+from fnostab.training.batches import Batch, share
+from fnostab.training.collectives import all_gather_complex
+from fnostab.training.stitching import stitched_amplitude_ssim
+
+
+class Validation:
+    """Sums over the validation batches of an epoch, and the objects that their patches make together.
+
+    Its methods take the `PtychoModule` that is validated.
+    """
+
+    def __init__(self, config: ArmConfig, dataset: Dataset) -> None:
+        self._split, self._objects = dataset.val, dataset.val_objects
+        # Of a scan all patterns are stitched: its validation patterns are a few small blocks.
+        self._stitched = dataset.test if dataset.measured else dataset.val
+        self._every = epochs_between_stitchings(dataset)
+        self._may_be_last = {config.train.epochs, config.train.give_up_epoch}
+        self._sums: list[torch.Tensor] = []
+        self._patches: list[torch.Tensor] = []
+
+    def start(self) -> None:
+        """Start an epoch."""
+        self._sums, self._patches = [], []
+
+    def add(self, module: Any, batch: Batch) -> None:
+        """Add a batch to the R-factor's numerator and denominator, and to the mean object deviation."""
+        patches = module(batch.sqrt_counts)
+        measured = batch.sqrt_counts / module.scale
+        numerator = (far_field_amplitude(patches, module.probe) - measured).abs().sum()
+        sums = torch.stack([numerator, measured.sum(), object_std(patches, module.lit).sum()])
+        self._sums.append(torch.zeros_like(sums) if batch.is_stand_in else sums)
+        if self._objects is not None:
+            self._patches.append(patches)
+
+    def results(self, module: Any) -> dict[str, float]:
+        """What the epoch came to, the same on all ranks.
+
+        That is `val_loss`, always the R-factor over all validation patches; their mean `object_std`; `r_stitched`, that
+        of the one object that they make together, or of a measured scan all patches, NaN at epochs where it is not
+        taken; and, where the truth is known, `val_amp_ssim`, the SSIM of the stitched amplitude, which no patch's
+        global phase touches.
+        """
+        # Batches are summed in double precision on the CPU: not every device has it.
+        sums = torch.stack(self._sums).cpu().double().sum(0)
+        if module.trainer.world_size > 1:
+            sums = module.trainer.strategy.reduce(sums.to(module.device), reduce_op="sum")
+        numerator, denominator, deviation = sums.tolist()
+        found = {"val_loss": numerator / denominator, "object_std": deviation / len(self._split.counts)}
+        found["r_stitched"] = math.nan
+        patches = None
+        if self._objects is not None:
+            patches = all_gather_complex(torch.cat(self._patches), len(self._split.counts))
+            found["val_amp_ssim"] = stitched_amplitude_ssim(patches.abs(), module.probe, self._split, self._objects)
+        if self._stitches_after(module.trainer):
+            patches = self._scan(module) if patches is None else patches
+            probe = module.probe.detach().to(patches.device)
+            found["r_stitched"] = stitched_r(patches, self._stitched, module.scale, probe)
+        return found
+
+    def _stitches_after(self, trainer: Any) -> bool:
+        """Whether `r_stitched` is taken after this epoch: every so often, and wherever the training may end."""
+        epoch = trainer.current_epoch + 1
+        return epoch % self._every == 0 or epoch in self._may_be_last or trainer.should_stop
+
+    def _scan(self, module: Any) -> torch.Tensor:
+        """Patches (n, N, N) of the whole scan, on the CPU: to stitch it takes more memory than to train on it."""
+        n, trainer = len(self._stitched.counts), module.trainer
+        mine = np.arange(n)[share(trainer.global_rank, trainer.world_size, n)]
+        patches = torch.from_numpy(module.reconstruct(self._stitched.part(mine)))
+        return all_gather_complex(patches.to(module.device), n).cpu()
+
+
+def epochs_between_stitchings(dataset: Dataset) -> int:
+    """Epochs from one `r_stitched` to the next, so many that it costs little beside them."""
+    return 1
+
+
+def object_std(patches: torch.Tensor, lit: torch.Tensor) -> torch.Tensor:
+    """Standard deviation (B,) of complex patches (B, N, N) over the pixels `lit` (N, N)."""
+    inside = torch.view_as_real(patches)[:, lit]
+    return inside.var(dim=1, correction=0).sum(-1).sqrt()
