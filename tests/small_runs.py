@@ -2,14 +2,25 @@
 
 import torch
 
+from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines
+from fnostab.formats.npz import write_scan
 from fnostab.health.history import History
 from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import Checkpoints, SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.trainer import make_trainer
+
+
+def write_small_scan(path, **arrays):
+    """Write a simulated scan of 32 x 32 pixels and 49 positions to a file, as if measured; returns its dataset."""
+    keys = {"preset": "smoke", "data.object_size": 64, "data.stride_test_px": 5, "data.max_train_patches": 8}
+    source = load_or_build(resolve_config(keys).data)
+    counts, positions_px = source.test.counts, source.test.positions_px
+    write_scan(path, counts=counts, probe=source.probe * source.scale, positions_px=positions_px, **arrays)
+    return source
 
 
 class Sink:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
-from small_runs import Sink
+from small_runs import Sink, write_small_scan
 
 from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
@@ -59,7 +59,15 @@ def _followers(pid):
 
 
 def _assert_same_series(history, expected):
-    for name in (*STEP_SERIES, "train_loss", "val_loss", "object_std_ratio", "val_amp_ssim"):
+    for name in (
+        *STEP_SERIES,
+        "train_loss",
+        "val_loss",
+        "object_std_ratio",
+        "val_amp_ssim",
+        "r_stitched",
+        "parameters_moved",
+    ):
         np.testing.assert_allclose(getattr(history, name), getattr(expected, name), rtol=_RTOL, err_msg=name)
     assert history.events == expected.events
 
@@ -92,6 +100,15 @@ def test_two_processes_train_like_one_with_the_same_batches(tmp_path, overrides)
     last = torch.load(tmp_path / "two" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(last[name], weight) for name, weight in shared_weights.items() if name in last)
     assert not torch.distributed.is_initialized()
+
+
+def test_two_processes_stitch_a_scan_like_one(tmp_path):
+    write_small_scan(tmp_path / "scan.npz")
+    keys = _SHARED | {"preset": "scan", "data": str(tmp_path / "scan.npz"), "N": 32, "model.width": 4, "epochs": 2}
+    alone, _ = _train(keys | {"optim.lr": 1e-4, "train.probe_lr": 1e-4}, tmp_path / "one", 1)
+    together, _ = _train(keys | {"optim.lr": 1e-4, "train.probe_lr": 1e-4}, tmp_path / "two", 2)
+    assert np.isnan(alone.r_stitched[0])
+    np.testing.assert_allclose(together.r_stitched, alone.r_stitched, rtol=_RTOL)
 
 
 def test_a_run_that_is_given_up_ends_in_both_processes(tmp_path):

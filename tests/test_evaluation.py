@@ -152,6 +152,20 @@ def test_with_a_learnt_probe_a_constant_object_is_no_worse_than_one_pattern_ever
     assert known["val_loss_constant"] > learnt["val_loss_constant"] == known["val_loss_mean_pattern"]
 
 
+def test_the_stitched_object_is_measured_by_knowing_nothing_of_the_same_patterns(tmp_path, simulated):
+    known = baselines(simulated, False)
+    assert known["r_stitched_constant"] == known["val_loss_constant"]
+    assert known["r_stitched_mean_pattern"] == known["val_loss_mean_pattern"]
+    scan, source = _scan(tmp_path)
+    whole = evaluate((_truth(source) / scan.scale).astype(np.complex64), scan, scan.probe, True).metrics
+    for learnt in (False, True):
+        known = baselines(scan, learnt)
+        assert known["r_stitched_mean_pattern"] == whole["r_factor_mean_pattern"] != known["val_loss_mean_pattern"]
+    assert baselines(scan, False)["r_stitched_constant"] == whole["r_factor_constant"]
+    poor = replace(scan, probe=np.roll(scan.probe, 5, axis=0) ** 2)
+    assert baselines(poor, True)["r_stitched_constant"] == known["r_stitched_mean_pattern"]
+
+
 def test_numbers_beyond_single_precision_are_not_stitched():
     patches = np.ones((2, 4, 4), np.complex64)
     assert can_be_stitched(patches)

@@ -6,18 +6,20 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from small_runs import fit, new_module
+from small_runs import fit, new_module, write_small_scan
 
 from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
+from fnostab.evaluation import evaluate, stitched_r
 from fnostab.health.history import STEP_SERIES
 from fnostab.optics import far_field_amplitude
+from fnostab.scan import reassemble, stitched_r_factor
 from fnostab.training.batches import resident
 from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import CountsToObject
 from fnostab.training.stitching import stitched_amplitude, stitched_amplitude_ssim
 from fnostab.training.trainer import _default_threads, check_network, is_out_of_memory
-from fnostab.training.validation import object_std
+from fnostab.training.validation import epochs_between_stitchings, object_std
 
 _TINY = {
     "preset": "smoke",
@@ -151,6 +153,136 @@ def test_val_loss_is_the_r_factor_whatever_the_training_loss(tmp_path):
     predicted = far_field_amplitude(patches, module.probe.detach())
     expected = (predicted - measured).abs().sum() / measured.sum()
     assert history.val_loss[-1] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_r_stitched_is_that_of_the_one_object_of_the_validation_patches_each_counted_by_its_light(tmp_path):
+    config = _config(epochs=1, data__nimgs_val=2, data__max_val_patches=13)
+    module, history, sink = fit(config, tmp_path)
+    val = load_or_build(config.data).val
+    patches, scale = module.reconstruct(val), load_or_build(config.data).scale
+    values, light = [], []
+    for index in (0, 1):
+        part = val.part(np.flatnonzero(val.object_index == index))
+        stitched = reassemble(patches[val.object_index == index], part.positions_px, module.probe_array)
+        amplitudes = np.sqrt(part.counts) / scale
+        values.append(stitched_r_factor(stitched, part.positions_px, module.probe_array, amplitudes))
+        light.append(amplitudes.sum())
+    assert history.r_stitched == [pytest.approx(np.average(values, weights=light), rel=1e-5)]
+    assert [value for key, value, *_ in sink.rows if key == "val/r_stitched"] == history.r_stitched
+    assert values[0] != pytest.approx(values[1], rel=1e-3)
+
+
+def test_a_scan_is_stitched_as_a_whole_every_few_epochs_and_after_the_last(tmp_path):
+    write_small_scan(tmp_path / "scan.npz")
+    keys = {"preset": "scan", "data": str(tmp_path / "scan.npz"), "N": 32, "model.width": 4, "epochs": 14}
+    config = resolve_config(keys)
+    module, history, sink = fit(config, tmp_path)
+    dataset = load_or_build(config.data)
+    assert epochs_between_stitchings(dataset) == 12  # 10 times 49 patterns over the 44 that train
+    taken = [epoch for epoch, value in enumerate(history.r_stitched, start=1) if not np.isnan(value)]
+    assert taken == [12, 14]
+    assert [value for key, value, *_ in sink.rows if key == "val/r_stitched"] == [
+        history.r_stitched[11],
+        history.r_stitched[13],
+    ]
+    found = evaluate(module.reconstruct(dataset.test), dataset, module.probe_array, True).metrics
+    assert history.r_stitched[-1] == pytest.approx(found["r_factor"], rel=1e-5)
+    assert history.r_stitched_mean_pattern == found["r_factor_mean_pattern"]
+
+
+def test_a_scan_resumes_bit_for_bit_from_before_and_after_it_was_stitched(tmp_path, monkeypatch):
+    monkeypatch.setattr("fnostab.training.validation.epochs_between_stitchings", lambda dataset: 2)
+    write_small_scan(tmp_path / "scan.npz")
+    keys = {"preset": "scan", "data": str(tmp_path / "scan.npz"), "N": 32, "model.width": 4, "epochs": 5}
+    config = resolve_config(keys)
+    whole, history, sink = fit(config, tmp_path / "whole")
+    assert np.isnan(history.r_stitched).tolist() == [True, False, True, False, False]
+    for killed_at in (9, 14):  # an epoch has 6 steps
+        folder = tmp_path / str(killed_at)
+        with pytest.raises(SystemError, match="killed"):
+            fit(config, folder, checkpoint_every_s=0.0, extra=[_KillAfter(killed_at)])
+        resumed, continued, sink_after = fit(config, folder, resume=True)
+        assert continued.to_json() == history.to_json()
+        assert _values(sink_after) == _values(sink)
+        assert _states_equal(whole, resumed)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e20, 0.0])
+def test_an_object_of_numbers_that_blew_up_has_no_r_factor_and_one_of_zeros_that_of_darkness(value):
+    dataset = load_or_build(_config().data)
+    probe = torch.from_numpy(np.array(dataset.probe))
+    patches = torch.full((8, 32, 32), value, dtype=torch.complex64)
+    found = stitched_r(patches, dataset.val, dataset.scale, probe)
+    assert found == 1 if value == 0 else np.isnan(found)
+    truth = torch.from_numpy(dataset.val.patches_of(dataset.val_objects))
+    assert stitched_r(truth, dataset.val, dataset.scale, probe) < 0.05
+    assert np.isnan(stitched_r(truth, dataset.val, dataset.scale, probe * value)) or value == 0
+
+
+def test_the_share_of_the_blocks_tensors_that_moved_is_recorded(tmp_path):
+    _, history, sink = fit(_config(), tmp_path / "alive")
+    assert history.parameters_moved == [1, 1]
+    assert history.health["moved/bottleneck"][1:] == [1, 1]
+    assert np.isnan(history.health["moved/bottleneck"][0])
+    assert [step for key, _, step, _ in sink.rows if key == "health/moved/bottleneck"] == [3, 6]
+    _, history, _ = fit(_config(optim__name="sgd", lr=1e-30), tmp_path / "dead")
+    assert history.parameters_moved == [0, 0]
+    assert history.val_loss[0] == history.val_loss[1]
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_lacks_what_later_versions_record(tmp_path):
+    config = _config(epochs=3)
+    _, history, _ = fit(config, tmp_path)
+    with pytest.raises(SystemError, match="killed"):
+        fit(config, tmp_path, checkpoint_every_s=0.0, extra=[_KillAfter(4)])
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    recorded, best = (checkpoint["callbacks"][name] for name in ("SeriesRecorder", "Checkpoints"))
+    del recorded["fingerprints"], best["best"]
+    of_then = recorded["history"]
+    of_then["health"] = {name: values for name, values in of_then["health"].items() if name.startswith("act_")}
+    of_then["r_stitched"], of_then["parameters_moved"] = [], []
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    _, resumed, sink = fit(config, tmp_path, resume=True)
+    assert resumed.val_loss == history.val_loss
+    assert np.isnan(resumed.r_stitched).tolist() == [True, False, False]
+    assert resumed.r_stitched[1:] == history.r_stitched[1:]
+    assert resumed.parameters_moved[1:] == [1, 1]
+    assert all(len(values) == 4 for values in resumed.health.values())
+    assert not any(np.isnan(value) for _, value, *_ in sink.rows)
+
+
+def test_the_best_weights_are_those_of_the_lowest_value_that_they_are_selected_by(tmp_path, monkeypatch):
+    losses = iter([0.3, 0.1, 0.2, 0.4])
+    stitched = iter([float("nan"), 0.9, 0.7, 0.8])
+    monkeypatch.setattr(
+        "fnostab.training.validation.Validation.results",
+        lambda self, module: {"val_loss": next(losses), "object_std": 1.0, "r_stitched": next(stitched)},
+    )
+    fit(_config(epochs=4, train__select_by="r_stitched"), tmp_path)
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert best["epoch"] == 2
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["Checkpoints"]["best_val_loss"] == (
+        pytest.approx(0.1)
+    )
+    losses, stitched = iter([0.3, 0.1, 0.2, 0.4]), iter([float("nan"), 0.9, 0.7, 0.8])
+    fit(_config(epochs=4), tmp_path)
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_an_epoch_that_was_not_stitched_is_the_best_only_until_one_was(tmp_path, monkeypatch):
+    values = iter([(0.1, float("nan")), (0.4, 0.9), (0.05, float("nan"))])
+
+    def results(self, module):
+        val_loss, r_stitched = next(values)
+        best = tmp_path / "best.ckpt"
+        seen.append(torch.load(best, weights_only=True)["epoch"] if best.exists() else None)
+        return {"val_loss": val_loss, "object_std": 1.0, "r_stitched": r_stitched}
+
+    seen = []
+    monkeypatch.setattr("fnostab.training.validation.Validation.results", results)
+    fit(_config(epochs=3, train__select_by="r_stitched"), tmp_path)
+    assert seen == [None, 0, 1]
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 1
 
 
 def test_a_fixed_probe_stays_and_a_learnt_one_moves(tmp_path):
