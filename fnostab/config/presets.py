@@ -46,10 +46,11 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "data.nimgs_train": 1,
         "data.nimgs_test": 1,
         "data.max_train_patches": 192,
-        "data.max_val_patches": 32,
+        "data.max_val_patches": 64,
         "model.width": 8,
         "model.fno_blocks": 2,
         "optim.lr": 3e-3,
-        "train.epochs": 8,
+        "train.epochs": 16,
+        "train.overlap_weight": 0.5,
     },
 }
