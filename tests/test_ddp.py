@@ -32,6 +32,7 @@ _SHARED = {"preset": "smoke", "train.threads": 1, "accelerator": "cpu"}
 _TINY = _SHARED | {
     "epochs": 2,
     "batch_size": 8,
+    "train.overlap_weight": 0.0,
     "data.object_size": 64,
     "data.max_train_patches": 24,
     "data.max_val_patches": 9,

@@ -32,6 +32,7 @@ _TINY = {
     "optim.lr": 1e-3,
     "train.epochs": 2,
     "train.batch_size": 8,
+    "train.overlap_weight": 0.0,
     "data.probe_radius_px": 8,
 }
 
