@@ -33,6 +33,7 @@ _TINY = _SHARED | {
     "epochs": 2,
     "batch_size": 8,
     "train.overlap_weight": 0.0,
+    "optim.schedule": "constant",
     "data.object_size": 64,
     "data.max_train_patches": 24,
     "data.max_val_patches": 9,

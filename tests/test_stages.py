@@ -140,8 +140,15 @@ def test_more_seeds_and_other_clip_values_are_the_same_study_and_more_epochs_are
 
 
 def test_a_study_whose_runs_are_given_up_is_another_one_and_those_from_before_that_was_possible_are_the_same():
-    plan = plan_stage_a({"preset": "smoke"}, {}, "1")
-    giving_up = plan_stage_a({"preset": "smoke", "train.give_up_after": "0.5"}, {}, "1")
+    as_then = {
+        "preset": "smoke",
+        "data.val_choice": "random",
+        "data.max_train_patches": 192,
+        "data.max_val_patches": 32,
+    }
+    as_then |= {"optim.schedule": "constant", "optim.warmup_steps": 0, "train.overlap_weight": 0.0}
+    plan = plan_stage_a(as_then, {}, "1")
+    giving_up = plan_stage_a(as_then | {"train.give_up_after": "0.5"}, {}, "1")
     assert plan.identity("d") == "17cd60215552053928df038820ccc1eabcdb9bee584a90dc84fc10ffbe85a84e"
     assert giving_up.identity("d") != plan.identity("d")
 

@@ -33,6 +33,7 @@ _TINY = {
     "train.epochs": 2,
     "train.batch_size": 8,
     "train.overlap_weight": 0.0,
+    "optim.schedule": "constant",
     "data.probe_radius_px": 8,
 }
 
