@@ -12,6 +12,9 @@ from functools import cache
 from typing import Final
 
 from fnostab.metrics import progress
+from fnostab.ranking import wilson_interval
+from fnostab.study.text import interval
+from results.cells import table
 from results.runs import STUDIES, Run, read_runs
 
 #: Shares of the epochs, and thresholds, that rules are chosen from.
@@ -93,3 +96,32 @@ def cross_validated() -> Iterator[tuple[str, Rule, Found]]:
     for study in STUDIES:
         rule = chosen(other for other in STUDIES if other != study)
         yield study, rule, tried(rule, [study])
+
+
+def warning() -> str:
+    """The early-warning rule: runs that were never better than the best constant object after a share of the epochs."""
+    head = ("after this share of the epochs", "would be stopped", "of them failed in the end: precision")
+    head += ("of all that failed later: recall",)
+    rows = []
+    for share in SHARES:
+        found = tried(Rule(share, 0.0), STUDIES)
+        precision = f"{found.precision:.2f} {interval(*wilson_interval(found.right, found.stopped), '.2f')}"
+        recall = f"{found.recall:.2f}, {found.right} of {found.failed}"
+        rows.append((f"{share:g}", str(found.stopped), precision, recall))
+    return table(head, rows)
+
+
+def cross_validation() -> str:
+    """The rule that the other studies choose, on the study that is left out; studies without a failure say nothing."""
+    head = ("left out", "rule of the others: share, progress under", "stopped", "of them failed", "failed in all")
+    left_out = list(cross_validated())
+    rows = [
+        (study, f"{rule.share:g}, {rule.under:g}", str(found.stopped), str(found.right), str(found.failed))
+        for study, rule, found in left_out
+        if found.stopped or found.failed
+    ]
+    whole = total(found for *_, found in left_out)
+    low, high = wilson_interval(whole.right, whole.stopped)
+    said = f"precision {whole.precision:.2f} {interval(low, high, '.2f')}, recall {whole.recall:.2f}"
+    rows.append(("all", said, str(whole.stopped), str(whole.right), str(whole.failed)))
+    return table(head, rows)

@@ -3,16 +3,13 @@
 import math
 
 from fnostab.ranking import probability_of_improvement
-from fnostab.ranking.intervals import wilson_interval
-from fnostab.study.text import interval, number
-from results import early_warning
+from fnostab.study.text import number
 from results.cells import against, both, failed, family, loss, metric, stitched, table
 from results.runs import (
     BETTER,
     CLIPPED,
     DEPTHS,
     NORMS,
-    STUDIES,
     clipped_fraction,
     depth_arm,
     median,
@@ -154,7 +151,7 @@ def clipping() -> str:
 def clipping_cost() -> str:
     """Question 4: norm 1.0 (control) beside no clipping (plain), in every setting with five seeds and more."""
     head = ("setting", "seeds", "plain", "control", "clipping costs", "plain is better", "R, plain", "R, control")
-    head += ("better by it",)
+    head += ("better by it", "comparisons")
     rows = []
     for setting, (study, control, plain) in CLIPPED.items():
         found = [row_of(study, arm) for arm in (plain, control)]
@@ -164,6 +161,7 @@ def clipping_cost() -> str:
                 *(setting, str(found[0]["runs"]), *(number(value, ".4f") for value in losses)),
                 *(f"{100 * (losses[1] / losses[0] - 1):.1f} %", against(study, plain, control)),
                 *(*(number(value, ".3f") for value in objects), against(study, plain, control, "r_stitched")),
+                str(ranked(study).comparisons),
             )
         )
     return table(head, rows)
@@ -205,6 +203,7 @@ def better() -> str:
 def norms() -> str:
     """Question 6: the norm in front of the branch (pre) beside one at its end with weight 1 (stable_1)."""
     head = ("setting", "seeds", "pre", "stable_1", "pre is better", "R, pre", "R, stable_1", "better by it")
+    head += ("comparisons",)
     rows = []
     for setting, (pre, last) in NORMS.items():
         losses, objects = ([values(*arm, by) for arm in (pre, last)] for by in ("best_val_loss", "r_stitched"))
@@ -216,6 +215,7 @@ def norms() -> str:
             (
                 *(setting, str(len(losses[0])), *(number(median(of), ".4f") for of in losses), better_by[0]),
                 *(*(number(median(of), ".3f") for of in objects), better_by[1]),
+                str(ranked(pre[0]).comparisons) if pre[0] == last[0] else "",
             )
         )
     return table(head, rows)
@@ -245,33 +245,4 @@ def full_size() -> str:
         metrics = [number(run.metrics[f"test/{key}"], ".3f") for key in ("r_factor", "amp_ssim", "phase_mae")]
         course = (f"{min(losses):.4f}", str(losses.index(min(losses)) + 1), f"{median(losses[-10:]):.4f}")
         rows.append((row["arm"], run.verdict, *course, number(run.drawdown, ".2f"), *metrics))
-    return table(head, rows)
-
-
-def warning() -> str:
-    """The early-warning rule: runs that were never better than the best constant object after a share of the epochs."""
-    head = ("after this share of the epochs", "would be stopped", "of them failed in the end: precision")
-    head += ("of all that failed later: recall",)
-    rows = []
-    for share in early_warning.SHARES:
-        found = early_warning.tried(early_warning.Rule(share, 0.0), STUDIES)
-        precision = f"{found.precision:.2f} {interval(*wilson_interval(found.right, found.stopped), '.2f')}"
-        recall = f"{found.recall:.2f}, {found.right} of {found.failed}"
-        rows.append((f"{share:g}", str(found.stopped), precision, recall))
-    return table(head, rows)
-
-
-def cross_validation() -> str:
-    """The rule that the other studies choose, on the study that is left out; studies without a failure say nothing."""
-    head = ("left out", "rule of the others: share, progress under", "stopped", "of them failed", "failed in all")
-    left_out = list(early_warning.cross_validated())
-    rows = [
-        (study, f"{rule.share:g}, {rule.under:g}", str(found.stopped), str(found.right), str(found.failed))
-        for study, rule, found in left_out
-        if found.stopped or found.failed
-    ]
-    total = early_warning.total(found for *_, found in left_out)
-    low, high = wilson_interval(total.right, total.stopped)
-    said = f"precision {total.precision:.2f} {interval(low, high, '.2f')}, recall {total.recall:.2f}"
-    rows.append(("all", said, str(total.stopped), str(total.right), str(total.failed)))
     return table(head, rows)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from fnostab.report.axes import to_png
-from results import questions, stability
+from results import early_warning, questions, stability
 from results.figures import FIGURES
 from results.runs import STUDIES
 
@@ -32,7 +32,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         for of in (
             *(questions.depth, questions.depth_pairs, questions.drift, questions.start, questions.clipping),
             *(questions.clipping_cost, questions.learning_rates, questions.candidates, questions.better),
-            *(questions.norms, questions.full_size, questions.warning, questions.cross_validation),
+            *(questions.norms, questions.full_size, early_warning.warning, early_warning.cross_validation),
             *(stability.verdicts, stability.changed, stability.stability, stability.correlations, stability.no_objects),
         )
     },
