@@ -56,11 +56,12 @@ def original() -> Pieces:
     yield f"probability {probability(phase, 'stable', 'control')} (not clear, {p_value(phase, 'stable', 'control')})"
     by = probability(phase, "stable", "control", _BY_OBJECT), p_value(phase, "stable", "control", _BY_OBJECT)
     yield f"by R with {by[0]} ({by[1]})"
-    equal = probability(phase, "plain", "control", _BY_OBJECT)
-    yield f"by val_loss ({probability_and_p(phase, 'plain', 'control')}) and equal by R ({equal})"
+    level = probability(phase, "plain", "control", _BY_OBJECT)
+    yield f"by val_loss ({probability_and_p(phase, 'plain', 'control')}) and level by R ({level})"
     yield f"larger than control's ({p_value(phase, 'agc', 'control', _BY_OBJECT)})"
     plain, stable = (probability_and_p(none, arm, "control") for arm in ("plain", "stable"))
     yield f"plain ({plain}) and stable ({stable})"
+    yield f"agc and control are level ({probability_and_p(none, 'agc', 'control')})"
     by = [probability(none, arm, "control", _BY_OBJECT) for arm in ("plain", "stable")]
     yield f"by R neither ({by[0]} and {by[1]})"
     yield f"at {ends((row['median_best_val_loss'] for row in ranked(flat).table), '.2f')} of"

@@ -16,7 +16,7 @@ from results.phrases import (
     rose,
     under,
 )
-from results.runs import BETTER, SCHEDULES, depth_arm, of_arm, ranked, read_runs, row_of, schedule_arm
+from results.runs import BETTER, NORMS, SCHEDULES, depth_arm, of_arm, pair, ranked, read_runs, row_of, schedule_arm
 from results.stability import SMALL, risen
 
 _BY_OBJECT = "r_stitched"
@@ -60,8 +60,8 @@ def pieces() -> Pieces:
     yield f"(plain {losses[1]}, pre {losses[2]}; not clear, {p_value(first, 'pre', 'plain')}"
     yield f"clear without phase, {p_value(both, 'pre', 'plain')}, by R {p_value(both, 'pre', 'plain', _BY_OBJECT)})"
     objects = [[r_factor(first, arm)] for arm in ("control", "plain", "pre")]
-    yield f"no better than control ({objects[0][0]} both)" if objects[0] == objects[1] else "?"
-    yield f"pre is ({objects[2][0]})"
+    yield f"level with control ({objects[0][0]} both)" if objects[0] == objects[1] else "?"
+    yield f"({objects[2][0]}; clearly of control, not of plain, {p_value(first, 'pre', 'plain', _BY_OBJECT)})"
     yield from _norms()
 
 
@@ -94,6 +94,15 @@ def _longer() -> Pieces:
 def _norms() -> Pieces:
     yield "val_loss with probability {} and by R with {}".format(*words.pre_over("gamma_1"))
     yield "{} and {}".format(*words.pre_over("gamma_1_rms"))
+    ahead = {}
+    for by in ("best_val_loss", _BY_OBJECT):
+        for beginning in ("q7_", "q5_"):
+            pairs = [(pre, last) for pre, last in NORMS.values() if pre[0].startswith(beginning)]
+            wins = [pair(pre[0], last[1], pre[1], by).probability > 0.5 for pre, last in pairs]
+            ahead[beginning, by] = "all five" if sum(wins) == 5 else ("none", "one", "two", "three", "four")[sum(wins)]
+    by_loss, by_object = ahead["q7_", "best_val_loss"], ahead["q7_", _BY_OBJECT]
+    yield f"stable_1 is ahead in {by_loss} by val_loss and in {by_object} by R"
+    yield f"rates in {ahead['q5_', 'best_val_loss']} by val_loss and in {ahead['q5_', _BY_OBJECT]} by R"
     study = "q2_depth"
     last = [r_factor(study, depth_arm("stable_1", blocks)) for blocks in (8, 16)]
     yield f"({last[0]} and {last[1]} against pre's {r_factor(study, depth_arm('pre', 8))})"
