@@ -14,6 +14,7 @@ _TINY = {
     "data.object_size": 96,
     "data.max_train_patches": 4,
     "data.max_val_patches": 24,
+    "data.val_choice": "random",
     "data.probe_radius_px": 8,
 }
 

@@ -100,7 +100,7 @@ def test_a_run_without_a_single_good_step_has_a_figure_too():
 
 def test_dataset_figure_shows_probe_object_and_patterns():
     maps = _maps(dataset_figure(load_or_build(resolve_config({"preset": "smoke"}).data)))
-    assert {"probe: amplitude", "test object: phase", "pattern 0", "pattern 96"} <= set(maps)
+    assert {"probe: amplitude", "test object: phase", "pattern 0", "pattern 192"} <= set(maps)
 
 
 def test_pixels_of_a_figure_are_a_colour_picture(reconstruction, dataset):
