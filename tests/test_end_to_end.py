@@ -22,7 +22,7 @@ from fnostab.workflows.train import train_arm
 _ROOT = Path(__file__).resolve().parents[1]
 _SCAN = _ROOT.parent / "shared" / "data" / "siemens-star-small.npz.bz2"
 _EPOCHS = 8
-_STEPS = _EPOCHS * 12  # smoke: 192 patches in batches of 16
+_STEPS = _EPOCHS * 24  # smoke: 384 patches in batches of 16
 
 
 def _environment(folder: Path, **extra: str):

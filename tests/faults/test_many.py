@@ -14,7 +14,7 @@ from servers import client_environment, wait_until
 pytestmark = pytest.mark.faults
 
 _ROOT = Path(__file__).resolve().parents[2]
-_STEPS = 12  # an epoch of smoke: 192 patches in batches of 16
+_STEPS = 24  # an epoch of smoke: 384 patches in batches of 16
 
 #: What takes seconds, and differs between processes, comes before "ready".
 _BUILD = """
