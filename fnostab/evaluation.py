@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -173,13 +173,22 @@ def half_scan_frc(
     return metrics.fourier_ring_correlation(metrics.align(one, two, both).object, two, both)
 
 
-def stitched_r(patches: torch.Tensor, split: Split, scale: float, probe: torch.Tensor) -> float:
-    """R-factor of the one object that the predicted `patches` (n, N, N) of each object in `split` make together.
+class Stitched(NamedTuple):
+    """The one object that patches make together: its R-factor, and how far its patches agree (see `Reassembly`)."""
 
-    It is that of `evaluate`, on the device of `patches`. NaN if the numbers are too large or too wild to be stitched.
+    r: float = math.nan
+    consistency: float = math.nan
+    shared_light: float = math.nan
+
+
+def stitch_patches(patches: torch.Tensor, split: Split, scale: float, probe: torch.Tensor) -> Stitched:
+    """Stitch the predicted `patches` (n, N, N) of each object in `split`, on their device, as `evaluate` does.
+
+    R-factors of several objects are weighted by their light, the other numbers are means. NaN if the numbers are too
+    large or too wild to be stitched.
     """
     if not (can_be_stitched(patches) and can_be_stitched(probe)):
-        return math.nan
+        return Stitched()
     found, shares = [], []
     for index in np.unique(split.object_index):
         group = np.flatnonzero(split.object_index == index)
@@ -188,10 +197,12 @@ def stitched_r(patches: torch.Tensor, split: Split, scale: float, probe: torch.T
         try:
             stitched = reassemble(patches[torch.from_numpy(group).to(patches.device)], part.positions_px, probe)
         except ArpackError:  # the phases of patches that have next to nothing in common
-            return math.nan
-        found.append(stitched_r_factor(stitched, part.positions_px, probe.cpu(), amplitudes))
+            return Stitched()
+        r = stitched_r_factor(stitched, part.positions_px, probe.cpu(), amplitudes)
+        found.append((r, stitched.consistency, stitched.shared_light))
         shares.append(float(amplitudes.sum(dtype=np.float64)))
-    return float(np.average(found, weights=shares))
+    r, *agreement = np.array(found).T
+    return Stitched(float(np.average(r, weights=shares)), *(float(values.mean()) for values in agreement))
 
 
 def baselines(dataset: Dataset, probe_learnt: bool) -> dict[str, float]:

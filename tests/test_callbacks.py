@@ -104,7 +104,8 @@ def _driven(losses, constant, floor, give_up_epoch=3, epochs=8):
     for loss in losses:
         assert not trainer.should_stop
         history.add_steps([[1.0, 1.0, 1.0, 0.0]])
-        trainer.callback_metrics = {"val_loss": loss, "object_std": 1.0, "r_stitched": math.nan}
+        agreement = dict.fromkeys(("patch_consistency", "shared_light"), math.nan)
+        trainer.callback_metrics = {"val_loss": loss, "object_std": 1.0, "r_stitched": math.nan, **agreement}
         recorder.on_train_epoch_end(trainer, module)
     assert recorder.had_to_stop is trainer.should_stop
     return history, sink

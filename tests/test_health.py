@@ -294,6 +294,26 @@ def test_the_last_stitched_r_factor_that_was_taken_counts():
     assert _decide(0.9, 0.1, 0.1, r_stitched=[0.05, 0.3, "NaN"], **known) == "inconsistent"
 
 
+@pytest.mark.parametrize(
+    ("consistency", "shared", "label", "told"),
+    [
+        (0.7, 0.6, "converged", "ended at"),
+        (-0.13, 0.6, "inconsistent", "where they share light their consistency is -0.13, under 0.1"),
+        (0.05, None, "inconsistent", "their consistency is 0.05, under 0.1"),
+        ("NaN", 0.0, "inconsistent", "they share 0 % of their light, under 1 %"),
+        ("NaN", 0.6, "converged", "ended at"),
+    ],
+)
+def test_patches_that_share_no_light_or_do_not_agree_make_no_object_however_low_its_r_factor(
+    consistency, shared, label, told
+):
+    known = {"r_stitched_constant": 0.2, "r_stitched_mean_pattern": 0.2, "r_stitched": [0.05, "NaN"]}
+    agreement = {"patch_consistency": [consistency, "NaN"], "shared_light": [shared, "NaN"]}
+    verdict = judge(_history(0.9, 0.1, **known, **agreement))
+    assert verdict.label == label
+    assert told in verdict.reason
+
+
 def test_what_was_lost_or_never_learnt_is_not_inconsistent():
     nothing = {"r_stitched": [2.0], "r_stitched_constant": 0.2, "r_stitched_mean_pattern": 0.1}
     assert _decide(0.1, 0.9, **nothing) == "diverged"

@@ -10,7 +10,7 @@ from small_runs import fit, new_module, write_small_scan
 
 from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
-from fnostab.evaluation import evaluate, stitched_r
+from fnostab.evaluation import evaluate, stitch_patches
 from fnostab.health.history import STEP_SERIES
 from fnostab.optics import far_field_amplitude
 from fnostab.scan import reassemble, stitched_r_factor
@@ -162,16 +162,19 @@ def test_r_stitched_is_that_of_the_one_object_of_the_validation_patches_each_cou
     module, history, sink = fit(config, tmp_path)
     val = load_or_build(config.data).val
     patches, scale = module.reconstruct(val), load_or_build(config.data).scale
-    values, light = [], []
+    values, light, consistencies = [], [], []
     for index in (0, 1):
         part = val.part(np.flatnonzero(val.object_index == index))
         stitched = reassemble(patches[val.object_index == index], part.positions_px, module.probe_array)
         amplitudes = np.sqrt(part.counts) / scale
         values.append(stitched_r_factor(stitched, part.positions_px, module.probe_array, amplitudes))
         light.append(amplitudes.sum())
+        consistencies.append(stitched.consistency)
     assert history.r_stitched == [pytest.approx(np.average(values, weights=light), rel=1e-5)]
     assert [value for key, value, *_ in sink.rows if key == "val/r_stitched"] == history.r_stitched
     assert values[0] != pytest.approx(values[1], rel=1e-3)
+    assert history.patch_consistency == [pytest.approx(np.mean(consistencies), rel=1e-4)]
+    assert 0.01 < history.shared_light[0] < 1
 
 
 def test_a_scan_is_stitched_as_a_whole_every_few_epochs_and_after_the_last(tmp_path):
@@ -214,11 +217,11 @@ def test_an_object_of_numbers_that_blew_up_has_no_r_factor_and_one_of_zeros_that
     dataset = load_or_build(_config().data)
     probe = torch.from_numpy(np.array(dataset.probe))
     patches = torch.full((8, 32, 32), value, dtype=torch.complex64)
-    found = stitched_r(patches, dataset.val, dataset.scale, probe)
+    found = stitch_patches(patches, dataset.val, dataset.scale, probe).r
     assert found == 1 if value == 0 else np.isnan(found)
     truth = torch.from_numpy(dataset.val.patches_of(dataset.val_objects))
-    assert stitched_r(truth, dataset.val, dataset.scale, probe) < 0.05
-    assert np.isnan(stitched_r(truth, dataset.val, dataset.scale, probe * value)) or value == 0
+    assert stitch_patches(truth, dataset.val, dataset.scale, probe).r < 0.05
+    assert np.isnan(stitch_patches(truth, dataset.val, dataset.scale, probe * value).r) or value == 0
 
 
 def test_the_share_of_the_blocks_tensors_that_moved_is_recorded(tmp_path):
@@ -253,12 +256,17 @@ def test_a_run_goes_on_from_a_checkpoint_that_lacks_what_later_versions_record(t
     assert not any(np.isnan(value) for _, value, *_ in sink.rows)
 
 
+def _results(val_loss, r_stitched):
+    agreement = {"patch_consistency": 0.5, "shared_light": 0.5}
+    return {"val_loss": val_loss, "object_std": 1.0, "r_stitched": r_stitched, **agreement}
+
+
 def test_the_best_weights_are_those_of_the_lowest_value_that_they_are_selected_by(tmp_path, monkeypatch):
     losses = iter([0.3, 0.1, 0.2, 0.4])
     stitched = iter([float("nan"), 0.9, 0.7, 0.8])
     monkeypatch.setattr(
         "fnostab.training.validation.Validation.results",
-        lambda self, module: {"val_loss": next(losses), "object_std": 1.0, "r_stitched": next(stitched)},
+        lambda self, module: _results(next(losses), next(stitched)),
     )
     fit(_config(epochs=4, train__select_by="r_stitched"), tmp_path)
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)
@@ -278,7 +286,7 @@ def test_an_epoch_that_was_not_stitched_is_the_best_only_until_one_was(tmp_path,
         val_loss, r_stitched = next(values)
         best = tmp_path / "best.ckpt"
         seen.append(torch.load(best, weights_only=True)["epoch"] if best.exists() else None)
-        return {"val_loss": val_loss, "object_std": 1.0, "r_stitched": r_stitched}
+        return _results(val_loss, r_stitched)
 
     seen = []
     monkeypatch.setattr("fnostab.training.validation.Validation.results", results)

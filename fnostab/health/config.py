@@ -27,6 +27,13 @@ class HealthConfig:
     flat_ratio: float = 0.1
     #: or under this share of its best.
     flat_share_of_best: float = 0.1
+    #: Patches make no object if they share less than this part of their light (`val/shared_light`): each stands alone,
+    #: and any positions fit.
+    least_shared_light: float = 0.01
+    #: Or if they agree no better than this where they share light (`val/patch_consistency`: 1 if they agree, about 0 if
+    #: they are unrelated). With wrong axes or a wrong order of frequencies it is -0.15 to 0, with the right ones 0.4 to
+    #: 0.8, while R alone can lie under the baselines: a network that learns the probe fits much.
+    least_consistency: float = 0.1
     #: A relapse is a rise of val_loss over this many times the lowest since the relapse before; the least that people
     #: call one: from epoch to epoch val_loss varies by some percent.
     relapse_ratio: float = 1.5

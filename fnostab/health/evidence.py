@@ -64,12 +64,15 @@ def _of_epochs(history: Mapping[str, Any], config: HealthConfig) -> dict[str, An
 
 
 def _of_stitching(history: Mapping[str, Any]) -> dict[str, Any]:
-    """The last R-factor of the stitched object, those of knowing nothing, and the rule that they cannot decide."""
-    taken = series(history, "r_stitched")
-    last = _at(taken[np.isfinite(taken)], -1)
+    """What the patches made together when they were last stitched, and the rule that this cannot decide."""
+    taken = np.flatnonzero(np.isfinite(series(history, "r_stitched")))
+    last = {}
+    for name in ("r_stitched", "patch_consistency", "shared_light"):
+        values = series(history, name)
+        last[f"last_{name}"] = float(values[taken[-1]]) if taken.size and taken[-1] < len(values) else math.nan
     nothing = {name: number(history.get(name)) for name in ("r_stitched_constant", "r_stitched_mean_pattern")}
-    undecided = math.isnan(last) or all(math.isnan(value) for value in nothing.values())
-    return {"last_r_stitched": last, **nothing, "rules_left_out": ["inconsistent"] if undecided else []}
+    undecided = not taken.size or all(math.isnan(value) for value in nothing.values())
+    return {**last, **nothing, "rules_left_out": ["inconsistent"] if undecided else []}
 
 
 def _of_steps(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class History:
 
     `val_loss` is an R-factor, and `val_amp_ssim` is empty where the truth is not known. `r_stitched` is the R-factor of
     the one object that the validation patches make together (of a scan: all patches), NaN at epochs where it was not
-    taken; `r_stitched_constant` and `r_stitched_mean_pattern` are those of knowing nothing, on the same patterns.
+    taken, with `patch_consistency` and `shared_light` of those patches, as `scan.Reassembly` has them;
+    `r_stitched_constant` and `r_stitched_mean_pattern` are those of knowing nothing, on the same patterns.
     `parameters_moved` is the share of the blocks' parameter tensors that changed in the epoch. The series in `health`,
     by name, have one value from before the first step and then one an epoch. `object_correlation` and
     `twin_correlation` are those of `metrics.orientation` at the end. `events` holds what ended a run early, and is
@@ -31,6 +32,8 @@ class History:
     lr: list[float] = _one_per("epoch")
     object_std_ratio: list[float] = _one_per("epoch")
     r_stitched: list[float] = _one_per("epoch")
+    patch_consistency: list[float] = _one_per("epoch")
+    shared_light: list[float] = _one_per("epoch")
     parameters_moved: list[float] = _one_per("epoch")
     val_amp_ssim: list[float] = _one_per("epoch")
     loss_step: list[float] = _one_per("step")

@@ -46,8 +46,9 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     4. never learnt: diverged or stagnated, also where `metrics.progress` cannot tell, because a constant object is no
        worse than photon noise;
     5. learnt, but not there any more: diverged, or collapsed if the object is flat besides;
-    6. learnt patch by patch, but the patches make no object: inconsistent; left out, and named in the evidence as
-       `rules_left_out`, where the R-factor of the stitched object is not known;
+    6. learnt patch by patch, but the patches make no object: inconsistent. They share no light, or the stitched object
+       is no better than knowing nothing, or they agree no better than unrelated ones. Left out, and named in the
+       evidence as `rules_left_out`, where the R-factor of the stitched object is not known;
     7. converged.
 
     A val_loss that is not finite counts as infinite: one in the middle does no harm; one at the end, or nothing else,
@@ -154,9 +155,9 @@ def _judge_unlearnt(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[
     if math.isinf(last):
         return "diverged", f"{why}; the last val_loss was not finite"
     moved = f"{why}; val_loss went from {first:.3g} to {last:.3g}"
-    if last > config.diverged_ratio * first:
+    if last / config.diverged_ratio > first:
         return "diverged", f"{moved}, over {config.diverged_ratio:g} times the first"
-    if last > config.diverged_constants * constant:
+    if last / config.diverged_constants > constant:
         return "diverged", f"{moved}, over {config.diverged_constants:g} times a constant object's, {constant:.3g}"
     largest = evidence.get("norm_weight_absmax", math.nan)
     return "stagnated", moved + (
@@ -182,20 +183,31 @@ def _judge_lost(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[Verd
 
 
 def _judge_inconsistent(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str] | None:
-    last = evidence["last_r_stitched"]
+    told = _no_object(evidence, config)
+    if not told:
+        return None
+    cause = "positions, their axes or unit, or the order of the patterns' frequencies may be wrong"
+    return "inconsistent", f"{_reached(evidence)}, but the patches make no object: {told}; {cause}"
+
+
+def _no_object(evidence: Mapping[str, Any], config: HealthConfig) -> str:
+    """Why the patches make no object; empty if they do, or if that is not known."""
+    last, shared, consistency = (evidence[f"last_{of}"] for of in ("r_stitched", "shared_light", "patch_consistency"))
+    if shared < config.least_shared_light:
+        return f"they share {100 * shared:.2g} % of their light, under {100 * config.least_shared_light:g} %"
     for name, nothing in (("mean_pattern", "one mean pattern everywhere"), ("constant", "the best constant object")):
-        if last >= evidence[f"r_stitched_{name}"]:
-            told = f"the R-factor of the stitched object, {last:.3g}, is not under that of {nothing}"
-            cause = "positions, their axes or unit, or the order of the patterns' frequencies may be wrong"
-            known = f"{evidence[f'r_stitched_{name}']:.3g}"
-            return "inconsistent", f"{_reached(evidence)}, but the patches make no object: {told}, {known}; {cause}"
-    return None
+        if last >= (known := evidence[f"r_stitched_{name}"]):
+            return f"the R-factor of the stitched object, {last:.3g}, is not under that of {nothing}, {known:.3g}"
+    if consistency < config.least_consistency:
+        unrelated = f"under {config.least_consistency:g} (1: they agree, 0: they are unrelated)"
+        return f"where they share light their consistency is {consistency:.2g}, {unrelated}"
+    return ""
 
 
 def _grown(evidence: Mapping[str, Any], config: HealthConfig) -> str:
     """How val_loss ended far above its best; empty if it did not. A loss that is not positive has no ratios."""
     last, best = evidence["last_val_loss"], evidence["best_val_loss"]
-    if not 0 < config.lost_ratio * best < last:
+    if not 0 < best < last / config.lost_ratio:  # divided, as the largest numbers times 2 overflow
         return ""
     ended = "was not finite at the end" if math.isinf(last) else f"ended at {last:.3g}"
     return f"val_loss {ended}, over {config.lost_ratio:g} times its best, {best:.3g}"

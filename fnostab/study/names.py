@@ -36,6 +36,8 @@ NUMBERS: Final = (
     Number("val/loss", "val_loss", "epoch", "R-factor on the validation patterns"),
     Number("val/progress", "progress", "epoch", "0: best constant object, 1: photon noise alone"),
     Number("val/r_stitched", "r_stitched", "epoch", "R-factor of the one object that validation patches make together"),
+    Number("val/patch_consistency", "patch_consistency", "epoch", "how far those patches agree: 1 fully, 0 unrelated"),
+    Number("val/shared_light", "shared_light", "epoch", "share of their light that others share"),
     Number("val/amp_ssim", "val_amp_ssim", "epoch", "SSIM of the validation object's amplitude, if the truth is known"),
     Number("lr", "lr", "epoch", "learning rate"),
     Number("health/object_std_ratio", "object_std_ratio", "epoch", "the predicted object's deviation over the truth's"),

@@ -8,7 +8,7 @@ import torch
 
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset
-from fnostab.evaluation import stitched_r
+from fnostab.evaluation import Stitched, stitch_patches
 from fnostab.optics import far_field_amplitude
 from fnostab.training.batches import Batch, share
 from fnostab.training.collectives import all_gather_complex
@@ -48,9 +48,9 @@ class Validation:
         """What the epoch came to, the same on all ranks.
 
         That is `val_loss`, always the R-factor over all validation patches; their mean `object_std`; `r_stitched`, that
-        of the one object that they make together, or of a measured scan all patches, NaN at epochs where it is not
-        taken; and, where the truth is known, `val_amp_ssim`, the SSIM of the stitched amplitude, which no patch's
-        global phase touches.
+        of the one object that they make together, or of a measured scan all patches, beside `patch_consistency` and
+        `shared_light`, which tell how far they agree, all NaN at epochs where they are not taken; and, where the truth
+        is known, `val_amp_ssim`, the SSIM of the stitched amplitude, which no patch's global phase touches.
         """
         # Batches are summed in double precision on the CPU: not every device has it.
         sums = torch.stack(self._sums).cpu().double().sum(0)
@@ -58,16 +58,16 @@ class Validation:
             sums = module.trainer.strategy.reduce(sums.to(module.device), reduce_op="sum")
         numerator, denominator, deviation = sums.tolist()
         found = {"val_loss": numerator / denominator, "object_std": deviation / len(self._split.counts)}
-        found["r_stitched"] = math.nan
-        patches = None
+        patches, stitched = None, Stitched()
         if self._objects is not None:
             patches = all_gather_complex(torch.cat(self._patches), len(self._split.counts))
             found["val_amp_ssim"] = stitched_amplitude_ssim(patches.abs(), module.probe, self._split, self._objects)
         if self._stitches_after(module.trainer):
             patches = self._scan(module) if patches is None else patches
             probe = module.probe.detach().to(patches.device)
-            found["r_stitched"] = stitched_r(patches, self._stitched, module.scale, probe)
-        return found
+            stitched = stitch_patches(patches, self._stitched, module.scale, probe)
+        agreement = {"patch_consistency": stitched.consistency, "shared_light": stitched.shared_light}
+        return found | {"r_stitched": stitched.r} | agreement
 
     def _stitches_after(self, trainer: Any) -> bool:
         """Whether `r_stitched` is taken after this epoch: every so often, and wherever the training may end."""

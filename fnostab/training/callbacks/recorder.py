@@ -194,7 +194,7 @@ class SeriesRecorder(lightning.Callback):
             val_loss=found["val_loss"],
             lr=float(trainer.optimizers[0].param_groups[0]["lr"]),
             object_std_ratio=found["object_std"] / reference if reference else math.nan,
-            r_stitched=found["r_stitched"],
+            **{name: found[name] for name in ("r_stitched", "patch_consistency", "shared_light")},
             parameters_moved=moves.pop("parameters_moved"),
             val_amp_ssim=found.get("val_amp_ssim"),
         )
