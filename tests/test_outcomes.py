@@ -46,7 +46,7 @@ def test_all_final_and_epoch_metrics_are_in_the_store(phaseless):
     _, run = phaseless
     assert set(run.data.metrics) >= _FINAL | _EPOCH | {"health/norm_weight_absmax"}
     points = mlflow.MlflowClient().get_metric_history(run.info.run_id, "health/norm_weight_absmax")
-    assert [point.step for point in points] == list(range(0, 97, 12))  # before the first step, and after each epoch
+    assert [point.step for point in points] == list(range(0, 193, 24))  # before the first step, and after each epoch
 
 
 def test_on_objects_without_phase_the_store_claims_no_phase(phaseless):
@@ -110,7 +110,7 @@ def test_a_run_that_is_given_up_is_evaluated_and_trains_no_more_when_it_is_start
     assert run.data.tags["verdict_reason"].endswith("; given up after epoch 2 of 4")
     assert set(run.data.metrics) >= _FINAL - {"samples_per_s"}  # nothing was trained by this process
     assert "samples_per_s" not in run.data.metrics
-    assert [len(client.get_metric_history(run.info.run_id, key)) for key in ("train/loss", "val/loss")] == [24, 2]
+    assert [len(client.get_metric_history(run.info.run_id, key)) for key in ("train/loss", "val/loss")] == [48, 2]
 
 
 def test_a_run_without_a_finite_number_has_no_reconstruction_and_no_model(fresh_store, monkeypatch):
