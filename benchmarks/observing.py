@@ -12,6 +12,7 @@ Pictures, which come every few epochs only, are left out.
 import argparse
 import contextlib
 import logging
+import math
 import os
 import statistics
 import tempfile
@@ -24,25 +25,25 @@ from unittest import mock
 
 import torch
 
-from fnostab.config import ArmConfig, resolve_config
+from fnostab.config import resolve_config
 from fnostab.dataset import Dataset, load_or_build
+from fnostab.evaluation import Stitched
 from fnostab.health.history import History
 from fnostab.tracking.run import open_run
 from fnostab.tracking.store import open_store
-from fnostab.training import module as training_module
+from fnostab.training import validation
 from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.trainer import make_trainer
 
+#: What the validation of an epoch does besides the R-factor of its patches.
+_OF_EPOCHS = ("stitched_amplitude_ssim", "stitch_patches")
+
 
 class Unobserved(PtychoModule):
-    """Trains alike and looks at nothing but the R-factor."""
-
-    def __init__(self, config: ArmConfig, dataset: Dataset) -> None:
-        super().__init__(config, dataset)
-        self._val_objects = None  # no SSIM
+    """Trains alike and looks at nothing but the R-factor of patches."""
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.config.clip.val)
@@ -74,6 +75,11 @@ class Stopwatch:
         return timed
 
 
+def _replaced(by: Callable[[str], Callable]) -> contextlib.AbstractContextManager:
+    """Have `_OF_EPOCHS` replaced by what `by` gives for each name."""
+    return mock.patch.multiple(validation, **{name: by(name) for name in _OF_EPOCHS})
+
+
 class Observed(NamedTuple):
     """Seconds of each training without and with observing, and the share inside of what observes."""
 
@@ -97,13 +103,13 @@ def measure(preset: str = "quick", epochs: int = 1, repeats: int = 8) -> Observe
         for repeat in range(2 * repeats):
             observed = repeat % 4 in (1, 2)  # off, on, on, off: a steady drift favours neither
             if not observed:
-                off.append(train_s(Unobserved(config, dataset), [], dataset, folder))
+                with _replaced(lambda name: lambda *_: Stitched() if name == "stitch_patches" else math.nan):
+                    off.append(train_s(Unobserved(config, dataset), [], dataset, folder))
                 continue
             watch = Stopwatch()
-            ssim = watch.timed(training_module.stitched_amplitude_ssim)
             with (
                 open_run(config, folder) as tracker,
-                mock.patch.object(training_module, "stitched_amplitude_ssim", ssim),
+                _replaced(lambda name, watch=watch: watch.timed(getattr(validation, name))),
             ):
                 recorder = SeriesRecorder(History(), tracker)
                 for name in ("on_fit_start", "on_train_start", "on_train_batch_end", "on_train_epoch_end"):

@@ -122,7 +122,7 @@ def test_data_build_reports_the_content_hash_and_is_repeatable(fresh_store, caps
     first = capsys.readouterr().out
     assert main(["data", "build", "--preset", "smoke"]) == 0
     assert capsys.readouterr().out == first
-    assert "192 training, 32 validation, 169 test patterns" in first
+    assert "384 training, 169 validation, 169 test patterns" in first
 
 
 def test_stage_b_takes_its_depth_and_its_name_from_a_config_file_too(tmp_path, monkeypatch):

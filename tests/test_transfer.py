@@ -77,7 +77,7 @@ def test_a_run_that_keeps_its_numbers_alone_has_all_of_them_and_no_model(exporte
         "metrics.json",
     }
     assert {"best_val_loss", "test/r_factor", "test/amp_ssim", "grad/norm_max"} <= run.data.metrics.keys()
-    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 36
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 72
 
 
 def test_nothing_without_a_model_is_registered_and_it_is_said_why(exported, monkeypatch, capsys):
@@ -154,7 +154,7 @@ def test_runs_are_not_imported_into_the_store_that_they_come_from(exported, monk
 
 def test_the_series_of_steps_travel_if_they_are_asked_for(exported):
     plain, full = (_lines(exported / name)[1] for name in ("numbers.jsonl.gz", "with_steps.jsonl.gz"))
-    assert len(full["history"]["loss_step"]) == 36
+    assert len(full["history"]["loss_step"]) == 72
     assert "loss_step" not in plain["history"]
     assert len(plain["history"]["val_loss"]) == len(full["history"]["val_loss"]) == 3
 
