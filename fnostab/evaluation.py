@@ -100,8 +100,8 @@ def evaluate(
         results |= {"object_correlation": ours, "twin_correlation": twin}
     else:
         # The knowledge of nothing on the whole scan: what `r_factor` is to be compared with.
-        results["r_factor_constant"] = metrics.constant_object_r_factor(_empty_beam(probe), amplitudes)
-        results["r_factor_mean_pattern"] = metrics.mean_pattern_r_factor(amplitudes, amplitudes)
+        nothing = _knowing_nothing(probe, amplitudes, amplitudes, probe_learnt=False)
+        results["r_factor_constant"], results["r_factor_mean_pattern"] = nothing
     return Evaluation(found, results)
 
 

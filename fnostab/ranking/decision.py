@@ -67,8 +67,7 @@ def decide(table: Sequence[Row], compared: Compared, other: Pairs, *, by: str, d
     Where the other column clearly says the opposite of a pair that a claim rests on, nothing is claimed: undecided.
     """
     winner = None if table[0]["best_val_loss"] is None else table[0]["arm"]
-    claims = [claim for claim in _claims(table, compared, by) if claim is not None]
-    claim = claims[0] if claims else None
+    claim = next((claim for claim in _claims(table, compared, by) if claim is not None), None)
     opposed = [other[b, a] for a, b in claim.pairs if (b, a) in other and other[b, a].a_is_better] if claim else []
     seeds_needed = None
     label: Label = "undecided"
