@@ -75,8 +75,7 @@ def compare_study(
     if by not in RANKED_BY:
         raise ConfigError(f"`by` (={by}) must be one of {', '.join(RANKED_BY)}")
     open_store(must_exist=True)
-    selection, ranking = rank_study(study, dataset=dataset, parent=parent, by=by)
-    home = _parent_of(study, selection, parent)
+    selection, ranking, home = _rank(study, dataset, parent, by)
     result, unreadable = _result(study, selection, ranking, home)
     candidate, registry = find_candidate(result, selection.runs) if register else (None, "Nothing registered.")
     pictures, faults = draw_figures(result)
@@ -109,6 +108,12 @@ def rank_study(
     study: str, *, dataset: str | None = None, parent: str | None = None, by: str = "best_val_loss"
 ) -> tuple[Selection, Ranking]:
     """The runs of `study` that are compared, and their ranking by the column `by`, at the looks of its parent."""
+    selection, ranking, _ = _rank(study, dataset, parent, by)
+    return selection, ranking
+
+
+def _rank(study: str, dataset: str | None, parent: str | None, by: str) -> tuple[Selection, Ranking, StoredRun | None]:
+    """What `rank_study` gives, and the newest parent run of the study on this dataset, if there is one."""
     found = find_runs(study)
     parents = [run for run in find_parents(study) if parent in (None, run.run_id)]
     planned = [
@@ -119,22 +124,12 @@ def rank_study(
     ]
     selection = select_runs(study, found, dataset=dataset, parent=parent, planned=planned)
     rows, notes = to_rows(selection.runs)
-    design = stored_design(_home(parents, selection))
+    home = next((run for run in parents if run.tags.get("dataset_sha256") == selection.dataset_sha256), None)
     try:
-        ranking = rank_arms(rows, BOOTSTRAP_SEED, by=by, design=design)
+        ranking = rank_arms(rows, BOOTSTRAP_SEED, by=by, design=stored_design(home))
     except ValueError as error:  # such as: no verdict of a run is a result
         raise ConfigError(f"`study` (={study}) must have runs that can be ranked: {error}") from None
-    return replace(selection, notes=[*selection.notes, *notes]), ranking
-
-
-def _parent_of(study: str, selection: Selection, parent: str | None) -> StoredRun | None:
-    """The newest parent run of the study on this dataset, if there is one."""
-    return _home([run for run in find_parents(study) if parent in (None, run.run_id)], selection)
-
-
-def _home(parents: Sequence[StoredRun], selection: Selection) -> StoredRun | None:
-    """The first of the `parents` that is of the dataset that the runs have."""
-    return next((run for run in parents if run.tags.get("dataset_sha256") == selection.dataset_sha256), None)
+    return replace(selection, notes=[*selection.notes, *notes]), ranking, home
 
 
 def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun | None) -> tuple[StudyResult, int]:
