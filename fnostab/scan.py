@@ -204,8 +204,8 @@ def reassemble(
     origin = corners.min(axis=0)
     height, width = (corners.max(axis=0) - origin + N).tolist()
     windows = torch.from_numpy(corners - origin).to(waves.device)
-    probes = _shifted(light_field, remainders)
-    waves = _shifted(light_field * waves, remainders)
+    probes = shifted(light_field, remainders)
+    waves = shifted(light_field * waves, remainders)
     phases = waves.real.new_zeros(len(waves))
     if n_sync > 0:
         phases = synchronise_phases(waves, probes, windows, n_sync)
@@ -269,7 +269,7 @@ def stitched_r_factor(
         batch = slice(start, start + batch_size)
         measured = torch.from_numpy(np.array(amplitudes[batch], dtype=np.float32))
         windows = read_windows(canvas, torch.from_numpy(corners[batch]), N)
-        model = far_field_amplitude(windows, _shifted(light_field, remainders[batch]))
+        model = far_field_amplitude(windows, shifted(light_field, remainders[batch]))
         difference += float((model - measured).abs().sum(dtype=torch.float64))
         total += float(measured.sum(dtype=torch.float64))
     return difference / total
@@ -282,8 +282,11 @@ def _whole(positions_px: ArrayLike) -> NDArray[np.int64]:
     return corners
 
 
-def _shifted(field: torch.Tensor, remainders: NDArray[np.float32]) -> torch.Tensor:
-    """`field` (N, N) or (n, N, N) shifted by n remainders; untouched, and not copied, where all are zero."""
+def shifted(field: torch.Tensor, remainders: NDArray[np.float32]) -> torch.Tensor:
+    """Shift `field`, complex (N, N) or (n, N, N), by the `remainders` (n, 2) of positions, as probes and waves are.
+
+    It is returned untouched, and not copied, where all are zero.
+    """
     if not remainders.any():
         return field
     return fourier_shift(field, torch.from_numpy(remainders).to(field.device))

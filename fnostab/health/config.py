@@ -34,6 +34,9 @@ class HealthConfig:
     #: they are unrelated). With wrong axes or a wrong order of frequencies it is -0.15 to 0, with the right ones 0.4 to
     #: 0.8, while R alone can lie under the baselines: a network that learns the probe fits much.
     least_consistency: float = 0.1
+    #: Or if the R-factor of a conventional reconstruction of the scan is under this share in another orientation of the
+    #: positions. With the right axes that of the next best was 1.4 times and more of it, with wrong ones 0.3 to 0.6.
+    orientation_ratio: float = 0.8
     #: A relapse is a rise of val_loss over this many times the lowest since the relapse before; the least that people
     #: call one: from epoch to epoch val_loss varies by some percent.
     relapse_ratio: float = 1.5

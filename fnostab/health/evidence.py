@@ -72,7 +72,9 @@ def _of_stitching(history: Mapping[str, Any]) -> dict[str, Any]:
         last[f"last_{name}"] = float(values[taken[-1]]) if taken.size and taken[-1] < len(values) else math.nan
     nothing = {name: number(history.get(name)) for name in ("r_stitched_constant", "r_stitched_mean_pattern")}
     undecided = not taken.size or all(math.isnan(value) for value in nothing.values())
-    return {**last, **nothing, "rules_left_out": ["inconsistent"] if undecided else []}
+    orientations = mapping(history.get("r_by_orientation"))
+    turned = {"r_by_orientation": {str(name): number(r) for name, r in orientations.items()}} if orientations else {}
+    return {**last, **nothing, **turned, "rules_left_out": ["inconsistent"] if undecided else []}
 
 
 def _of_steps(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:

@@ -23,8 +23,9 @@ class History:
     `r_stitched_constant` and `r_stitched_mean_pattern` are those of knowing nothing, on the same patterns.
     `parameters_moved` is the share of the blocks' parameter tensors that changed in the epoch. The series in `health`,
     by name, have one value from before the first step and then one an epoch. `object_correlation` and
-    `twin_correlation` are those of `metrics.orientation` at the end. `events` holds what ended a run early, and is
-    empty if nothing did.
+    `twin_correlation` are those of `metrics.orientation` at the end, `r_by_orientation` what
+    `dataset.r_by_orientation` gives for a measured scan. `events` holds what ended a run early, and is empty if nothing
+    did.
     """
 
     train_loss: list[float] = _one_per("epoch")
@@ -48,6 +49,7 @@ class History:
     r_stitched_mean_pattern: float = math.nan
     object_correlation: float = math.nan
     twin_correlation: float = math.nan
+    r_by_orientation: dict[str, float] = field(default_factory=dict)
     events: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -84,8 +86,9 @@ class History:
     def to_mapping(self) -> dict[str, Any]:
         """Give plain numbers, lists and strings for JSON; non-finite values as strings NaN, Infinity, -Infinity."""
         mapping = asdict(self)
-        if not mapping["events"]:
-            del mapping["events"]
+        for name in ("events", "r_by_orientation"):
+            if not mapping[name]:
+                del mapping[name]
         return {key: plain(value) for key, value in mapping.items()}
 
     def to_json(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, get_args
 from fnostab.health.config import DEFAULTS, HealthConfig
 from fnostab.health.evidence import gather, mapping, number, series
 from fnostab.health.history import checked_mapping, each, finite_or_none
+from fnostab.health.positions import better_orientation
 
 Failure = Literal["stagnated", "collapsed", "diverged", "inconsistent", "non_finite", "out_of_memory"]
 NoResult = Literal["interrupted", "pruned", "unknown"]
@@ -47,8 +48,9 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
        worse than photon noise;
     5. learnt, but not there any more: diverged, or collapsed if the object is flat besides;
     6. learnt patch by patch, but the patches make no object: inconsistent. They share no light, or the stitched object
-       is no better than knowing nothing, or they agree no better than unrelated ones. Left out, and named in the
-       evidence as `rules_left_out`, where the R-factor of the stitched object is not known;
+       is no better than knowing nothing, or they agree no better than unrelated ones, or the scan itself fits another
+       orientation of its positions (`better_orientation`). Left out, and named in the evidence as `rules_left_out`,
+       where the R-factor of the stitched object is not known;
     7. converged.
 
     A val_loss that is not finite counts as infinite: one in the middle does no harm; one at the end, or nothing else,
@@ -160,9 +162,10 @@ def _judge_unlearnt(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[
     if last / config.diverged_constants > constant:
         return "diverged", f"{moved}, over {config.diverged_constants:g} times a constant object's, {constant:.3g}"
     largest = evidence.get("norm_weight_absmax", math.nan)
-    return "stagnated", moved + (
-        "" if math.isnan(largest) else f"; norm weights never exceeded {largest:.3g} in magnitude"
-    )
+    moved += "" if math.isnan(largest) else f"; norm weights never exceeded {largest:.3g} in magnitude"
+    if better := better_orientation(evidence.get("r_by_orientation", {}), config):
+        moved += f"; the axes of the positions may be wrong: {better}"
+    return "stagnated", moved
 
 
 def _judge_lost(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str] | None:
@@ -195,6 +198,8 @@ def _no_object(evidence: Mapping[str, Any], config: HealthConfig) -> str:
     last, shared, consistency = (evidence[f"last_{of}"] for of in ("r_stitched", "shared_light", "patch_consistency"))
     if shared < config.least_shared_light:
         return f"they share {100 * shared:.2g} % of their light, under {100 * config.least_shared_light:g} %"
+    if better := better_orientation(evidence.get("r_by_orientation", {}), config):
+        return better
     for name, nothing in (("mean_pattern", "one mean pattern everywhere"), ("constant", "the best constant object")):
         if last >= (known := evidence[f"r_stitched_{name}"]):
             return f"the R-factor of the stitched object, {last:.3g}, is not under that of {nothing}, {known:.3g}"

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from fnostab.config import ArmConfig
-from fnostab.dataset import Dataset
+from fnostab.dataset import Dataset, r_by_orientation
 from fnostab.evaluation import Evaluation, baselines, can_be_stitched, consistency_warning, evaluate
-from fnostab.health import Stability, Verdict, judge, measure_stability
+from fnostab.health import Stability, Verdict, better_orientation, judge, measure_stability
 from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
 from fnostab.study.names import tracked
@@ -192,6 +192,7 @@ class _Training:
         trainer = make_trainer(config, callbacks, self._files)
         self._device = trainer.strategy.root_device
         self.logbook.begin(_device_name(self._device), known)
+        self._check_positions()
         last = self._files.newest_complete() if self.tracker.resumed else None
         resume_from = str(last) if last else None
         meeting = Meeting(self.dataset.sha256, resume_from)
@@ -199,6 +200,13 @@ class _Training:
             fit(trainer, config, self.dataset, resume_from)
         # Nothing is left to train where only the upload was.
         return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
+
+    def _check_positions(self) -> None:
+        """Say before a training that a scan's positions look wrong; the verdict at its end counts it."""
+        found = r_by_orientation(self.dataset)
+        self.logbook.history.r_by_orientation = found
+        if better := better_orientation(found):
+            self.report(f"warning: the axes of the scan's positions look wrong: {better}")
 
     @contextmanager
     def _running_out_of_memory(self) -> Iterator[None]:
