@@ -314,6 +314,33 @@ def test_patches_that_share_no_light_or_do_not_agree_make_no_object_however_low_
     assert told in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("flipped", "given", "label"),
+    [
+        (0.03, 0.1, "inconsistent"),
+        (0.079, 0.1, "inconsistent"),
+        (0.081, 0.1, "converged"),
+        (0.1, 0.03, "converged"),
+        (0.9, 2.0, "converged"),
+        ("NaN", 0.1, "converged"),
+        (0.03, None, "converged"),
+    ],
+)
+def test_a_scan_that_fits_another_orientation_of_its_positions_is_inconsistent_however_well_it_trained(
+    flipped, given, label
+):
+    known = {"r_stitched_constant": 0.2, "r_stitched_mean_pattern": 0.2, "r_stitched": [0.05]}
+    verdict = judge(_history(0.1, **known, r_by_orientation={"as given": given, "rows flipped": flipped}))
+    assert verdict.label == label
+    assert ("with rows flipped, and" in verdict.reason) == (label == "inconsistent")
+
+
+def test_a_run_that_never_learnt_says_which_orientation_would_fit():
+    verdict = judge(_history(0.9, r_by_orientation={"as given": 0.1, "axes swapped": 0.02}))
+    assert verdict.label == "stagnated"
+    assert "may be wrong: a conventional reconstruction has an R-factor of 0.02 with axes swapped" in verdict.reason
+
+
 def test_what_was_lost_or_never_learnt_is_not_inconsistent():
     nothing = {"r_stitched": [2.0], "r_stitched_constant": 0.2, "r_stitched_mean_pattern": 0.1}
     assert _decide(0.1, 0.9, **nothing) == "diverged"

@@ -31,7 +31,8 @@ MODULES = {
 ROOMS = {
     *("mlproject", "cli", "workflows", "report", "tracking", "training", "study", "ranking", "health", "metrics"),
     *("dataset", "formats", "models", "launch", "io"),
-    *("config", "optics", "objects", "scan", "clipping", "gradients", "layers", "evaluation", "__main__"),
+    *("config", "optics", "objects", "scan", "clipping", "gradients", "layers", "evaluation"),
+    *("difference_map", "__main__"),
 }
 #: Import none of the frameworks below, not even through another room.
 PURE = {"optics", "objects", "scan", "models", "clipping", "gradients", "metrics", "health", "ranking", "study"}
