@@ -181,8 +181,10 @@ def test_removed_options_with_a_value_that_did_something_are_refused_in_one_line
 def test_a_newer_key_changes_the_hash_only_where_it_has_another_value_than_runs_from_before():
     as_then = {"data.val_choice": "random"}
     config = resolve_config(as_then)
-    assert config.left_out == {"train.give_up_after", "train.select_by", "data.val_choice"}
-    for key, value in {"train.give_up_after": 0.5, "train.select_by": "r_stitched", "data.val_choice": "block"}.items():
+    newer = {"train.give_up_after": 0.5, "train.select_by": "r_stitched", "data.val_choice": "block"}
+    newer |= {"train.mode": "supervised"}
+    assert config.left_out == newer.keys()
+    for key, value in newer.items():
         changed = resolve_config(as_then | {key: value})
         assert changed.left_out == config.left_out - {key}
         assert changed.sha256() != config.sha256()

@@ -15,7 +15,8 @@ def _split(n=53, objects=2):
 
 def _patches(split):
     n = len(split.counts)
-    return Batch(torch.arange(n).float(), torch.from_numpy(split.positions_px), n)
+    index = torch.from_numpy(split.object_index)
+    return Batch(torch.arange(n).float(), torch.from_numpy(split.positions_px), index, n)
 
 
 @pytest.mark.parametrize("neighbours", [False, True])

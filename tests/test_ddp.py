@@ -69,6 +69,7 @@ def _assert_same_series(history, expected):
         "val_amp_ssim",
         "r_stitched",
         "parameters_moved",
+        "supervised_loss",
     ):
         np.testing.assert_allclose(getattr(history, name), getattr(expected, name), rtol=_RTOL, err_msg=name)
     assert history.events == expected.events
@@ -88,8 +89,12 @@ def _assert_same_series(history, expected):
         _PROBE | {"train.overlap_weight": 1.0, "data.max_train_patches": 33},
         _PROBE | {"train.overlap_weight": 0.5, "batch_size": 1, "data.max_train_patches": 3, "data.max_val_patches": 1},
         {"lr": 1e30, "clip_algo": "none", "epochs": 4},
+        {
+            **{"train.mode": "supervised", "arch": "cnn", "data.nimgs_train": 2, "optim.name": "sgd", "lr": 0.1},
+            "data.max_train_patches": 17,
+        },
     ],
-    ids=["last batch of one", "stitched", "stitched, one patch a step", "not finite"],
+    ids=["last batch of one", "stitched", "stitched, one patch a step", "not finite", "supervised"],
 )
 def test_two_processes_train_like_one_with_the_same_batches(tmp_path, overrides):
     alone, weights = _train(_TINY | overrides, tmp_path / "one", 1)

@@ -662,3 +662,62 @@ def test_a_run_that_is_no_better_than_one_pattern_everywhere_says_so():
     assert "one mean pattern everywhere is no worse" in judge(_history(0.5, 0.4, val_loss_mean_pattern=0.4)).reason
     assert "mean pattern" not in judge(_history(0.5, 0.4, val_loss_mean_pattern=0.45)).reason
     assert "mean pattern" not in judge(_history(0.5, 0.4)).reason
+
+
+# Supervised runs: their own loss, of which a constant object has 1, beside the R-factor.
+
+
+def _supervised(val_loss, own, **others):
+    return judge(_history(*val_loss, supervised_loss=own, supervised_loss_constant=1.0, **others))
+
+
+@pytest.mark.parametrize(
+    ("val_loss", "own", "label"),
+    [
+        ([0.9, 0.9], [0.9, 0.8], "stagnated"),
+        ([0.9, 0.95], [0.5, 0.3], "converged"),  # learnt by its own loss alone
+        ([0.9, 0.3], [0.9, 0.9], "converged"),  # by R alone
+        ([0.3, 0.9], [0.5, 0.3], "converged"),  # R was lost, its own loss was not
+        ([0.3, 0.2], [0.3, 0.9], "converged"),  # and the other way round
+        ([0.3, 0.9], [0.3, 0.9], "diverged"),
+        ([0.95, 0.9], [0.3, 0.9], "diverged"),  # R had never learnt, so it does not speak for the run
+        ([0.3, 0.9], [0.9, 0.8], "diverged"),
+        ([0.3, 0.2], [0.3, _INF], "converged"),
+        ([0.3, _INF], [0.3, _INF], "diverged"),
+    ],
+)
+def test_a_supervised_run_learns_by_either_loss_and_is_lost_by_all_that_had_learnt(val_loss, own, label):
+    assert _supervised(val_loss, own).label == label
+
+
+def test_the_reason_and_the_evidence_of_a_supervised_run_tell_its_own_loss():
+    found = _supervised([0.9, 0.8, 0.85], [0.9, 0.3, 0.4])
+    assert found.reason.startswith(
+        "progress (0: constant object, 1: photon noise alone) reached 0.2 at epoch 2 (by its own loss 0.7) and"
+    )
+    assert {name: value for name, value in found.evidence.items() if "supervised" in name} == {
+        **{"supervised_loss_constant": 1.0, "last_supervised_loss": 0.4, "best_supervised_loss": 0.3},
+        **{"last_supervised_progress": pytest.approx(0.6), "best_supervised_progress": pytest.approx(0.7)},
+    }
+    assert found.evidence["plateau_left_epoch"] == 2
+    lost = _supervised([0.3, 0.9], [0.4, 0.9]).reason
+    assert "but val_loss ended at 0.9, over 2 times its best, 0.3, and supervised_loss ended at 0.9, over 2" in lost
+    assert _supervised([0.9], [0.8]).reason.startswith(
+        "never learnt: progress reached 0.1, under 0.25 (by its own loss 0.2); val_loss went"
+    )
+    assert not any("supervised" in name for name in judge(_history(0.1)).evidence)
+
+
+def test_a_supervised_run_whose_patches_make_no_object_is_inconsistent_and_its_positions_are_not_blamed():
+    stitched = {"r_stitched": [0.99], "r_stitched_constant": 0.9, "r_stitched_mean_pattern": 0.95}
+    found = _supervised([0.5], [0.5], **stitched)
+    assert found.label == "inconsistent"
+    assert "positions" not in found.reason
+
+
+def test_stability_of_a_supervised_run_counts_from_the_epoch_at_which_its_own_loss_had_learnt():
+    history = _history(0.9, 0.8, 1.6, supervised_loss=[0.9, 0.5, 0.5], supervised_loss_constant=1.0)
+    stability = measure_stability(history)
+    assert (stability.relapses, stability.max_drawdown) == (1, 2.0)
+    history["supervised_loss"] = [0.9, 0.9, 0.9, 0.1]  # longer than val_loss: that epoch is not known
+    assert measure_stability(history) is None

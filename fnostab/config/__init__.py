@@ -18,6 +18,7 @@ from fnostab.config.resolve import (
 from fnostab.config.sections import (
     ARCHITECTURES as ARCHITECTURES,
     AUTO_CLIP_VALUES as AUTO_CLIP_VALUES,
+    PHYSICS_KEYS as PHYSICS_KEYS,
     REMOVED_KEYS as REMOVED_KEYS,
     ClipAlgorithm as ClipAlgorithm,
     DataConfig as DataConfig,

@@ -41,7 +41,9 @@ class ArmConfig(Section):
 
     preset: str = Field("stage_a", description="where all other defaults come from")
     study: str = Field("auto", min_length=1, max_length=100, description="tag; auto: stage_a or stage_a_<preset>")
-    arm: str = Field("auto", min_length=1, max_length=100, description="tag; auto: control, stable, agc or arch-clip")
+    arm: str = Field(
+        "auto", min_length=1, max_length=100, description="tag; auto: control, stable, agc, baseline, arch-clip"
+    )
     seed: int = Field(20260128, ge=0, lt=2**32, description="seed of initial weights and data order")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -67,8 +69,15 @@ class ArmConfig(Section):
         limit = self.data.N // 2 + 1
         if self.model.modes > limit:
             raise ValueError(f"`model.modes` (={self.model.modes}) must be <= {limit} at N={self.data.N}")
+        if self.train.mode == "supervised" and self.data.path:
+            raise ValueError("`train.mode` (=supervised) must be physics on a measured scan: it has no true patches")
         if self.preset == "scan" and not self.data.path:
             raise ValueError("`data` (=) must name a measured scan (.npz or .npz.bz2) with preset scan")
+        if self.train.mode == "supervised":
+            for name, needed in (("learn_probe", False), ("overlap_weight", 0), ("loss", "mae")):
+                if (value := getattr(self.train, name)) != needed:
+                    rule = f"must be {str(needed).lower()} with train.mode=supervised, whose loss is on single patches"
+                    raise ValueError(f"`train.{name}` (={str(value).lower()}) {rule}")
         return self
 
     def flat(self) -> dict[str, Any]:
@@ -88,6 +97,8 @@ class ArmConfig(Section):
         """What `study` and `arm` are called if nobody says: after the preset, and after architecture and clipping."""
         study = "scan" if self.data.path else "stage_a" if self.preset == "stage_a" else f"stage_a_{self.preset}"
         own = {"model.arch": self.model.arch, "clip.algo": self.clip.algo, "clip.val": self.clip.val}
+        if self.train.mode == "supervised":
+            return {"study": study, "arm": "baseline" if self.model.arch == "cnn" else f"{self.model.arch}-supervised"}
         standard = [name for name, keys in STANDARD_ARMS.items() if keys == own and self.clip.granularity == "unit"]
         return {"study": study, "arm": standard[0] if standard else f"{self.model.arch}-{self.clip.algo}"}
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from fnostab.config.arm import ArmConfig, leaves
 from fnostab.config.presets import PRESETS
-from fnostab.config.sections import REMOVED_KEYS, Section, did_you_mean
+from fnostab.config.sections import PHYSICS_KEYS, REMOVED_KEYS, Section, did_you_mean
 from fnostab.io.endings import ConfigError
 from fnostab.io.untrusted import read_yaml, shown
 
@@ -69,13 +69,17 @@ def resolve_config(overrides: Mapping[str, Any], base: Mapping[str, Any] | None 
     """The arm config of `overrides` laid over `base`, and both over the preset they name (default `stage_a`).
 
     Both have flat keys (`arch`) or dotted ones (`model.arch`); values may be text, as from a command line. A flat key
-    that is left open leaves the decision to `base` or the preset. Raises `ConfigError` with one line: parameter,
+    that is left open leaves the decision to `base` or the preset. Of a preset, a supervised run takes no key of the
+    loss that it does not have. Raises `ConfigError` with one line: parameter,
     value, rule.
     """
     values = {**dotted_keys(base or {}), **dotted_keys(overrides)}
     preset = values.get("preset", "stage_a")
+    defaults = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    if values.get("train.mode") == "supervised":
+        defaults = {key: value for key, value in defaults.items() if key not in PHYSICS_KEYS}
     tree: dict[str, Any] = {}
-    for key, value in {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **values}.items():
+    for key, value in {**defaults, **values}.items():
         section, _, name = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[name] = value
     config = _validated(tree)

@@ -27,6 +27,10 @@ _MAX_OBJECT_PIXELS: Final = 2**30
 #: Most scan positions of a split, before some are chosen.
 _MAX_POSITIONS: Final = 2**24
 
+#: Keys of the loss on patterns. A supervised run has another loss: it takes none of them from a preset, or from what is
+#: given for all arms of a study.
+PHYSICS_KEYS: Final = frozenset({"train.loss", "train.learn_probe", "train.overlap_weight"})
+
 #: Under this key a field that is marked `newer` has the value that stored runs from before it had.
 _BEFORE: Final = "value before"
 
@@ -219,6 +223,11 @@ class TrainConfig(Section):
     """How one run trains."""
 
     epochs: int = Field(50, ge=1, le=10**6, description="passes over the training patches")
+    mode: Literal["physics", "supervised"] = Field(
+        "physics",
+        description="the loss is on patterns, or supervised on the true patches of simulated data",
+        json_schema_extra=newer("physics"),
+    )
     give_up_after: float | None = Field(
         None,
         gt=0,

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from fnostab import optics
-from fnostab.config import DataConfig
-from fnostab.dataset.dataset import SPLITS
+from fnostab.config import ConfigError, DataConfig
+from fnostab.dataset.dataset import SPLITS, Dataset
 from fnostab.dataset.neighbours import central
 from fnostab.dataset.writer import OnPatterns, Writer, configured_probe, random_subset
 from fnostab.formats.scan import size_text
@@ -60,14 +60,10 @@ def simulated_writer(config: DataConfig) -> Writer:
         )
     if len(probe) > config.N:  # of the same field of view on a finer grid
         probe = optics.crop_probe(probe, config.N)
-    seeds = dict(zip(SPLITS, np.random.SeedSequence(config.seed).spawn(len(SPLITS)), strict=True))
-    plans = {split: _plan(config, split, seed) for split, seed in seeds.items()}
+    plans = _plans(config)
     least = _MIN_TRAIN_PHOTONS / len(plans["train"].positions_px)
     if not least <= config.nphotons <= _MAX_PHOTONS:
         raise ValueError(f"`data.nphotons` (={config.nphotons:g}) must be {least:.2g} to {_MAX_PHOTONS:g}")
-    peaks = [np.abs(patches).max(axis=(1, 2)) for patches in plans["train"].patches(config.N)]
-    level = np.concatenate(peaks).mean()
-    plans = {split: replace(plan, objects=plan.objects / level) for split, plan in plans.items()}
     # By Parseval the exit wave holds the pattern's energy; `photon_scale` needs no more of a pattern than that.
     energies = np.concatenate([optics.energy(patches * probe) for patches in plans["train"].patches(config.N)])
     scale = optics.photon_scale(np.sqrt(energies)[:, None, None], config.nphotons)
@@ -89,6 +85,31 @@ def simulated_writer(config: DataConfig) -> Writer:
         return scale
 
     return write
+
+
+def training_objects(dataset: Dataset) -> NDArray[np.complex64]:
+    """Draw the true training objects of a simulated `dataset` again, complex64 (k, H, W); its entry does not hold them.
+
+    Raises `ConfigError` if they are not those that the patterns are of, as the test objects that are drawn beside them
+    tell: another version of a library draws other ones.
+    """
+    plans = _plans(dataset.config)
+    assert dataset.test_objects is not None
+    if not np.allclose(plans["test"].objects, dataset.test_objects, atol=1e-4):
+        raise ConfigError(
+            f"`data.seed` (={dataset.config.seed}) must draw the objects of the dataset {dataset.config_sha256} again, "
+            "and does not since a library was upgraded: delete that folder of the cache"
+        )
+    return plans["train"].objects
+
+
+def _plans(config: DataConfig) -> dict[str, _Plan]:
+    """The plan of each split; all objects are divided by the mean over training patches of their largest amplitude."""
+    seeds = dict(zip(SPLITS, np.random.SeedSequence(config.seed).spawn(len(SPLITS)), strict=True))
+    plans = {split: _plan(config, split, seed) for split, seed in seeds.items()}
+    peaks = [np.abs(patches).max(axis=(1, 2)) for patches in plans["train"].patches(config.N)]
+    level = np.concatenate(peaks).mean()
+    return {split: replace(plan, objects=plan.objects / level) for split, plan in plans.items()}
 
 
 def _plan(config: DataConfig, split: str, seed: np.random.SeedSequence) -> _Plan:

@@ -24,6 +24,7 @@ def gather(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
     with np.errstate(over="ignore", invalid="ignore"):
         return {
             **_of_epochs(history, config),
+            **_of_supervision(history),
             **_of_stitching(history),
             **_of_steps(history, config),
             **_of_layers(mapping(history.get("health")), config),
@@ -33,14 +34,35 @@ def gather(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
 def course(history: Mapping[str, Any], config: HealthConfig) -> tuple[_Floats, _Floats, int | None]:
     """Read val_loss and `metrics.progress` an epoch, and the first epoch (from 0) that had learnt; None if none had.
 
-    A val_loss that is not finite is infinite here.
+    A supervised run had learnt, too, where its own loss says so. A val_loss that is not finite is infinite here.
     """
-    val_loss = series(history, "val_loss")
-    val_loss = np.where(np.isnan(val_loss), np.inf, val_loss)
-    constant, floor = number(history.get("val_loss_constant")), number(history.get("val_loss_floor"))
-    gained = np.array([progress(value, constant, floor) for value in val_loss.tolist()])
-    learnt = np.flatnonzero(gained >= config.learnt_progress)
-    return val_loss, gained, int(learnt[0]) if learnt.size else None
+    floor = number(history.get("val_loss_floor"))
+    val_loss, gained = _losses(history, "val_loss", floor)
+    _, own_gained = _losses(history, "supervised_loss")
+    learnt = [np.flatnonzero(of[: len(val_loss)] >= config.learnt_progress) for of in (gained, own_gained)]
+    return val_loss, gained, int(min(np.concatenate(learnt))) if any(of.size for of in learnt) else None
+
+
+def _losses(history: Mapping[str, Any], name: str, floor: float = math.nan) -> tuple[_Floats, _Floats]:
+    """The loss `name` an epoch, infinite where it is not finite, and `metrics.progress` by it."""
+    losses = series(history, name)
+    losses = np.where(np.isnan(losses), np.inf, losses)
+    constant = number(history.get(f"{name}_constant"))
+    return losses, np.array([progress(value, constant, floor) for value in losses.tolist()])
+
+
+def _of_supervision(history: Mapping[str, Any]) -> dict[str, Any]:
+    """The course of a supervised run's own loss; nothing for other runs."""
+    losses, gained = _losses(history, "supervised_loss")
+    if not losses.size:
+        return {}
+    return {
+        "supervised_loss_constant": number(history.get("supervised_loss_constant")),
+        "last_supervised_loss": _at(losses, -1),
+        "best_supervised_loss": losses.min(),
+        "last_supervised_progress": _at(gained, -1),
+        "best_supervised_progress": gained.max(),
+    }
 
 
 def _of_epochs(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:

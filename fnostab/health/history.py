@@ -21,11 +21,12 @@ class History:
     the one object that the validation patches make together (of a scan: all patches), NaN at epochs where it was not
     taken, with `patch_consistency` and `shared_light` of those patches, as `scan.Reassembly` has them;
     `r_stitched_constant` and `r_stitched_mean_pattern` are those of knowing nothing, on the same patterns.
-    `parameters_moved` is the share of the blocks' parameter tensors that changed in the epoch. The series in `health`,
-    by name, have one value from before the first step and then one an epoch. `object_correlation` and
-    `twin_correlation` are those of `metrics.orientation` at the end, `r_by_orientation` what
-    `dataset.r_by_orientation` gives for a measured scan. `events` holds what ended a run early, and is empty if nothing
-    did.
+    `supervised_loss` is the loss of a supervised run on the validation patches, and empty for others;
+    `supervised_loss_constant` is that of the best constant object. `parameters_moved` is the share of the blocks'
+    parameter tensors that changed in the epoch. The series in `health`, by name, have one value from before the first
+    step and then one an epoch. `object_correlation` and `twin_correlation` are those of `metrics.orientation` at the
+    end, `r_by_orientation` what `dataset.r_by_orientation` gives for a measured scan. `events` holds what ended a run
+    early, and is empty if nothing did.
     """
 
     train_loss: list[float] = _one_per("epoch")
@@ -37,6 +38,7 @@ class History:
     shared_light: list[float] = _one_per("epoch")
     parameters_moved: list[float] = _one_per("epoch")
     val_amp_ssim: list[float] = _one_per("epoch")
+    supervised_loss: list[float] = _one_per("epoch")
     loss_step: list[float] = _one_per("step")
     grad_norm_preclip: list[float] = _one_per("step")
     grad_norm_postclip: list[float] = _one_per("step")
@@ -47,6 +49,7 @@ class History:
     val_loss_mean_pattern: float = math.nan
     r_stitched_constant: float = math.nan
     r_stitched_mean_pattern: float = math.nan
+    supervised_loss_constant: float = math.nan
     object_correlation: float = math.nan
     twin_correlation: float = math.nan
     r_by_orientation: dict[str, float] = field(default_factory=dict)

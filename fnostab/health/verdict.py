@@ -53,6 +53,11 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
        where the R-factor of the stitched object is not known;
     7. converged.
 
+    A supervised run has learnt by the R-factor val_loss or by its own loss on true patches, `supervised_loss`, and is
+    lost only if each of the two that had learnt is lost. It never sees a pattern's misfit, so R may lag behind and
+    wander while it does what it was asked for; and a network that R shows to have learnt did learn, whatever its own
+    loss says. The other rules hold for it as for any run, so that its object is asked for as much.
+
     A val_loss that is not finite counts as infinite: one in the middle does no harm; one at the end, or nothing else,
     means diverged. A run that was given up (event `given_up`) is judged by its course, and the reason says so.
 
@@ -150,6 +155,8 @@ def _judge_unlearnt(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[
         return "stagnated", "no epoch was finished"
     first, last, constant = (evidence[name] for name in ("first_val_loss", "last_val_loss", "val_loss_constant"))
     why = f"never learnt: progress reached {evidence['best_progress']:.3g}, under {config.learnt_progress:g}"
+    if _is_supervised(evidence):
+        why += f" (by its own loss {evidence['best_supervised_progress']:.3g})"
     if math.isnan(evidence["best_progress"]):
         why = f"not known to have learnt: a constant object's val_loss, {constant:.3g}, is not above photon noise alone"
     if math.isinf(evidence["best_val_loss"]):
@@ -169,11 +176,12 @@ def _judge_unlearnt(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[
 
 
 def _judge_lost(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str] | None:
-    lost = _grown(evidence, config)
-    if not lost and evidence["last_progress"] < config.lost_share * evidence["best_progress"]:
-        lost = f"progress ended at {evidence['last_progress']:.3g}, under {config.lost_share:g} of that"
-    if not lost:
+    kinds = ("", "supervised_")
+    learnt = [of for of in kinds if evidence.get(f"best_{of}progress", math.nan) >= config.learnt_progress]
+    found = [_lost(evidence, config, of) for of in learnt]
+    if not all(found):
         return None
+    lost = ", and ".join(found)
     contrast, best = evidence["last_object_std_ratio"], evidence["best_object_std_ratio"]
     if contrast < config.flat_ratio:
         flat = f"{config.flat_ratio:g}"
@@ -189,8 +197,10 @@ def _judge_inconsistent(evidence: Mapping[str, Any], config: HealthConfig) -> tu
     told = _no_object(evidence, config)
     if not told:
         return None
-    cause = "positions, their axes or unit, or the order of the patterns' frequencies may be wrong"
-    return "inconsistent", f"{_reached(evidence)}, but the patches make no object: {told}; {cause}"
+    cause = "; positions, their axes or unit, or the order of the patterns' frequencies may be wrong"
+    if _is_supervised(evidence):  # of simulated data, whose positions are right
+        cause = ""
+    return "inconsistent", f"{_reached(evidence)}, but the patches make no object: {told}{cause}"
 
 
 def _no_object(evidence: Mapping[str, Any], config: HealthConfig) -> str:
@@ -209,18 +219,34 @@ def _no_object(evidence: Mapping[str, Any], config: HealthConfig) -> str:
     return ""
 
 
-def _grown(evidence: Mapping[str, Any], config: HealthConfig) -> str:
-    """How val_loss ended far above its best; empty if it did not. A loss that is not positive has no ratios."""
-    last, best = evidence["last_val_loss"], evidence["best_val_loss"]
+def _lost(evidence: Mapping[str, Any], config: HealthConfig, of: str) -> str:
+    """How what was learnt was lost, by val_loss or, with `of` = "supervised_", by a run's own loss; empty if not."""
+    if grown := _grown(evidence, config, f"{of}loss" if of else "val_loss"):
+        return grown
+    last, best = evidence[f"last_{of}progress"], evidence[f"best_{of}progress"]
+    if not last < config.lost_share * best:
+        return ""
+    return f"progress{' by its own loss' if of else ''} ended at {last:.3g}, under {config.lost_share:g} of that"
+
+
+def _grown(evidence: Mapping[str, Any], config: HealthConfig, loss: str = "val_loss") -> str:
+    """How `loss` ended far above its best; empty if it did not. A loss that is not positive has no ratios."""
+    last, best = evidence[f"last_{loss}"], evidence[f"best_{loss}"]
     if not 0 < best < last / config.lost_ratio:  # divided, as the largest numbers times 2 overflow
         return ""
     ended = "was not finite at the end" if math.isinf(last) else f"ended at {last:.3g}"
-    return f"val_loss {ended}, over {config.lost_ratio:g} times its best, {best:.3g}"
+    return f"{loss} {ended}, over {config.lost_ratio:g} times its best, {best:.3g}"
+
+
+def _is_supervised(evidence: Mapping[str, Any]) -> bool:
+    return "best_supervised_loss" in evidence
 
 
 def _reached(evidence: Mapping[str, Any]) -> str:
     full = "a perfect fit" if math.isnan(evidence["val_loss_floor"]) else "photon noise alone"
     best = f"reached {evidence['best_progress']:.3g} at epoch {evidence['best_epoch']}"
+    if _is_supervised(evidence):
+        best += f" (by its own loss {evidence['best_supervised_progress']:.3g})"
     return f"progress (0: constant object, 1: {full}) {best}"
 
 

@@ -28,6 +28,9 @@ NUMBERS: Final = (
     Number("val/loss_floor", "val_loss_floor", "start", "R-factor of photon noise alone"),
     Number("val/r_stitched_constant", "r_stitched_constant", "start", "that of the best constant object, stitched"),
     Number("val/r_stitched_mean_pattern", "r_stitched_mean_pattern", "start", "that of one mean pattern everywhere"),
+    Number(
+        "val/supervised_loss_constant", "supervised_loss_constant", "start", "supervised: that of a constant object"
+    ),
     Number("train/loss", "loss_step", "step", "training loss"),
     Number("grad/norm_preclip", "grad_norm_preclip", "step", "norm of all gradients before clipping"),
     Number("grad/norm_postclip", "grad_norm_postclip", "step", "norm of all gradients after clipping"),
@@ -39,6 +42,7 @@ NUMBERS: Final = (
     Number("val/patch_consistency", "patch_consistency", "epoch", "how far those patches agree: 1 fully, 0 unrelated"),
     Number("val/shared_light", "shared_light", "epoch", "share of their light that others share"),
     Number("val/amp_ssim", "val_amp_ssim", "epoch", "SSIM of the validation object's amplitude, if the truth is known"),
+    Number("val/supervised_loss", "supervised_loss", "epoch", "supervised: its loss on the true validation patches"),
     Number("lr", "lr", "epoch", "learning rate"),
     Number("health/object_std_ratio", "object_std_ratio", "epoch", "the predicted object's deviation over the truth's"),
     Number("health/parameters_moved", "parameters_moved", "epoch", "share of the blocks' tensors that changed"),

@@ -19,10 +19,14 @@ _VALIDATION_BATCH = 64
 
 
 class Batch(NamedTuple):
-    """One rank's patches of one step: `sqrt_counts` (B, N, N) float32, `positions_px` (B, 2) float32."""
+    """One rank's patches of one step.
+
+    `sqrt_counts` (B, N, N) float32, `positions_px` (B, 2) float32, `object_index` (B,) int64, as in `Split`.
+    """
 
     sqrt_counts: torch.Tensor
     positions_px: torch.Tensor
+    object_index: torch.Tensor
     #: Patches of this step over all ranks; losses are divided by it.
     global_size: int
     #: Rows and columns that the rounded positions of all ranks span, known to the host without waiting for the device.
@@ -38,7 +42,8 @@ class Batch(NamedTuple):
 
     def take(self, index: torch.Tensor | slice) -> "Batch":
         """The patches at `index`, of the same step and rank."""
-        return self._replace(sqrt_counts=self.sqrt_counts[index], positions_px=self.positions_px[index])
+        names = ("sqrt_counts", "positions_px", "object_index")
+        return self._replace(**{name: getattr(self, name)[index] for name in names})
 
 
 @dataclass
@@ -170,6 +175,7 @@ def resident(split: Split, device: torch.device | str = "cpu") -> Batch:
     return Batch(
         torch.from_numpy(np.sqrt(split.counts)).to(device),
         torch.from_numpy(split.positions_px.astype(np.float32)).to(device),
+        torch.from_numpy(np.array(split.object_index)).to(device),
         global_size=len(split.counts),
     )
 

@@ -11,7 +11,7 @@ from torch import nn
 from fnostab import metrics
 from fnostab.clipping import ClipStats, clip_gradients_
 from fnostab.config import ArmConfig
-from fnostab.dataset import Dataset, Split
+from fnostab.dataset import Dataset, Split, training_objects
 from fnostab.gradients import layer_norms
 from fnostab.models import build_generator
 from fnostab.models.layers import block_statistics, fingerprints, first_bad_layer, norm_statistics
@@ -21,6 +21,7 @@ from fnostab.training.collectives import all_gather, all_gather_complex
 from fnostab.training.optimizers import make_optimizer, update_moments, warmup_cosine
 from fnostab.training.replay import Replay
 from fnostab.training.stitching import stitched_amplitude
+from fnostab.training.supervised import Truth
 from fnostab.training.validation import Validation, object_std
 
 #: Validation patterns on which the activations of the blocks are observed.
@@ -36,10 +37,11 @@ class PtychoModule(lightning.LightningModule):
     The loss is the R-factor's numerator over one dataset constant (`mae`), or half the Poisson deviance of the counts
     over the mean counts a pattern (`poisson`). With `overlap_weight`, that share of it is taken on the object that the
     batch's overlapping patches make together, without which a learnt probe is not determined: any probe fits patches
-    that need not agree. `step_record` holds the values of `history.STEP_SERIES` of the last step as one device tensor,
-    `layer_norms` the gradient norm of each parameter before clipping, every `layer_norms_every_steps` steps. A step
-    whose loss or gradient norm is not finite is not taken, nor is any after it: the host, which finds out later, can
-    repeat the step from the same weights.
+    that need not agree. A supervised run has the distance from the true patches for its loss (`supervised.Truth`), and
+    the physics in its validation alone. `step_record` holds the values of `history.STEP_SERIES` of the last step as one
+    device tensor, `layer_norms` the gradient norm of each parameter before clipping, every `layer_norms_every_steps`
+    steps. A step whose loss or gradient norm is not finite is not taken, nor is any after it: the host, which finds out
+    later, can repeat the step from the same weights.
     """
 
     lit: torch.Tensor
@@ -64,6 +66,9 @@ class PtychoModule(lightning.LightningModule):
         self.register_buffer("lit", torch.from_numpy(metrics.lit_region(dataset.probe)), persistent=False)
         self.truth_std = _truth_std(dataset)
         self._validation = Validation(config, dataset)
+        self._truth = None
+        if config.train.mode == "supervised":
+            self._truth = Truth(training_objects(dataset), dataset.train, dataset.probe)
         self.step_record: torch.Tensor = torch.zeros(4)
         self.layer_norms: dict[str, torch.Tensor] = {}
         self._loss = torch.zeros(())
@@ -86,15 +91,26 @@ class PtychoModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """This rank's part of the loss of one batch; the mean over ranks is the loss of the whole batch."""
-        overlap = self.config.train.overlap_weight
         patches = self(batch.sqrt_counts)
+        loss = self._physics_loss(patches, batch) if self._truth is None else self._supervised_loss(patches, batch)
+        self._loss = loss.detach()
+        return loss
+
+    def _physics_loss(self, patches: torch.Tensor, batch: Batch) -> torch.Tensor:
+        overlap = self.config.train.overlap_weight
         loss = torch.zeros((), device=self.device)
         if overlap < 1:
             loss = loss + (1 - overlap) * self._data_loss(far_field_amplitude(patches, self.probe), batch)
         if overlap > 0:
             loss = loss + overlap * self._data_loss(self._stitched_amplitude(patches, batch), batch)
-        self._loss = loss.detach()
         return loss
+
+    def _supervised_loss(self, patches: torch.Tensor, batch: Batch) -> torch.Tensor:
+        assert self._truth is not None
+        if batch.is_stand_in:  # as in `_data_loss`
+            return 0 * torch.view_as_real(patches).sum()
+        truth = self._truth.patches(batch.positions_px, batch.object_index)
+        return self._truth.distance(patches, truth).sum() * (batch.world_size / batch.global_size)
 
     def _stitched_amplitude(self, patches: torch.Tensor, batch: Batch) -> torch.Tensor:
         """This rank's part of `stitched_amplitude` of the patches of all ranks; all of it for a stand-in."""

@@ -13,6 +13,7 @@ from fnostab.optics import far_field_amplitude
 from fnostab.training.batches import Batch, share
 from fnostab.training.collectives import all_gather_complex
 from fnostab.training.stitching import stitched_amplitude_ssim
+from fnostab.training.supervised import Truth
 
 
 class Validation:
@@ -25,6 +26,9 @@ class Validation:
         self._split, self._objects = dataset.val, dataset.val_objects
         # Of a scan all patterns are stitched: its validation patterns are a few small blocks.
         self._stitched = dataset.test if dataset.measured else dataset.val
+        self._truth = None
+        if config.train.mode == "supervised" and dataset.val_objects is not None:
+            self._truth = Truth(dataset.val_objects, dataset.val, dataset.probe)
         self._every = epochs_between_stitchings(dataset)
         self._may_be_last = {config.train.epochs, config.train.give_up_epoch}
         self._sums: list[torch.Tensor] = []
@@ -35,11 +39,15 @@ class Validation:
         self._sums, self._patches = [], []
 
     def add(self, module: Any, batch: Batch) -> None:
-        """Add a batch to the R-factor's numerator and denominator, and to the mean object deviation."""
+        """Add a batch to the R-factor's numerator and denominator, the object's deviation, the supervised loss."""
         patches = module(batch.sqrt_counts)
         measured = batch.sqrt_counts / module.scale
         numerator = (far_field_amplitude(patches, module.probe) - measured).abs().sum()
-        sums = torch.stack([numerator, measured.sum(), object_std(patches, module.lit).sum()])
+        deviation, distance = object_std(patches, module.lit).sum(), measured.new_zeros(())
+        if self._truth is not None:
+            truth = self._truth.patches(batch.positions_px, batch.object_index)
+            distance = self._truth.distance(patches, truth).sum()
+        sums = torch.stack([numerator, measured.sum(), deviation, distance])
         self._sums.append(torch.zeros_like(sums) if batch.is_stand_in else sums)
         if self._objects is not None:
             self._patches.append(patches)
@@ -49,15 +57,18 @@ class Validation:
 
         That is `val_loss`, always the R-factor over all validation patches; their mean `object_std`; `r_stitched`, that
         of the one object that they make together, or of a measured scan all patches, beside `patch_consistency` and
-        `shared_light`, which tell how far they agree, all NaN at epochs where they are not taken; and, where the truth
-        is known, `val_amp_ssim`, the SSIM of the stitched amplitude, which no patch's global phase touches.
+        `shared_light`, which tell how far they agree, all NaN at epochs where they are not taken; where the truth is
+        known, `val_amp_ssim`, the SSIM of the stitched amplitude, which no patch's global phase touches; and of a
+        supervised run `supervised_loss`, its loss on these patches (`Truth.distance`).
         """
         # Batches are summed in double precision on the CPU: not every device has it.
         sums = torch.stack(self._sums).cpu().double().sum(0)
         if module.trainer.world_size > 1:
             sums = module.trainer.strategy.reduce(sums.to(module.device), reduce_op="sum")
-        numerator, denominator, deviation = sums.tolist()
+        numerator, denominator, deviation, distance = sums.tolist()
         found = {"val_loss": numerator / denominator, "object_std": deviation / len(self._split.counts)}
+        if self._truth is not None:
+            found["supervised_loss"] = distance / len(self._split.counts)
         patches, stitched = None, Stitched()
         if self._objects is not None:
             patches = all_gather_complex(torch.cat(self._patches), len(self._split.counts))

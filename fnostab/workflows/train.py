@@ -33,6 +33,7 @@ from fnostab.training.callbacks import (
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.processes import Meeting, find_environment, leading
+from fnostab.training.supervised import constant_object_loss
 from fnostab.training.trainer import (
     check_accelerator,
     check_devices,
@@ -162,6 +163,8 @@ class _Training:
         """Train, evaluate, judge, log."""
         tracker, logbook, history = self.tracker, self.logbook, self.logbook.history
         known = baselines(self.dataset, self.config.train.learn_probe)
+        if self.config.train.mode == "supervised":
+            known["supervised_loss_constant"] = constant_object_loss(self.dataset)
         results: dict[str, float] = {}
         evaluation = None
         with self._running_out_of_memory():

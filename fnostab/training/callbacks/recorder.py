@@ -39,7 +39,8 @@ class SeriesRecorder(lightning.Callback):
     `History.health` before the first step and after each epoch; `module.fingerprints()` tells what share of the blocks'
     tensors moved in the epoch. Training stops at the first step, or validation, that is not finite: the series end
     there, and the event `non_finite` names step and layer. From the end of `give_up_epoch` on, it also stops if no
-    epoch had `metrics.progress` over 0 and that is known of all of them: the event `given_up` names the epoch.
+    epoch had `metrics.progress` over 0, of R or of a supervised run's own loss, and that is known of all of them: the
+    event `given_up` names the epoch.
     """
 
     def __init__(self, history: History, sink: MetricSink, give_up_epoch: int | None = None) -> None:
@@ -175,6 +176,11 @@ class SeriesRecorder(lightning.Callback):
         return [progress(value, history.val_loss_constant, history.val_loss_floor) for value in history.val_loss]
 
     @property
+    def _supervised_progress(self) -> list[float]:
+        history = self.history
+        return [progress(value, history.supervised_loss_constant, math.nan) for value in history.supervised_loss]
+
+    @property
     def _stability(self) -> dict[str, list[float]]:
         """The measures of stability as they stood after each epoch."""
         finished = {"loss_step": self.history.loss_step[: self._steps_before_epoch]}
@@ -196,7 +202,7 @@ class SeriesRecorder(lightning.Callback):
             object_std_ratio=found["object_std"] / reference if reference else math.nan,
             **{name: found[name] for name in ("r_stitched", "patch_consistency", "shared_light")},
             parameters_moved=moves.pop("parameters_moved"),
-            val_amp_ssim=found.get("val_amp_ssim"),
+            **{name: found.get(name) for name in ("val_amp_ssim", "supervised_loss")},
         )
         self.history.add_health(module.observe() | moves)
         if not math.isfinite(found["val_loss"]):
@@ -212,7 +218,7 @@ class SeriesRecorder(lightning.Callback):
         epoch, epochs = len(self.history.val_loss), trainer.max_epochs or 0
         if self._give_up_epoch is None or not self._give_up_epoch <= epoch < epochs:
             return
-        hopeless = not self.had_to_stop and all(value <= 0 for value in self._progress)
+        hopeless = not self.had_to_stop and all(value <= 0 for value in self._progress + self._supervised_progress)
         if broadcast([hopeless], module.device)[0]:  # the first process alone knows the constant object's loss
             self.history.events["given_up"] = {"epoch": epoch, "epochs": epochs}
             trainer.should_stop = True
