@@ -311,6 +311,7 @@ data.nphotons=1e30 data.seed=-1 model.arch=hybird model.width=100000 model.fno_b
 model.modes=40 model.min_resolution=1 model.max_channels=0 model.gamma_init=1e300 model.layerscale_init=-1e300
 model.norm_centred=2 model.norm_bias=maybe clip.algo=nrom clip.val=1e300 clip.granularity=layer optim.name=lion
 optim.lr=0 optim.weight_decay=-0.1 optim.momentum=1 optim.schedule=linear optim.warmup_steps=-1 train.epochs=0
+train.mode=labels
 train.give_up_after=1 train.select_by=phase_ssim train.batch_size=1e99 train.loss=mse train.learn_probe=maybe
 train.probe_lr=inf
 train.overlap_weight=1.01 train.accelerator=tpu train.devices=0 train.nodes=0 train.strategy=fsdp train.threads=0
@@ -321,6 +322,7 @@ train.artifacts=none
 )
 
 TRAIN = ("train", "--preset", "smoke")
+SUPERVISED = (*TRAIN, "--train.mode", "supervised")
 
 
 def yaml(text: str | bytes | Callable[[], str], name: str = "arm.yaml") -> Maker:
@@ -367,6 +369,14 @@ CONFIGS = {
             "an object smaller than a patch": (*TRAIN, "--N", "64", "--data.object_size", "40"),
             "a stride for ten billion patches": (*TRAIN, "--data.object_size", "16384", "--data.stride_val_px", "1"),
             "the preset scan without a scan": ("train", "--preset", "scan"),
+            "a supervised run on a measured scan": (
+                *("train", "--preset", "scan", "--data", "scan.npz", "--train.mode", "supervised"),
+            ),
+            "a supervised run that learns the probe": (*SUPERVISED, "--train.learn_probe", "true"),
+            "a supervised run with an overlap term": (*SUPERVISED, "--train.overlap_weight", "0.5"),
+            "a supervised run with the loss of counts": (*SUPERVISED, "--loss", "poisson"),
+            "a supervised study without a table of arms": ("study", "--preset", "smoke", "--train.mode", "supervised"),
+            "a table of arms that is nowhere": ("study", "--preset", "smoke", "--arms", "original_six.yaml"),
             "a config that is not there": CONFIG,
             "a config that is a folder": ("train", "--config", "."),
             "no seeds": ("study", "--preset", "smoke", "--seeds", "0"),

@@ -162,10 +162,20 @@ def test_a_study_without_runs_or_without_a_finished_one_is_refused():
         select_runs("s", [stored(status="RUNNING", verdict=None)])
 
 
-def test_what_makes_an_arm_is_architecture_block_and_clipping():
+def test_what_makes_an_arm_is_architecture_block_clipping_and_whether_it_is_supervised():
     block = {"gamma_init", "layerscale_init", "norm_centred", "norm_bias", "pre_norm", "gate", "gate_init", "mix"}
     model = {f"model.{name}" for name in ("arch", "spectral_gain", *block)}
-    assert model | {"clip.algo", "clip.val", "clip.granularity"} == OWN_KEYS
+    assert model | {"clip.algo", "clip.val", "clip.granularity", "train.mode"} == OWN_KEYS
+
+
+def test_a_supervised_arm_is_compared_with_arms_whose_loss_has_an_overlap_term():
+    runs = [stored(), stored("baseline", **{"train.mode": "supervised", "arch": "cnn"})]
+    assert [run.params["train.overlap_weight"] for run in runs] == ["0.5", "0.0"]
+    assert [run.is_supervised for run in select_runs("s", runs).runs] == [True, False]
+    with pytest.raises(ConfigError, match=r"^`train.overlap_weight` of study s must be one in all arms"):
+        select_runs("s", [*runs, stored("other", **{"train.overlap_weight": 0.25})])
+    with pytest.raises(ConfigError, match=r"^`train.mode` of study s must be one in all runs of arm baseline"):
+        select_runs("s", [*runs, stored("baseline", seed=2, arch="cnn")])
 
 
 def test_stored_runs_with_options_that_were_removed_are_compared_as_they_were():

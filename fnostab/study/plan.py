@@ -12,7 +12,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+import fnostab.config
 from fnostab.config import (
+    PHYSICS_KEYS,
     STANDARD_ARMS,
     ArmConfig,
     ConfigError,
@@ -30,6 +32,8 @@ SEEDS: Final[Mapping[str, int]] = {"seed_study": 1, "stage_a": 5, "quick": 3, "s
 FIRST_LOOK: Final = 5
 #: Depth of Stage B if nobody says.
 STAGE_B_BLOCKS: Final = 8
+#: Tables of arms that come with the package.
+SHIPPED_ARMS: Final = Path(fnostab.config.__file__).parent / "arms"
 #: A study with more runs is a mistake in a grid.
 MOST_RUNS: Final = 10_000
 #: One thread a run, unless the config says otherwise: results then do not depend on how many runs go on at once.
@@ -80,8 +84,9 @@ class StudyPlan:
 
     @property
     def common(self) -> ArmConfig:
-        """A config whose data are those of all arms."""
-        return next(iter(self.arms.values()))
+        """A config whose data are those of all arms, and whose loss is that of all that are not supervised."""
+        physics = (config for config in self.arms.values() if config.train.mode == "physics")
+        return next(physics, next(iter(self.arms.values())))
 
     def identity(self, dataset_sha256: str) -> str:
         """Hash of study, dataset and all that the arms share: more seeds and more arms belong to the same study.
@@ -142,8 +147,10 @@ def plan_file(path: Path, overrides: Mapping[str, Any], seeds: str = "auto", def
 
     `arms` lists mappings with a `name` and the arm's keys, flat or dotted; `grid` gives each of its keys a list of
     values, and every arm is trained with every combination, called `<arm>-<key><value>`. The study is called like the
-    file unless it says `study`. Raises `ConfigError`.
+    file unless it says `study`. Where there is no file of that name, one of `SHIPPED_ARMS` is taken. Raises
+    `ConfigError`.
     """
+    path = _existing(path)
     values = {"study": path.stem, **read_config_file(path, "arms")}
     arms, in_file = values.pop("arms", None), values.pop("seeds", "auto")
     grid = {key.removeprefix("grid."): values.pop(key) for key in list(values) if key.startswith("grid.")}
@@ -157,6 +164,16 @@ def plan_file(path: Path, overrides: Mapping[str, Any], seeds: str = "auto", def
     return plan_table(arms, grid, overrides, values, str(in_file) if is_left_open(seeds) else seeds, default)
 
 
+def _existing(path: Path) -> Path:
+    """`path`, or the table of that name that comes with the package."""
+    shipped = {table.name: table for table in sorted(SHIPPED_ARMS.glob("*.yaml"))}
+    if not path.exists() and path.name == str(path):
+        if path.name in shipped:
+            return shipped[path.name]
+        raise ConfigError(f"`arms` (={path}) must be a readable file or one that is shipped: {', '.join(shipped)}")
+    return path
+
+
 def plan_table(
     arms: Sequence[Mapping[str, Any]],
     grid: Mapping[str, Sequence[Any]],
@@ -167,7 +184,7 @@ def plan_table(
 ) -> StudyPlan:
     """A study of `arms`, each with a `name` and its keys, times `grid`; see `plan_file`."""
     given = {**base, **overrides}
-    for key in ("arch", "clip_algo", "clip_val", "model.arch", "clip.algo", "clip.val", "arm"):
+    for key in ("arch", "clip_algo", "clip_val", "model.arch", "clip.algo", "clip.val", "train.mode", "arm"):
         if not is_left_open(given.get(key, "auto")):
             raise ConfigError(f"`{key}` (={given[key]}) belongs to the arms of a study: give a table of arms with it")
     _check_number(len(arms) * math.prod(map(len, grid.values())))
@@ -180,7 +197,7 @@ def plan_table(
     overrides, base = dotted_keys(overrides), dotted_keys(base)
     for key in overrides.keys() & set(varied):
         raise ConfigError(f"`{key}` (={overrides[key]}) is what the arms of this study vary: change the table")
-    configs = {name: _settled(resolve_config({**overrides, **keys, "arm": name}, base)) for name, keys in table.items()}
+    configs = {name: _settled(_resolved(name, keys, overrides, base)) for name, keys in table.items()}
     common = next(iter(configs.values()))
     numbers = read_seeds(seeds, common.seed, default or SEEDS[common.preset])
     return StudyPlan(common.study, configs, numbers, varied)
@@ -237,6 +254,13 @@ def _own_keys(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
                 f"`{key}` (={value}) of arm {name} must be the same for all arms: give it outside of them"
             )
     return own
+
+
+def _resolved(name: str, keys: Mapping[str, Any], overrides: Mapping[str, Any], base: Mapping[str, Any]) -> ArmConfig:
+    """The config of the arm `name` with its own `keys`, over what is given for all arms."""
+    if keys.get("train.mode") == "supervised":
+        overrides, base = ({key: of[key] for key in of if key not in PHYSICS_KEYS} for of in (overrides, base))
+    return resolve_config({**overrides, **keys, "arm": name}, base)
 
 
 def _settled(config: ArmConfig) -> ArmConfig:

@@ -60,6 +60,7 @@ class StudyResult:
 
     `facts` is shown as a small table (preset, device, commit, versions), `notes` as sentences: warnings, and what is
     missing beside the runs in `ranking.missing`. `depths` compares each arm of a Stage B with the same arm of Stage A.
+    `supervised` names the arms that were trained on the true patches.
     """
 
     study: str
@@ -69,6 +70,7 @@ class StudyResult:
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     depths: Sequence[DepthComparison] = ()
+    supervised: Sequence[str] = ()
 
     @cached_property
     def arms(self) -> list[str]:

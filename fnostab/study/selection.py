@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from fnostab.config import CONFIG_KEYS, REMOVED_KEYS, ConfigError
+from fnostab.config import CONFIG_KEYS, PHYSICS_KEYS, REMOVED_KEYS, ConfigError
 from fnostab.study.names import METRIC, NUMBERS
 
 K = TypeVar("K", bound=Hashable)
@@ -15,8 +15,13 @@ K = TypeVar("K", bound=Hashable)
 _SIZES: Final = frozenset(
     f"model.{name}" for name in ("width", "fno_blocks", "modes", "min_resolution", "max_channels")
 )
-#: What makes an arm: architecture, block and clipping. What else a study varies is in the tag `varied` of its runs.
-OWN_KEYS: Final = frozenset(key for key in CONFIG_KEYS if key.startswith(("model.", "clip."))) - _SIZES | REMOVED_KEYS
+#: What makes an arm: architecture, block, clipping, whether it is supervised. What else a study varies is in the tag
+#: `varied` of its runs.
+OWN_KEYS: Final = (
+    frozenset(key for key in CONFIG_KEYS if key.startswith(("model.", "clip."))) - _SIZES
+    | REMOVED_KEYS
+    | {"train.mode"}
+)
 #: Names, and what changes no result by more than the last bits or not at all.
 _IRRELEVANT: Final = frozenset(
     {
@@ -56,6 +61,11 @@ class StoredRun:
     def dataset_sha256(self) -> str:
         """Content hash of its dataset."""
         return self.tags["dataset_sha256"]
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether it was trained on the true patches."""
+        return self.params.get("train.mode") == "supervised"
 
     @property
     def is_result(self) -> bool:
@@ -163,7 +173,9 @@ def _check_configs(study: str, runs: Sequence[StoredRun]) -> None:
     """Runs of an arm differ in the seed alone; arms in their own keys and in those that the study varies."""
     varied = {key for run in runs for key in run.tags.get("varied", "").split(",") if key}
     for key in sorted((CONFIG_KEYS.keys() | REMOVED_KEYS) - _IRRELEVANT):
-        with_key = [run for run in runs if key in run.params]  # an earlier version may not have known it
+        without = key in PHYSICS_KEYS
+        # An earlier version may not have known the key, and a supervised run makes no use of some.
+        with_key = [run for run in runs if key in run.params and not (without and run.is_supervised)]
         by_value: dict[object, list[StoredRun]] = defaultdict(list)
         for run in with_key:
             by_value[_comparable(run.params[key])].append(run)
