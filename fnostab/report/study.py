@@ -66,7 +66,7 @@ def _told(result: StudyResult) -> dict[str, Any]:
         "result": result,
         "headline": _line(words().headline(result)),
         "told": _paragraphs(result),
-        "order": _line(words().order(result.ranking)),
+        "order": _line(words().order(result)),
         "ranking": ranking_table(result.ranking),
         "details": details_table(result.ranking),
         "pairs": pairs_table(result.ranking),

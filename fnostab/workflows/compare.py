@@ -144,6 +144,7 @@ def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun 
         facts=_facts(selection.runs) | _design_facts(ranking.design),
         notes=[*selection.notes, *_rules_notes(selection.runs), *notes],
         depths=depths,
+        supervised=sorted({run.arm for run in selection.runs if run.is_supervised}),
     )
     return _with_artifacts(result, {run.run_id: run for run in selection.runs})
 
