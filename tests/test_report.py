@@ -93,6 +93,12 @@ def test_the_training_figure_shows_validation_where_epochs_end():
     assert [text.get_text() for text in losses.texts] == ["R of constant object"]
 
 
+def test_the_training_figure_of_a_supervised_run_shows_its_own_loss_on_validation_patches():
+    losses, _ = training_figure(_history(val_loss=[0.3, 0.2], supervised_loss=[0.5, 0.4]), "title").axes
+    (line,) = [line for line in losses.lines if line.get_label() == "loss on validation patches"]
+    assert list(line.get_ydata()) == [0.5, 0.4]
+
+
 def test_a_run_without_a_single_good_step_has_a_figure_too():
     assert training_figure(History(), "title").axes
     assert training_figure(History(loss_step=[float("nan")], grad_norm_preclip=[float("inf")]), "title").axes

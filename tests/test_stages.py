@@ -1,5 +1,7 @@
 """The plan of a study: arms, seeds, grids, Stage B, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from fnostab.config import ConfigError, resolve_config
@@ -64,6 +66,44 @@ def test_a_table_of_arms_with_a_grid_makes_every_combination(tmp_path):
         *(4, 2),
     )
     assert plan.varied == ["model.fno_blocks", "optim.lr"]
+
+
+def test_the_five_arms_of_the_original_study_are_a_table_that_is_shipped(fresh_store):
+    plan = plan_file(Path("original_five.yaml"), {"preset": "quick"})
+    assert plan.study == "original_five"
+    assert {arm: (of.model.arch, of.clip.algo, of.train.mode) for arm, of in plan.arms.items()} == {
+        "cnn": ("cnn", "norm", "physics"),
+        "baseline": ("cnn", "norm", "supervised"),
+        "control": ("hybrid", "norm", "physics"),
+        "stable": ("stable_hybrid", "none", "physics"),
+        "agc": ("hybrid", "agc", "physics"),
+    }
+    assert plan.varied == []
+    assert {arm: of.train.overlap_weight for arm, of in plan.arms.items() if of.train.overlap_weight != 0.5} == {
+        "baseline": 0
+    }
+    (fresh_store / "original_five.yaml").write_text("arms: [{name: mine}]\n")
+    assert list(plan_file(Path("original_five.yaml"), {}).arms) == ["mine"]
+    with pytest.raises(ConfigError, match=r"^`arms` \(=six.yaml\) must be .* shipped: original_five.yaml$"):
+        plan_file(Path("six.yaml"), {})
+    with pytest.raises(ConfigError, match=r"^`arms` \(=.*no/original_five.yaml\) must be a readable file"):
+        plan_file(fresh_store / "no" / "original_five.yaml", {})
+
+
+def test_what_is_given_of_the_loss_on_patterns_is_for_the_arms_that_have_it(tmp_path):
+    arms = "arms: [{name: supervised, train.mode: supervised}, {name: a}]\n"
+    plan = plan_file(_table(tmp_path, f"train: {{loss: poisson}}\n{arms}"), {"train.overlap_weight": "0.25"})
+    found = {arm: (of.train.loss, of.train.overlap_weight) for arm, of in plan.arms.items()}
+    assert found == {"supervised": ("mae", 0), "a": ("poisson", 0.25)}
+    refused = arms.replace("train.mode: supervised", "train.mode: supervised, loss: poisson")
+    with pytest.raises(ConfigError, match=r"^`train.loss` \(=poisson\) must be mae with train.mode=supervised"):
+        plan_file(_table(tmp_path, refused), {})
+
+
+def test_a_supervised_arm_joins_the_study_that_there_is(tmp_path):
+    before = plan_file(_table(tmp_path, "preset: smoke\narms: [{name: a}]\n"), {})
+    more = "preset: smoke\narms: [{name: baseline, arch: cnn, train.mode: supervised}, {name: a}]\n"
+    assert plan_file(_table(tmp_path, more), {}).identity("d" * 64) == before.identity("d" * 64)
 
 
 def test_the_command_line_overrides_the_seeds_of_a_table(tmp_path):

@@ -348,6 +348,26 @@ def test_a_second_process_does_not_run_the_same_study(table, tmp_path, monkeypat
     assert first.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
+def test_the_five_arms_of_the_original_study_are_ranked_in_one_table(tmp_path, monkeypatch):
+    _use(tmp_path, monkeypatch)
+    short = ["--seeds", "1", "--epochs", "2", "--train.artifacts", "numbers", "--launcher", "inline"]
+    assert main(["study", "--arms", "original_five.yaml", "--preset", "smoke", *short]) == 0
+    assert main(["compare", "--study", "original_five", "--out", "out"]) == 0
+    rows = json.loads((tmp_path / "out" / "original_five_metrics.json").read_text())
+    assert sorted(row["arm"] for row in rows) == ["agc", "baseline", "cnn", "control", "stable"]
+    assert len({tuple(row) for row in rows}) == 1
+    for name in ("summary.md", "report.html"):
+        said = (tmp_path / "out" / f"original_five_{name}").read_text()
+        assert said.count("is supervised: its network was trained on the true patches") == 1
+    found = {run.data.tags["arm"]: run for run in _runs("original_five")}
+    assert len({run.data.tags["dataset_sha256"] for run in found.values()}) == 1
+    baseline = found.pop("baseline")
+    assert len(mlflow.MlflowClient().get_metric_history(baseline.info.run_id, "val/supervised_loss")) == 2
+    assert baseline.data.metrics["val/supervised_loss_constant"] > 0
+    assert not any("supervised" in name for run in found.values() for name in run.data.metrics)
+
+
 def _mlflow_run(folder, *words):
     command = [sys.executable, "-m", "mlflow", "run", str(_ROOT), "--env-manager", "local", *words]
     return subprocess.run(

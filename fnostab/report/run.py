@@ -97,6 +97,10 @@ def training_figure(history: History, title: str) -> Figure:
     if epochs := len(history.val_loss):
         ends = np.linspace(0, history.steps, epochs + 1)[1:] - 1
         losses.plot(ends, history.val_loss, "o-", color="C1", markersize=3, label="validation R-factor")
+        if len(history.supervised_loss) == epochs:
+            losses.plot(
+                ends, history.supervised_loss, "s-", color="C4", markersize=3, label="loss on validation patches"
+            )
     for value, name in ((history.val_loss_constant, "constant object"), (history.val_loss_floor, "photon noise alone")):
         if np.isfinite(value):
             losses.axhline(value, color="gray", linestyle="--", linewidth=0.8)
