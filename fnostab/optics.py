@@ -5,7 +5,7 @@ are stored with zero frequency at the array centre, index N // 2.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -75,6 +75,47 @@ def curved_disk(N: int, radius_px: float | None = None, curvature_rad: float = 8
     radius = _radius(N, radius_px)
     phase = curvature_rad * (_distance_px(N) / radius) ** 2
     return np.asarray(disk(N, radius) * np.exp(1j * phase), dtype=np.complex64)
+
+
+def defocused(
+    N: int,
+    radius_px: float | None = None,
+    curvature_rad: float = 8.0,
+    aperture: Literal["annular", "square"] = "annular",
+) -> Probe:
+    """Make the beam of an aperture propagated out of focus: structured amplitude, nearly quadratic phase.
+
+    The aperture is the beam's spectrum: `annular`, a zone plate with a central stop of half its diameter, or `square`,
+    a pair of slits or mirrors. A quadratic phase over it, exp(i pi D q^2) (Fresnel propagation, paraxial; q in cycles
+    per pixel), spreads the focus: by geometric optics the wave of frequency q comes to lie at D q, so the beam reaches
+    `radius_px` (default 15 px at N = 64, in proportion), with a phase of about `curvature_rad` there, where the
+    aperture's radius is curvature_rad / (pi radius_px) and D = radius_px / that. Diffraction rings lie inside, and weak
+    ones outside. The largest amplitude is 1. Raises ValueError as `disk` does, and unless the aperture lies within the
+    grid's frequencies, 0 < |curvature_rad| < pi radius_px / 2.
+    """
+    radius = _radius(N, radius_px)
+    limit = np.pi * radius / 2
+    if not 0 < abs(curvature_rad) < limit:
+        rule = f"must be between 0 and {limit:.3g} in magnitude at a radius of {radius:g} px"
+        raise ValueError(f"`curvature_rad` (={curvature_rad:g}) {rule}")
+    largest = abs(curvature_rad) / (np.pi * radius)
+    q = np.fft.fftfreq(N)
+    rows, columns = q[:, None], q[None, :]
+    if aperture == "annular":
+        distance = np.hypot(rows, columns)
+        open_to = _soft_edge(largest - distance, N) * _soft_edge(distance - largest / 2, N)
+    else:
+        open_to = _soft_edge(largest - np.maximum(abs(rows), abs(columns)), N)
+    # The focus lies in the middle of the array, (N - 1) / 2, as that of the other probes.
+    middle = np.exp(-2j * np.pi * (rows + columns) * (N - 1) / 2)
+    spread = np.exp(1j * np.pi * np.sign(-curvature_rad) * (radius / largest) * (rows**2 + columns**2))
+    beam = np.fft.ifft2(open_to * spread * middle)
+    return np.asarray(beam / abs(beam).max(), dtype=np.complex64)
+
+
+def _soft_edge(distance: NDArray[Any], N: int) -> NDArray[Any]:
+    """0 to 1 over about a frequency step of an N x N grid, where `distance`, in cycles per pixel, passes 0."""
+    return np.asarray(0.5 * (1 + erf(distance * N)))
 
 
 def from_npz(path: str | Path) -> Probe:

@@ -13,6 +13,7 @@ from fnostab.config import (
     resolve_config,
     stored_config,
 )
+from fnostab.study.plan import plan_stage_a
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ _ARMS = {
     "stable": {"arch": "stable_hybrid", "clip_algo": "none"},
     "agc": {"clip_algo": "agc"},
     "pre": {"arch": "prenorm_hybrid", "clip_algo": "none"},
-    "original": {"arch": "hybrid_original"},
+    "original": {"arch": "hybrid_onesided"},  # it was called `hybrid_original` then
     "stable_1": {"arch": "stable_hybrid", "clip_algo": "none", "model.gamma_init": 1.0},
 }
 
@@ -153,11 +154,46 @@ _ARMS = {
 @pytest.mark.parametrize(("preset", "arm"), _HASHES)
 def test_hashes_of_configs_stay_what_they_were(preset, arm):
     data = {"data": "scan.npz"} if preset == "scan" else {}
-    as_then = {"data.val_choice": "random"}
+    as_then = {"arch": "hybrid", "data.val_choice": "random"} | _ARMS[arm]
+    if preset == "seed_study":
+        as_then |= {"data.probe": "auto", "data.object_mean": None, "data.val": "own"}
+        as_then |= {"clip.granularity": "unit", "train.loss_scale": "dataset"}
     if preset == "smoke":
         as_then |= {"train.overlap_weight": 0, "optim.schedule": "constant", "optim.warmup_steps": 0}
         as_then |= {"data.max_train_patches": 192, "data.max_val_patches": 32}
-    assert resolve_config({"preset": preset, **_ARMS[arm], **data, **as_then}).sha256() == _HASHES[preset, arm]
+    assert resolve_config({"preset": preset, **data, **as_then}).sha256() == _HASHES[preset, arm]
+
+
+def test_the_originals_whole_network_is_no_run_of_what_had_its_name_before():
+    for channels in (256, "auto"):
+        keys = {"model.max_channels": channels}
+        whole, before = (resolve_config({"arch": f"hybrid_{name}", **keys}) for name in ("original", "onesided"))
+        assert whole.sha256() != before.sha256()
+
+
+def test_the_preset_of_the_original_study_has_its_networks_its_data_and_its_rules():
+    plan = plan_stage_a({"preset": "seed_study"}, {})
+    assert {arm: config.model.arch for arm, config in plan.arms.items()} == {
+        "control": "hybrid_original",
+        "stable": "stable_original",
+        "agc": "hybrid_original",
+    }
+    for config in plan.arms.values():
+        assert (config.clip.granularity, config.train.loss_scale, config.optim.name) == ("tensor", "batch", "adam")
+        assert (config.data.probe, config.data.val, config.data.object_mean) == ("defocused", "test", 0.17)
+        assert (config.data.phase, config.train.overlap_weight, config.model.max_channels) == ("none", 0, 2**16)
+    for name, config in plan.arms.items():
+        keys = {"arch": config.model.arch, "clip_algo": config.clip.algo, "preset": "seed_study"}
+        assert resolve_config(keys).arm == name
+    assert resolve_config({"preset": "seed_study", "arch": "hybrid"}).arm == "hybrid-norm"
+    assert resolve_config({"preset": "seed_study", "clip.granularity": "unit"}).arm == "hybrid_original-norm"
+
+
+def test_the_largest_width_that_is_left_open_follows_a_change_of_the_architecture(tmp_path):
+    assert resolve_config({"arch": "hybrid"}).model.max_channels == 256
+    (tmp_path / "arm.yaml").write_text(resolve_config({"arch": "hybrid"}).to_yaml())
+    printed = read_config_file(tmp_path / "arm.yaml")
+    assert resolve_config({"model.arch": "hybrid_original"}, printed).model.max_channels == 2**16
 
 
 def test_the_config_of_a_run_of_before_is_read_and_its_removed_options_are_dropped(tmp_path):
@@ -181,10 +217,11 @@ def test_removed_options_with_a_value_that_did_something_are_refused_in_one_line
 def test_a_newer_key_changes_the_hash_only_where_it_has_another_value_than_runs_from_before():
     as_then = {"data.val_choice": "random"}
     config = resolve_config(as_then)
-    newer = {"train.give_up_after": 0.5, "train.select_by": "r_stitched", "data.val_choice": "block"}
-    newer |= {"train.mode": "supervised"}
-    assert config.left_out == newer.keys()
-    for key, value in newer.items():
+    others = {"train.give_up_after": 0.5, "train.select_by": "r_stitched", "train.loss_scale": "batch"}
+    others |= {"data.val_choice": "block", "data.val": "test", "data.object_mean": 0.2, "data.probe_aperture": "square"}
+    others |= {"train.mode": "supervised"}
+    assert config.left_out == others.keys()
+    for key, value in others.items():
         changed = resolve_config(as_then | {key: value})
         assert changed.left_out == config.left_out - {key}
         assert changed.sha256() != config.sha256()

@@ -160,6 +160,37 @@ def test_validation_patches_may_be_drawn_as_before_under_the_key_that_they_had(t
     assert not neighbours(drawn.val.positions_px, 10)
 
 
+def test_validation_may_be_on_the_test_objects(tmp_path: Path, small: Dataset) -> None:
+    built = load_or_build(changed(val="test", nimgs_test=2, max_val_patches=6), cache_dir=tmp_path)
+    assert built.val_objects is not None
+    assert built.test_objects is not None
+    np.testing.assert_array_equal(built.val_objects, built.test_objects)
+    assert built.val.object_index.tolist() == [0, 0, 0, 1, 1, 1]
+    whole = load_or_build(changed(val="test"), cache_dir=tmp_path)
+    np.testing.assert_array_equal(whole.val.counts, whole.test.counts)
+    np.testing.assert_array_equal(whole.train.counts, small.train.counts)
+
+
+def test_objects_have_the_mean_amplitude_that_is_asked_for(tmp_path: Path, small: Dataset) -> None:
+    built = load_or_build(changed(object_mean=0.17, stride_train_px=1), cache_dir=tmp_path)
+    assert built.test_objects is not None
+    assert small.test_objects is not None
+    ratio = np.abs(built.test_objects) / np.abs(small.test_objects)
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-5)  # all are scaled by one factor
+    assert built.train.counts.sum(axis=(1, 2)).mean() == pytest.approx(SMALL.nphotons, rel=0.01)
+    same = load_or_build(changed(object_mean=0.17, nimgs_val=2, nimgs_test=2), cache_dir=tmp_path)
+    plan = simulated._plan(changed(), "train")
+    assert np.abs(plan.objects / simulated._level(same.config, plan)).mean() == pytest.approx(0.17)
+
+
+def test_a_simulated_beam_out_of_focus_is_a_dataset_of_its_own(tmp_path: Path, small: Dataset) -> None:
+    beam = changed(probe="defocused", probe_curvature_rad=4.0)
+    built = load_or_build(beam, cache_dir=tmp_path)
+    np.testing.assert_array_equal(built.probe, optics.defocused(16, curvature_rad=4.0))
+    square = load_or_build(beam.model_copy(update={"probe_aperture": "square"}), cache_dir=tmp_path)
+    assert len({built.sha256, square.sha256, small.sha256}) == 3
+
+
 def test_auto_and_curved_disk_are_one_dataset(small: Dataset) -> None:
     cache = Path(small.train.counts.filename).parents[1]  # type: ignore[attr-defined]
     assert load_or_build(changed(probe="curved_disk"), cache_dir=cache).config_sha256 == small.config_sha256
@@ -541,7 +572,7 @@ def test_simulated_patterns_take_a_measured_probe_of_a_finer_grid(tmp_path: Path
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"probe": "curvd"}, r"^`data.probe` \(=curvd\) must be curved_disk, disk or a readable file: "),
+        ({"probe": "curvd"}, r"^`data.probe` \(=curvd\) must be curved_disk, disk, defocused or a readable file: "),
         ({"probe_radius_px": 9.0}, r"^`radius_px` \(=9\) must be > 0 and <= 4, a quarter of N=16$"),
         ({"nphotons": 1e17}, r"^`data.nphotons` \(=1e\+17\) must be 0\.\d+ to 1e\+16$"),
         ({"nphotons": 1e-3}, r"^`data.nphotons` \(=0.001\) must be 0\.\d+ to 1e\+16$"),

@@ -88,13 +88,14 @@ def _assert_same_series(history, expected):
         # SGD, unlike Adam, sees by what factor a gradient is wrong, and does not blow up rounding errors of small ones.
         _PROBE | {"train.overlap_weight": 1.0, "data.max_train_patches": 33},
         _PROBE | {"train.overlap_weight": 0.5, "batch_size": 1, "data.max_train_patches": 3, "data.max_val_patches": 1},
+        _PROBE | {"train.loss_scale": "batch", "data.max_train_patches": 17, "train.overlap_weight": 0.5},
         {"lr": 1e30, "clip_algo": "none", "epochs": 4},
         {
             **{"train.mode": "supervised", "arch": "cnn", "data.nimgs_train": 2, "optim.name": "sgd", "lr": 0.1},
             "data.max_train_patches": 17,
         },
     ],
-    ids=["last batch of one", "stitched", "stitched, one patch a step", "not finite", "supervised"],
+    ids=["last batch of one", "stitched", "stitched, one patch a step", "a batch's own scale", "not finite", "supervised"],
 )
 def test_two_processes_train_like_one_with_the_same_batches(tmp_path, overrides):
     alone, weights = _train(_TINY | overrides, tmp_path / "one", 1)

@@ -163,6 +163,30 @@ def test_unknown_name_is_refused_with_the_known_ones():
         resolve_generator("hybird")
 
 
+def test_the_original_network_has_the_parameters_of_its_studys_log():
+    network = build("hybrid_original", width=32)
+    weights = {name: parameter for name, parameter in network.named_parameters() if name.endswith("spectral.weight")}
+    assert parameters(network) == 32_095_458
+    assert parameters(network) - sum(weight.numel() for weight in weights.values()) // 2 == 17_202_402
+    assert {weight.shape[:2] for weight in weights.values()} == {(12, 12), (6, 6)}  # half in the bottleneck
+    norms = sum(2 * level.channels for level in encoder_levels(64, 32, 4, 8, 256)) + 2 * 256
+    assert parameters(build("stable_original", width=32)) == 32_095_458 + norms
+
+
+@pytest.mark.parametrize("arch", ["hybrid_original", "stable_original"])
+def test_the_original_networks_go_down_by_2x2_and_come_up_without_a_last_activation(arch):
+    network = build(arch)
+    assert {(down.kernel_size, down.stride) for down in network.downs} == {((2, 2), (2, 2))}
+    up, x, skip = network.ups[0], torch.randn(1, 32, 8, 8), torch.randn(1, 16, 16, 16)
+    assert isinstance(up.convs[-1], torch.nn.Conv2d)
+    assert up(x, skip).min() < -0.2  # a GELU is never under -0.17
+
+
+def test_the_original_network_takes_grids_whose_halves_are_odd():
+    with torch.no_grad():
+        assert build("hybrid_original", N=50)(torch.randn(1, 1, 50, 50)).shape == (1, 50, 50, 1, 2)
+
+
 @pytest.mark.parametrize("name", ["hybrid", "stable_hybrid", "hybrid_original", "fno"])
 @pytest.mark.parametrize(
     ("arguments", "message"),

@@ -12,6 +12,7 @@ from fnostab.optics import (
     crop_patterns,
     crop_probe,
     curved_disk,
+    defocused,
     disk,
     far_field_amplitude,
     fourier_shift,
@@ -125,6 +126,31 @@ def test_the_curved_disk_is_the_disk_with_a_quadratic_phase():
     np.testing.assert_allclose(phase - phase[0], 5.0 * (distance**2 - 0.5) / 144, atol=1e-4)
 
 
+@pytest.mark.parametrize("aperture", ["annular", "square"])
+@pytest.mark.parametrize("N", [32, 64, 128])
+def test_a_defocused_beam_has_a_structured_amplitude_of_its_radius_and_a_nearly_quadratic_phase(N, aperture):
+    beam = defocused(N, aperture=aperture)
+    radius, amplitude, middle = 15 / 64 * N, np.abs(beam), N // 2
+    np.testing.assert_allclose(beam, np.flip(beam), atol=1e-5)
+    assert amplitude.max() == pytest.approx(1)
+    distance = np.hypot(*(np.mgrid[:N, :N] - (N - 1) / 2))
+    assert 0.7 * radius < np.sqrt((amplitude**2 * distance**2).sum() / (amplitude**2).sum()) < 1.0 * radius
+    assert amplitude[distance < 0.8 * radius].std() > 0.1  # that of a disk is 0
+    row = middle + np.arange(int(radius))
+    phase = np.unwrap(np.angle(beam[middle, row]))
+    assert phase[-1] - phase[0] == pytest.approx(8 * (row[-1] - (N - 1) / 2) ** 2 / radius**2, abs=3)
+
+
+def test_a_defocused_beam_on_the_other_side_of_the_focus_is_the_conjugate():
+    np.testing.assert_allclose(defocused(64, curvature_rad=-6), defocused(64, curvature_rad=6).conj(), atol=1e-5)
+
+
+@pytest.mark.parametrize("curvature_rad", [0.0, 23.6, -30.0, float("nan")])
+def test_a_beam_whose_aperture_does_not_fit_is_refused(curvature_rad):
+    with pytest.raises(ValueError, match=r"^`curvature_rad` \(=.*\) must be between 0 and 23.6 in magnitude at a rad"):
+        defocused(64, 15, curvature_rad)
+
+
 def test_only_the_curved_disk_tells_an_object_from_its_twin():
     obj = torch.from_numpy(np.random.default_rng(0).uniform(0.5, 1, (64, 64)))
     twin = obj.flip(0, 1)
@@ -135,7 +161,7 @@ def test_only_the_curved_disk_tells_an_object_from_its_twin():
 
 @pytest.mark.parametrize("radius_px", [0, -1, 16.5, float("nan")])
 def test_a_radius_outside_the_oversampling_limit_is_refused(radius_px):
-    for make in (disk, curved_disk):
+    for make in (disk, curved_disk, defocused):
         with pytest.raises(ValueError, match=r"^`radius_px` \(=.*\) must be > 0 and <= 16, a quarter of N=64$"):
             make(64, radius_px)
 

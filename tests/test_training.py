@@ -146,6 +146,23 @@ def test_the_true_object_has_almost_no_loss_and_an_empty_one_much(loss, monkeypa
     assert at(truth) < 0.1 * at(torch.ones_like(truth)) < at(torch.zeros_like(truth))
 
 
+@pytest.mark.parametrize("loss", ["mae", "poisson"])
+def test_a_batchs_loss_may_be_divided_by_its_own_mean_pattern(loss, monkeypatch):
+    both = [new_module(_config(loss=loss, train__loss_scale=scale)) for scale in ("dataset", "batch")]
+    monkeypatch.setattr(PtychoModule, "trainer", SimpleNamespace(world_size=1))
+    dataset = load_or_build(_config().data)
+    bright = resident(dataset.train.part(dataset.train.counts.sum(axis=(1, 2)).argsort()[-4:]))
+    over_all, over_batch = (float(module.training_step(bright, 0).detach()) for module in both)
+    amplitudes, counts = np.sqrt(dataset.train.counts), dataset.train.counts
+    whole, batch = (amplitudes, bright.sqrt_counts) if loss == "mae" else (counts, bright.sqrt_counts**2)
+    assert over_batch / over_all == pytest.approx(whole.sum() / len(whole) / (float(batch.sum()) / 4), rel=1e-5)
+    assert over_batch < over_all
+    if loss == "mae":
+        predicted = far_field_amplitude(both[1](bright.sqrt_counts), both[1].probe).detach()
+        measured = bright.sqrt_counts / dataset.scale
+        assert over_batch == pytest.approx(float((predicted - measured).abs().sum() / measured.sum()), rel=1e-5)
+
+
 def test_val_loss_is_the_r_factor_whatever_the_training_loss(tmp_path):
     config = _config(loss="poisson", epochs=1)
     module, history, _ = fit(config, tmp_path)

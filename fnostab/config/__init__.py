@@ -5,7 +5,7 @@ show a resolved config without loading torch (docs/decisions/0002).
 """
 
 from fnostab.config.arm import ArmConfig as ArmConfig, check_name as check_name
-from fnostab.config.presets import PRESETS as PRESETS, STANDARD_ARMS as STANDARD_ARMS
+from fnostab.config.presets import PRESETS as PRESETS, standard_arms as standard_arms
 from fnostab.config.resolve import (
     CONFIG_KEYS as CONFIG_KEYS,
     FLAT_KEYS as FLAT_KEYS,
@@ -19,6 +19,7 @@ from fnostab.config.sections import (
     ARCHITECTURES as ARCHITECTURES,
     AUTO_CLIP_VALUES as AUTO_CLIP_VALUES,
     PHYSICS_KEYS as PHYSICS_KEYS,
+    PROBES as PROBES,
     REMOVED_KEYS as REMOVED_KEYS,
     ClipAlgorithm as ClipAlgorithm,
     DataConfig as DataConfig,

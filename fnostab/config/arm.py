@@ -8,9 +8,10 @@ from typing import Any, Final
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fnostab.config.presets import PRESETS, STANDARD_ARMS
+from fnostab.config.presets import PRESETS, standard_arms
 from fnostab.config.sections import (
     AUTO_CLIP_VALUES,
+    AUTO_MAX_CHANNELS,
     REMOVED_OPTIONS,
     ClipConfig,
     DataConfig,
@@ -25,6 +26,10 @@ from fnostab.io.untrusted import shown
 
 #: What no file system, MLflow's artifacts or its search take in a name: studies and arms name files and are searched.
 _NOT_IN_NAMES: Final = frozenset("\\/:*?\"'`<>|#%")
+
+
+#: Architectures under the names that identities have for them, where `hybrid_original` is what was called so at first.
+_IDENTITY_OF: Final = {"hybrid_onesided": "hybrid_original", "hybrid_original": "hybrid_original_whole"}
 
 
 def check_name(key: str, value: str) -> None:
@@ -90,6 +95,8 @@ class ArmConfig(Section):
         tree |= {key: "auto" for key, name in self.auto_names.items() if tree[key] == name}
         if self.clip.val == AUTO_CLIP_VALUES[self.clip.algo]:
             tree["clip"]["val"] = "auto"
+        if self.model.max_channels == AUTO_MAX_CHANNELS[self.model.arch]:
+            tree["model"]["max_channels"] = "auto"
         return yaml.safe_dump(tree, sort_keys=False)
 
     @property
@@ -99,7 +106,9 @@ class ArmConfig(Section):
         own = {"model.arch": self.model.arch, "clip.algo": self.clip.algo, "clip.val": self.clip.val}
         if self.train.mode == "supervised":
             return {"study": study, "arm": "baseline" if self.model.arch == "cnn" else f"{self.model.arch}-supervised"}
-        standard = [name for name, keys in STANDARD_ARMS.items() if keys == own and self.clip.granularity == "unit"]
+        usual = PRESETS[self.preset].get("clip.granularity", "unit")
+        arms = standard_arms(self.preset).items() if self.clip.granularity == usual else ()
+        standard = [name for name, keys in arms if keys == own]
         return {"study": study, "arm": standard[0] if standard else f"{self.model.arch}-{self.clip.algo}"}
 
     @property
@@ -119,6 +128,7 @@ class ArmConfig(Section):
         """
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
         config["model"] |= REMOVED_OPTIONS
+        config["model"]["arch"] = _IDENTITY_OF.get(self.model.arch, self.model.arch)
         for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy", "cuda_graph"):
             del config["train"][key]
         for key in self.left_out:

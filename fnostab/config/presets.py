@@ -10,10 +10,33 @@ STANDARD_ARMS: Final[Mapping[str, Mapping[str, Any]]] = {
     "agc": {"model.arch": "hybrid", "clip.algo": "agc", "clip.val": 0.01},
 }
 
+#: The preset that repeats the original study, and the networks that it really ran.
+_ORIGINAL: Final = "seed_study"
+_ORIGINAL_ARCHITECTURES: Final = {"hybrid": "hybrid_original", "stable_hybrid": "stable_original"}
+
+
+def standard_arms(preset: str) -> dict[str, dict[str, Any]]:
+    """The arms of Stage A in `preset`, by dotted keys: in `seed_study` they have the original's networks."""
+    arms = {name: dict(keys) for name, keys in STANDARD_ARMS.items()}
+    if preset == _ORIGINAL:
+        for keys in arms.values():
+            keys["model.arch"] = _ORIGINAL_ARCHITECTURES[keys["model.arch"]]
+    return arms
+
+
 #: What each preset changes; dotted keys.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
-    # The table of the original study: one seed, objects without phase.
-    "seed_study": {"data.phase": "none"},
+    # The original study as it really ran: its networks, a structured probe out of focus, objects without phase and of
+    # its amplitudes, validation on the test objects, AGC per tensor, each batch's loss over its own mean amplitude.
+    _ORIGINAL: {
+        "data.phase": "none",
+        "data.probe": "defocused",
+        "data.object_mean": 0.17,
+        "data.val": "test",
+        "model.arch": "hybrid_original",
+        "clip.granularity": "tensor",
+        "train.loss_scale": "batch",
+    },
     # The same with phase: the study that the project answers.
     "stage_a": {},
     # Minutes on 2 CPU cores, and it really learns.

@@ -15,8 +15,20 @@ ClipAlgorithm = Literal["none", "norm", "value", "agc"]
 #: What `clip.val = auto` means. AGC's 0.01 is the value of Brock et al. 2021 for large batches.
 AUTO_CLIP_VALUES: Final[Mapping[str, float]] = {"none": 0.0, "norm": 1.0, "value": 0.5, "agc": 0.01}
 
+#: More channels than any network here reaches.
+_MOST_CHANNELS: Final = 2**16
 #: Architectures by name; `fnostab.models.registry` maps each to its class.
-ARCHITECTURES: Final = ("hybrid", "stable_hybrid", "prenorm_hybrid", "hybrid_original", "fno", "cnn")
+ARCHITECTURES: Final = (
+    *("hybrid", "stable_hybrid", "prenorm_hybrid", "hybrid_original", "stable_original", "hybrid_onesided"),
+    *("fno", "cnn"),
+)
+#: What `model.max_channels = auto` means: the original study's networks doubled their width without a limit.
+AUTO_MAX_CHANNELS: Final[Mapping[str, int]] = {
+    name: _MOST_CHANNELS if name.endswith("_original") else 256 for name in ARCHITECTURES
+}
+
+#: Probes by name; any other is a file.
+PROBES: Final = ("curved_disk", "disk", "defocused")
 
 #: Larger factors overflow float32, in which networks are trained.
 _LARGE: Final = 1e30
@@ -86,11 +98,23 @@ class DataConfig(Section):
     )
     N: int = Field(64, ge=16, le=512, description="pattern and patch size in pixels")
     gridsize: int = Field(1, description="patches predicted at once along an axis; only 1 is built")
-    probe: str = Field("auto", description="curved_disk, disk, or an NPZ file; auto: the scan's own, or curved_disk")
-    probe_radius_px: float | None = Field(None, gt=0, description="disk radius; default 15 px at N=64, in proportion")
-    probe_curvature_rad: float = Field(8.0, ge=-1000, le=1000, description="quadratic phase of curved_disk at its rim")
+    probe: str = Field("auto", description=f"{', '.join(PROBES)}, or an NPZ file; auto: the scan's own, or curved_disk")
+    probe_radius_px: float | None = Field(None, gt=0, description="probe radius; default 15 px at N=64, in proportion")
+    probe_curvature_rad: float = Field(
+        8.0, ge=-1000, le=1000, description="quadratic phase at the rim of curved_disk and defocused"
+    )
+    probe_aperture: Literal["annular", "square"] = Field(
+        "annular", description="aperture of the probe defocused", json_schema_extra=newer("annular")
+    )
     objects: Literal["lines", "grf", "image"] = Field("lines", description="kind of synthetic object")
     phase: Literal["tanh", "none"] = Field("tanh", description="phase of synthetic objects")
+    object_mean: float | None = Field(
+        None,
+        gt=0,
+        le=_LARGE,
+        description="mean amplitude of synthetic objects; null: patches have a mean maximum of 1",
+        json_schema_extra=newer(None),
+    )
     object_size: int = Field(392, ge=32, le=2**14, description="side of a synthetic object in pixels")
     nimgs_train: int = Field(2, ge=1, le=1000, description="training objects")
     nimgs_val: int = Field(1, ge=1, le=1000, description="validation objects")
@@ -100,6 +124,9 @@ class DataConfig(Section):
     stride_test_px: int = Field(10, ge=1, le=2**14, description="scan step on test objects")
     max_train_patches: int | None = Field(None, ge=1, le=_MANY, description="keep so many training patches, at random")
     max_val_patches: int | None = Field(None, ge=1, le=_MANY, description="keep so many validation patches")
+    val: Literal["own", "test"] = Field(
+        "own", description="validation on objects of its own, or on the test objects", json_schema_extra=newer("own")
+    )
     val_choice: Literal["block", "random"] = Field(
         "block",
         description="validation patches are neighbours, or drawn (a scan's: every 10th)",
@@ -128,6 +155,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "DataConfig":
+        if self.path and self.val == "test":
+            raise ValueError("`data.val` (=test) must be own on a measured scan, which has no test objects")
         if self.N % 2:
             raise ValueError(f"`data.N` (={self.N}) must be even")
         if self.object_size < self.N:
@@ -165,7 +194,13 @@ class ModelConfig(Section):
     fno_blocks: int = Field(4, ge=1, le=64, description="encoder blocks")
     modes: int = Field(12, ge=1, le=257, description="Fourier modes kept per axis and sign, bottleneck: half")
     min_resolution: int = Field(8, ge=2, le=512, description="halving stops at this grid size in pixels")
-    max_channels: int = Field(256, ge=1, le=2**16, description="doubling stops at this width")
+    max_channels: int = Field(
+        "auto",
+        ge=1,
+        le=_MOST_CHANNELS,
+        validate_default=True,
+        description="doubling stops at this width; auto: 256, none for the original's networks",
+    )
     gamma_init: float = Field(0.0, ge=-1000, le=1000, description="initial norm weight of stable blocks")
     layerscale_init: float | None = Field(
         None, ge=-1000, le=1000, description="initial LayerScale of stable blocks; null: none"
@@ -186,6 +221,11 @@ class ModelConfig(Section):
                     " out after commit 0f04361"
                 )
         return {key: value for key, value in values.items() if key not in REMOVED_OPTIONS}
+
+    @field_validator("max_channels", mode="before")
+    @classmethod
+    def _auto(cls, value: Any, info: ValidationInfo) -> Any:
+        return AUTO_MAX_CHANNELS.get(info.data.get("arch", ""), 256) if value == "auto" else value
 
     @field_validator("arch")
     @classmethod
@@ -236,6 +276,11 @@ class TrainConfig(Section):
         json_schema_extra=newer(None),
     )
     batch_size: int = Field(16, ge=1, le=10**6, description="patches per step, over all devices together")
+    loss_scale: Literal["dataset", "batch"] = Field(
+        "dataset",
+        description="the loss is divided by the mean measured amplitude of all training patches, or of the batch",
+        json_schema_extra=newer("dataset"),
+    )
     loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")
     learn_probe: bool = Field(False, description="learn the probe with the network")
     probe_lr: float = Field(1e-2, gt=0, le=_LARGE, description="learning rate of the probe over its largest amplitude")

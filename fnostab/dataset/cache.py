@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fnostab.config import DataConfig
+from fnostab.config import PROBES, DataConfig
 from fnostab.dataset.dataset import SPLITS, Dataset, Split, array_sha256
 from fnostab.dataset.measured import measured_writer
 from fnostab.dataset.simulated import simulated_writer
@@ -144,8 +144,8 @@ def _config_sha256(config: DataConfig) -> str:
         values["path"] = _file_sha256(config.path, "data.path")
     elif config.probe == "auto":
         values["probe"] = "curved_disk"
-    if config.probe not in ("auto", "curved_disk", "disk"):
-        values["probe"] = _file_sha256(config.probe, "data.probe", "curved_disk, disk or ")
+    if config.probe not in ("auto", *PROBES):
+        values["probe"] = _file_sha256(config.probe, "data.probe", f"{', '.join(PROBES)} or ")
     for name in config.left_out:
         del values[name]
     return _json_sha256({"format": CACHE_FORMAT, "config": values})

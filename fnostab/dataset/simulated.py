@@ -104,19 +104,27 @@ def training_objects(dataset: Dataset) -> NDArray[np.complex64]:
 
 
 def _plans(config: DataConfig) -> dict[str, _Plan]:
-    """The plan of each split; all objects are divided by the mean over training patches of their largest amplitude."""
-    seeds = dict(zip(SPLITS, np.random.SeedSequence(config.seed).spawn(len(SPLITS)), strict=True))
-    plans = {split: _plan(config, split, seed) for split, seed in seeds.items()}
-    peaks = [np.abs(patches).max(axis=(1, 2)) for patches in plans["train"].patches(config.N)]
-    level = np.concatenate(peaks).mean()
+    """The plan of each split, with objects of the amplitudes that `config` asks for."""
+    plans = {split: _plan(config, split) for split in SPLITS}
+    level = _level(config, plans["train"])
     return {split: replace(plan, objects=plan.objects / level) for split, plan in plans.items()}
 
 
-def _plan(config: DataConfig, split: str, seed: np.random.SeedSequence) -> _Plan:
+def _level(config: DataConfig, train: _Plan) -> float:
+    """What the amplitudes of all objects are divided by."""
+    if config.object_mean is not None:
+        return float(np.abs(train.objects).mean(dtype=np.float64)) / config.object_mean
+    peaks = [np.abs(patches).max(axis=(1, 2)) for patches in train.patches(config.N)]
+    return float(np.concatenate(peaks).mean())
+
+
+def _plan(config: DataConfig, split: str) -> _Plan:
     """Objects, positions and noise seeds of one split; object k is the same however many there are."""
-    n_objects = {"train": config.nimgs_train, "val": config.nimgs_val, "test": config.nimgs_test}[split]
-    stride = {"train": config.stride_train_px, "val": config.stride_val_px, "test": config.stride_test_px}[split]
+    source = "test" if split == "val" and config.val == "test" else split
+    n_objects = {"train": config.nimgs_train, "val": config.nimgs_val, "test": config.nimgs_test}[source]
+    stride = {"train": config.stride_train_px, "val": config.stride_val_px, "test": config.stride_test_px}[source]
     limit = {"train": config.max_train_patches, "val": config.max_val_patches, "test": None}[split]
+    seed = np.random.SeedSequence(config.seed).spawn(len(SPLITS))[SPLITS.index(source)]
     object_seed, noise_seed, subset_seed = seed.spawn(3)
     rngs = [np.random.default_rng(child) for child in object_seed.spawn(n_objects)]
     grid = grid_positions(config.object_size, config.N, stride)

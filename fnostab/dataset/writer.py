@@ -21,6 +21,8 @@ def configured_probe(config: DataConfig) -> NDArray[np.complex64] | None:
     """The probe that `config` names, None for the scan's own."""
     if config.probe == "disk":
         return optics.disk(config.N, config.probe_radius_px)
+    if config.probe == "defocused":
+        return optics.defocused(config.N, config.probe_radius_px, config.probe_curvature_rad, config.probe_aperture)
     if config.probe == "curved_disk" or (config.probe == "auto" and not config.path):
         return optics.curved_disk(config.N, config.probe_radius_px, config.probe_curvature_rad)
     return None if config.probe == "auto" else read_probe(config.probe)

@@ -38,7 +38,7 @@ class PtychoBlock(nn.Module):
         return x + self.update(x)
 
 
-class OriginalPtychoBlock(PtychoBlock):
+class OneSidedPtychoBlock(PtychoBlock):
     """`PtychoBlock` with the one-sided spectral layer of the original study."""
 
     spectral_cls = OneSidedSpectralConv2d
@@ -89,6 +89,12 @@ class StablePtychoBlock(PtychoBlock):
         return update * (size * self.norm.weight[:, None, None]) + self.norm.bias[:, None, None]
 
 
+class OneSidedStablePtychoBlock(StablePtychoBlock):
+    """`StablePtychoBlock` with the one-sided spectral layer of the original study."""
+
+    spectral_cls = OneSidedSpectralConv2d
+
+
 class PreNormPtychoBlock(PtychoBlock):
     """Residual block y = x + GELU(Spectral(n(x)) + Conv3x3(n(x))): what it reads is normalised, what it adds is not.
 
@@ -113,13 +119,15 @@ class UpStage(nn.Module):
     """Decoder stage: transposed convolution to twice the grid, concatenated skip, two 3x3 convolutions with GELU.
 
     Shapes: `(B, in_channels, h, w)` and a skip `(B, skip_channels, H, W)` -> `(B, skip_channels, H, W)`, where H is 2h,
-    or 2h - 1 (cropped), and W likewise.
+    or 2h - 1 (cropped), and W likewise. Unless `last_activation`, the second convolution has no GELU.
     """
 
-    def __init__(self, in_channels: int, skip_channels: int) -> None:
+    def __init__(self, in_channels: int, skip_channels: int, last_activation: bool = True) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, skip_channels, kernel_size=2, stride=2)
         self.convs = conv_pair(2 * skip_channels, skip_channels)
+        if not last_activation:
+            self.convs.pop(-1)
 
     def forward(
         self, x: Float[Tensor, "batch in_channels h w"], skip: Float[Tensor, "batch skip_channels H W"]
@@ -169,6 +177,23 @@ class Lifter(nn.Sequential):
         # With one channel every order counts as `contiguous`; torch then goes by the strides, which only a copy sets.
         lifted: Tensor = super().forward(x.clone(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
         return lifted
+
+
+class Conv2x2(nn.Conv2d):
+    """2x2 convolution of stride 2: `(B, in_channels, H, W)` -> `(B, channels, ceil(H / 2), ceil(W / 2))`.
+
+    A grid of an odd size gets a row or a column of zeros at its end.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(in_channels, channels, kernel_size=2, stride=2)
+
+    def forward(self, x: Float[Tensor, "batch in_channels H W"]) -> Float[Tensor, "batch channels half_H half_W"]:
+        """Apply the layer to `x`."""
+        height, width = x.shape[-2:]
+        if height % 2 or width % 2:
+            x = nn.functional.pad(x, (0, width % 2, 0, height % 2))
+        return super().forward(x)
 
 
 def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:

@@ -8,8 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fnostab.models.blocks import (
+    Conv2x2,
     Lifter,
-    OriginalPtychoBlock,
+    OneSidedPtychoBlock,
+    OneSidedStablePtychoBlock,
     PreNormPtychoBlock,
     PtychoBlock,
     StablePtychoBlock,
@@ -64,9 +66,9 @@ class HybridUNOGenerator(nn.Module):
             for level in levels
         )
         steps = list(zip(levels, levels[1:], strict=False))
-        self.downs = nn.ModuleList(conv3x3(fine.channels, coarse.channels, stride=2) for fine, coarse in steps)
+        self.downs = nn.ModuleList(self._down(fine.channels, coarse.channels) for fine, coarse in steps)
         self.bottleneck = block(levels[-1].channels, max(1, modes // 2), levels[-1].resolution)
-        self.ups = nn.ModuleList(UpStage(coarse.channels, fine.channels) for fine, coarse in reversed(steps))
+        self.ups = nn.ModuleList(self._up(coarse.channels, fine.channels) for fine, coarse in reversed(steps))
         self.out = nn.Conv2d(hidden_channels, out_channels * C, kernel_size=1)
 
     def forward(self, x: Float[Tensor, "batch in_channels H W"]) -> Float[Tensor, "batch H W C out_channels"]:
@@ -81,6 +83,14 @@ class HybridUNOGenerator(nn.Module):
             x = up(x, skips.pop())
         return to_patches(self.out(x), self.C)
 
+    def _down(self, channels: int, coarse_channels: int) -> nn.Module:
+        """The layer from one encoder level to the next."""
+        return conv3x3(channels, coarse_channels, stride=2)
+
+    def _up(self, channels: int, fine_channels: int) -> nn.Module:
+        """The decoder stage that comes back from it."""
+        return UpStage(channels, fine_channels)
+
 
 class StableHybridUNOGenerator(HybridUNOGenerator):
     """`HybridUNOGenerator` with `StablePtychoBlock`s."""
@@ -94,7 +104,31 @@ class PreNormHybridUNOGenerator(HybridUNOGenerator):
     block_cls = PreNormPtychoBlock
 
 
-class OriginalHybridUNOGenerator(HybridUNOGenerator):
-    """`HybridUNOGenerator` with the spectral layer of the original study: see `OneSidedSpectralConv2d`."""
+class OneSidedHybridUNOGenerator(HybridUNOGenerator):
+    """`HybridUNOGenerator` with the spectral layer of the original study alone: see `OneSidedSpectralConv2d`."""
 
-    block_cls = OriginalPtychoBlock
+    block_cls = OneSidedPtychoBlock
+
+
+class OriginalHybridUNOGenerator(HybridUNOGenerator):
+    """The network of the original study, whole.
+
+    It differs from `HybridUNOGenerator` in three ways: downwards 2x2 convolutions of stride 2, no activation after a
+    decoder stage's second convolution, and the spectral layers of `OneSidedSpectralConv2d`. At width 32, 4 blocks and
+    N=64 it has 17,202,402 parameters, a complex weight counted as one, as the study's log says. There widths doubled
+    without a limit, which is what the config's `max_channels` means by `auto` for it.
+    """
+
+    block_cls: ClassVar[Callable[..., nn.Module]] = OneSidedPtychoBlock
+
+    def _down(self, channels: int, coarse_channels: int) -> nn.Module:
+        return Conv2x2(channels, coarse_channels)
+
+    def _up(self, channels: int, fine_channels: int) -> nn.Module:
+        return UpStage(channels, fine_channels, last_activation=False)
+
+
+class StableOriginalUNOGenerator(OriginalHybridUNOGenerator):
+    """`OriginalHybridUNOGenerator` with norm-last blocks: the stable arm of the original study."""
+
+    block_cls = OneSidedStablePtychoBlock

@@ -11,9 +11,11 @@ from fnostab.models.cnn import CNNGenerator
 from fnostab.models.fno import CascadedFNOGenerator
 from fnostab.models.hybrid import (
     HybridUNOGenerator,
+    OneSidedHybridUNOGenerator,
     OriginalHybridUNOGenerator,
     PreNormHybridUNOGenerator,
     StableHybridUNOGenerator,
+    StableOriginalUNOGenerator,
 )
 
 #: Each class makes networks that map `(B, C, N, N)` to `(B, N, N, C, 2)`.
@@ -22,6 +24,8 @@ GENERATORS: Final[Mapping[str, Callable[..., nn.Module]]] = {
     "stable_hybrid": StableHybridUNOGenerator,
     "prenorm_hybrid": PreNormHybridUNOGenerator,
     "hybrid_original": OriginalHybridUNOGenerator,
+    "stable_original": StableOriginalUNOGenerator,
+    "hybrid_onesided": OneSidedHybridUNOGenerator,
     "fno": CascadedFNOGenerator,
     "cnn": CNNGenerator,
 }

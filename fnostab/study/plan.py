@@ -15,13 +15,13 @@ from typing import Any, Final
 import fnostab.config
 from fnostab.config import (
     PHYSICS_KEYS,
-    STANDARD_ARMS,
     ArmConfig,
     ConfigError,
     dotted_keys,
     is_left_open,
     read_config_file,
     resolve_config,
+    standard_arms,
 )
 from fnostab.io.untrusted import shown
 from fnostab.study.selection import OWN_KEYS
@@ -138,7 +138,8 @@ def plan_stage_a(
 
     `default` is the number of seeds if `seeds` leaves it open; None: that of the preset.
     """
-    arms = [{"name": name, **keys} for name, keys in STANDARD_ARMS.items()]
+    preset = str(dotted_keys(overrides).get("preset", dotted_keys(base).get("preset", "stage_a")))
+    arms = [{"name": name, **keys} for name, keys in standard_arms(preset).items()]
     return plan_table(arms, {}, overrides, base, seeds, default)
 
 

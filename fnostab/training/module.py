@@ -35,7 +35,8 @@ class PtychoModule(lightning.LightningModule):
     """A generator, the probe, and the loss between predicted and measured far-field amplitudes.
 
     The loss is the R-factor's numerator over one dataset constant (`mae`), or half the Poisson deviance of the counts
-    over the mean counts a pattern (`poisson`). With `overlap_weight`, that share of it is taken on the object that the
+    over the mean counts a pattern (`poisson`); with `loss_scale=batch` over those of each batch, which gives batches of
+    dark patterns more weight. With `overlap_weight`, that share of it is taken on the object that the
     batch's overlapping patches make together, without which a learnt probe is not determined: any probe fits patches
     that need not agree. A supervised run has the distance from the true patches for its loss (`supervised.Truth`), and
     the physics in its validation alone. `step_record` holds the values of `history.STEP_SERIES` of the last step as one
@@ -124,17 +125,28 @@ class PtychoModule(lightning.LightningModule):
         return amplitude if batch.is_stand_in else amplitude[batch.rank :: batch.world_size]
 
     def _data_loss(self, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Distance of predicted amplitudes (B, N, N) from the batch's, over the average measured in a whole batch."""
+        """Distance of predicted amplitudes (B, N, N) from the batch's, over what a pattern holds on average."""
+        amplitude_sum, counts_sum = self._pattern_sums(batch)
         if batch.is_stand_in:  # DDP wants a gradient of every parameter from every rank
             return 0 * predicted.sum()
         # DDP averages gradients over ranks, so each rank's sum counts `world_size` times.
         share = batch.world_size / batch.global_size
         if self.config.train.loss == "mae":
-            return (predicted - batch.sqrt_counts / self.scale).abs().sum() * (share / self.mean_amplitude_sum)
+            return (predicted - batch.sqrt_counts / self.scale).abs().sum() * (share / amplitude_sum)
         floor = _POISSON_FLOOR * self.mean_counts / predicted[0].numel()
         rate = (self.scale * predicted).square() + floor
         counts = batch.sqrt_counts.square() + floor
-        return (rate - counts + counts * (counts / rate).log()).sum() * (share / self.mean_counts)
+        return (rate - counts + counts * (counts / rate).log()).sum() * (share / counts_sum)
+
+    def _pattern_sums(self, batch: Batch) -> tuple[float | torch.Tensor, float | torch.Tensor]:
+        """Amplitudes and counts of a pattern on average, over the training patterns or over the batch of all ranks."""
+        if self.config.train.loss_scale == "dataset":
+            return self.mean_amplitude_sum, self.mean_counts
+        sums = torch.stack([batch.sqrt_counts.sum() / self.scale, batch.sqrt_counts.square().sum()])
+        if batch.world_size > 1:
+            sums = self.trainer.strategy.reduce(0 * sums if batch.is_stand_in else sums, reduce_op="sum")
+        amplitudes, counts = sums / batch.global_size
+        return amplitudes, counts
 
     def configure_gradient_clipping(
         self,
