@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fnostab.cli import main
+from fnostab.config import ConfigError, resolve_config
 from fnostab.launch import Job, LaunchConfig
 from fnostab.study.plan import plan_file, plan_stage_a
 from fnostab.workflows.child import train_job
@@ -418,3 +419,25 @@ def test_the_plan_is_printed_and_nothing_is_written(fresh_store, capsys):
     first = plan_stage_a({"preset": "smoke"}, {}, "2").runs[0]
     assert printed[0] == f"{first.name}: config {first.config.sha256()[:12]}"
     assert list(fresh_store.iterdir()) == []
+
+
+def test_a_study_over_two_datasets_shares_them_out_over_its_seeds_and_is_ranked_as_one(tmp_path, monkeypatch):
+    _use(tmp_path, monkeypatch)
+    several = _TABLE.replace("seeds: [1, 2]", "seeds: [1, 2, 3]\ndata: {seeds: 2}").replace("epochs: 3", "epochs: 1")
+    Path("two.yaml").write_text(several.replace("study: small", "study: two"))
+    plan = plan_file(Path("two.yaml"), {})
+    assert run_study(plan, LaunchConfig(), _NoView()).without_result == []
+    seen = {(run.data.tags["arm"], run.data.tags["seed"]): run.data.tags["dataset_sha256"] for run in _runs("two")}
+    assert seen["control", "1"] == seen["control", "3"] != seen["control", "2"]
+    assert all(seen["control", seed] == seen["stable", seed] for seed in "123")
+    view = _NoView()
+    run_study(plan, LaunchConfig(), view)
+    assert len(view.finished) == 6
+    compared = compare_study("two", register=False)
+    assert "share 2 datasets" in " ".join(compared.result.notes)
+    assert len(compared.result.runs) == 6
+
+
+def test_several_datasets_of_a_measured_scan_are_refused():
+    with pytest.raises(ConfigError, match=r"^`data.seeds` \(=2\) must be 1 on a measured scan: there is one$"):
+        resolve_config({"preset": "scan", "data": "scan.npz", "data.seeds": 2})

@@ -186,3 +186,36 @@ def test_stored_runs_with_options_that_were_removed_are_compared_as_they_were():
     other.params["model.pre_norm"] = "none"
     with pytest.raises(ConfigError, match=r"^`model\.pre_norm` of study s must be one in all runs of arm inst"):
         select_runs("s", [inst, group, other])
+
+
+# A study over several datasets
+
+
+def of_several(arm, seed, dataset, **overrides):
+    """A run of a study over two datasets, on the one called `dataset`."""
+    run = stored(arm, seed, dataset, **{"data.seeds": 2, **overrides})
+    return replace(run, tags={**run.tags, "datasets_sha256": "both"})
+
+
+def test_runs_on_the_datasets_of_one_study_are_compared_and_a_note_says_what_intervals_include():
+    runs = [of_several(arm, seed, f"d{seed % 2}") for arm in ("control", "stable") for seed in (1, 2, 3)]
+    selection = select_runs("s", runs)
+    assert len(selection.runs) == 6
+    assert selection.dataset_sha256 == "both"
+    assert selection.notes == [
+        "The seeds share 2 datasets, with objects of their own: intervals and tests include their chance."
+    ]
+    assert select_runs("s", runs, dataset="bo").dataset_sha256 == "both"
+
+
+def test_arms_that_saw_other_data_with_the_same_seed_are_not_compared():
+    runs = [of_several("control", 1, "d1"), of_several("stable", 1, "d2")]
+    with pytest.raises(
+        ConfigError, match=r"^`study` \(=s\) must have one dataset for each seed, and has two for seed 1"
+    ):
+        select_runs("s", runs)
+
+
+def test_runs_on_one_dataset_and_runs_on_several_are_not_compared():
+    with pytest.raises(ConfigError, match=r"^`study` \(=s\) must have one dataset, and has 2: both of control"):
+        select_runs("s", [of_several("control", 1, "d1"), stored("stable", 1, "d1")])

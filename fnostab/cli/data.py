@@ -41,7 +41,7 @@ def _data_build(arguments: argparse.Namespace) -> int:
 def _data_show(arguments: argparse.Namespace) -> int:
     config = arm_config(arguments)
     _check_out(arguments.out, (".png", ".pdf", ".svg"))
-    dataset = _dataset(config.data)
+    dataset = _dataset(config.dataset)
     _describe(dataset)
     from fnostab.report.run import dataset_figure
 
@@ -56,7 +56,7 @@ def _data_import(arguments: argparse.Namespace) -> int:
     config = resolve_config({**values, "data.probe": arguments.probe, "model.modes": 1})
     if arguments.out is not None:
         _check_out(arguments.out, (".npz", ".npz.bz2"))
-    dataset = _dataset(config.data)
+    dataset = _dataset(config.dataset)
     _describe(dataset)
     if arguments.out is not None:
         from fnostab.formats.npz import write_scan

@@ -85,6 +85,13 @@ class ArmConfig(Section):
                     raise ValueError(f"`train.{name}` (={str(value).lower()}) {rule}")
         return self
 
+    @property
+    def dataset(self) -> DataConfig:
+        """What this run's dataset is made of: with `data.seeds` = K, that of every K-th training seed is the same."""
+        if self.data.seeds == 1:
+            return self.data
+        return self.data.model_copy(update={"seed": self.data.seed + self.seed % self.data.seeds, "seeds": 1})
+
     def flat(self) -> dict[str, Any]:
         """Dotted key -> value of every leaf, in the order of the fields."""
         return dict(leaves(self.model_dump(mode="json")))

@@ -134,6 +134,13 @@ class DataConfig(Section):
     )
     nphotons: float = Field(1e9, gt=0, description="counts in the mean simulated pattern")
     seed: int = Field(20260128, ge=0, lt=2**63, description="seed of objects, subsets and photon noise")
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="so many datasets, objects anew, are shared out over the training seeds",
+        json_schema_extra=newer(1),
+    )
 
     @field_validator("path", "probe")
     @classmethod
@@ -157,6 +164,8 @@ class DataConfig(Section):
     def _fits(self) -> "DataConfig":
         if self.path and self.val == "test":
             raise ValueError("`data.val` (=test) must be own on a measured scan, which has no test objects")
+        if self.path and self.seeds > 1:
+            raise ValueError(f"`data.seeds` (={self.seeds}) must be 1 on a measured scan: there is one")
         if self.N % 2:
             raise ValueError(f"`data.N` (={self.N}) must be even")
         if self.object_size < self.N:

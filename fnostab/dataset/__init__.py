@@ -1,6 +1,6 @@
 """The arrays that a run sees, simulated or measured, cached under their hash."""
 
-from fnostab.dataset.cache import load_or_build as load_or_build
+from fnostab.dataset.cache import common_sha256 as common_sha256, load_or_build as load_or_build
 from fnostab.dataset.dataset import Dataset as Dataset, Split as Split
 from fnostab.dataset.measured import import_scan as import_scan
 from fnostab.dataset.orientations import ORIENTATIONS as ORIENTATIONS, r_by_orientation as r_by_orientation

@@ -65,6 +65,14 @@ def load_or_build(config: DataConfig, *, cache_dir: Path | None = None, progress
     raise OSError(f"the cache entry {entry} cannot be read back as it was written")
 
 
+def common_sha256(config: DataConfig, content_sha256: str) -> str:
+    """What runs that may be compared have in common: the content hash, or with `seeds` a hash of what all are made of.
+
+    `content_sha256` is that of one run's dataset.
+    """
+    return content_sha256 if config.seeds == 1 else _config_sha256(config)
+
+
 @contextmanager
 def _locked(entry: Path) -> Iterator[None]:
     """Hold the entry's lock: any number of processes may ask for one dataset at once."""

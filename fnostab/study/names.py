@@ -98,6 +98,7 @@ TAGS: Final = {
     "clip_algo": "its clipping rule",
     "seed": "its training seed",
     "dataset_sha256": "hash of the arrays that it sees",
+    "datasets_sha256": "with data.seeds: hash of what all datasets of its study are made of",
     "probe_sha256": "hash of the probe that it starts from",
     "config_sha256": "hash of all settings that decide its numbers",
     "fnostab_version": "version of this package",

@@ -68,6 +68,14 @@ class StoredRun:
         return self.params.get("train.mode") == "supervised"
 
     @property
+    def data_sha256(self) -> str:
+        """What comparable runs have in common: the hash of their dataset, or of what the study's datasets are made of.
+
+        In a study over several datasets, a training seed has one of them, the same in all arms.
+        """
+        return self.tags.get("datasets_sha256", self.dataset_sha256)
+
+    @property
     def is_result(self) -> bool:
         """Whether it ran to its end and has a verdict."""
         return self.status == "FINISHED" and "verdict" in self.tags
@@ -109,7 +117,10 @@ def has_identity(tags: Mapping[str, str]) -> bool:
 
 @dataclass(frozen=True)
 class Selection:
-    """The runs that are compared, by arm and seed, on one dataset; `notes` says what is missing besides them."""
+    """The runs that are compared, by arm and seed; `notes` says what is missing besides them.
+
+    `dataset_sha256` is the `StoredRun.data_sha256` of all.
+    """
 
     runs: Sequence[StoredRun]
     dataset_sha256: str
@@ -137,9 +148,9 @@ def select_runs(
     if not runs:
         raise ConfigError(f"`parent` (={parent}) must be the parent of runs of study {study}: it is of none")
     if dataset is not None:
-        known = sorted({run.dataset_sha256 for run in runs})
-        runs = [run for run in runs if run.dataset_sha256.startswith(dataset)]
-        if len({run.dataset_sha256 for run in runs}) != 1:
+        known = sorted({run.data_sha256 for run in runs})
+        runs = [run for run in runs if run.data_sha256.startswith(dataset)]
+        if len({run.data_sha256 for run in runs}) != 1:
             raise ConfigError(f"`dataset` (={dataset}) must be the beginning of one of {', '.join(known)}")
     newest = newest_results(runs, lambda run: (run.arm, run.seed))
     if not newest:
@@ -148,7 +159,8 @@ def select_runs(
     chosen = [newest[key] for key in sorted(newest)]
     _check_datasets(study, chosen)
     _check_configs(study, chosen)
-    return Selection(chosen, chosen[0].dataset_sha256, _notes(runs, newest, planned))
+    notes = _dataset_notes(chosen) + _notes(runs, newest, planned)
+    return Selection(chosen, chosen[0].data_sha256, notes)
 
 
 def newest_results(runs: Iterable[StoredRun], identity: Callable[[StoredRun], K]) -> dict[K, StoredRun]:
@@ -160,13 +172,29 @@ def newest_results(runs: Iterable[StoredRun], identity: Callable[[StoredRun], K]
 def _check_datasets(study: str, runs: Sequence[StoredRun]) -> None:
     by_hash: dict[str, list[StoredRun]] = defaultdict(list)
     for run in runs:
-        by_hash[run.dataset_sha256].append(run)
+        by_hash[run.data_sha256].append(run)
+    of_seed: dict[int, StoredRun] = {}
+    for run in runs:
+        other = of_seed.setdefault(run.seed, run)
+        if len(by_hash) == 1 and other.dataset_sha256 != run.dataset_sha256:
+            raise ConfigError(
+                f"`study` (={study}) must have one dataset for each seed, and has two for seed {run.seed}: "
+                f"{other.dataset_sha256} of {_who([other])}; {run.dataset_sha256} of {_who([run])}"
+            )
     if len(by_hash) > 1:
         who = "; ".join(f"{sha256} of {_who(of_hash)}" for sha256, of_hash in sorted(by_hash.items()))
         raise ConfigError(
             f"`study` (={study}) must have one dataset, and has {len(by_hash)}: {who}; "
             "choose with --dataset or --parent"
         )
+
+
+def _dataset_notes(runs: Sequence[StoredRun]) -> list[str]:
+    """Say that the runs' datasets differ, if they do."""
+    number = len({run.dataset_sha256 for run in runs})
+    if number == 1:
+        return []
+    return [f"The seeds share {number} datasets, with objects of their own: intervals and tests include their chance."]
 
 
 def _check_configs(study: str, runs: Sequence[StoredRun]) -> None:

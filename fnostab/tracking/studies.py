@@ -43,9 +43,9 @@ def find_runs(study: str, **tags: str) -> list[StoredRun]:
     return [run for run in found if has_identity(run.tags)]
 
 
-def find_results(study: str, dataset_sha256: str, **tags: str) -> dict[tuple[str, int, str | None], StoredRun]:
-    """The newest finished run on this dataset of each arm, seed and hash of the config."""
-    runs = [run for run in find_runs(study, **tags) if run.dataset_sha256 == dataset_sha256]
+def find_results(study: str, data_sha256: str, **tags: str) -> dict[tuple[str, int, str | None], StoredRun]:
+    """The newest finished run on these data, `StoredRun.data_sha256`, of each arm, seed and hash of the config."""
+    runs = [run for run in find_runs(study, **tags) if run.data_sha256 == data_sha256]
     return newest_results(runs, lambda run: (run.arm, run.seed, run.tags.get("config_sha256")))
 
 

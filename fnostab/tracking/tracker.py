@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import fnostab
 from fnostab.config import ArmConfig
-from fnostab.dataset import Dataset
+from fnostab.dataset import Dataset, common_sha256
 from fnostab.tracking.batches import METRICS_A_CALL, log_batches
 from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.errors import (
@@ -176,7 +176,8 @@ class Tracker:
 
 def run_tags(config: ArmConfig, dataset: Dataset, device: str) -> dict[str, str]:
     """The tags by which runs are found and compared."""
-    return {
+    several = {"datasets_sha256": common_sha256(config.data, dataset.sha256)} if config.data.seeds > 1 else {}
+    return several | {
         "study": config.study,
         "arm": config.arm,
         "arch": config.model.arch,

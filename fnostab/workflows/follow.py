@@ -47,7 +47,7 @@ def follow(config: ArmConfig) -> None:
     trainer = make_trainer(config, callbacks, files)
     try:
         with following(trainer) as meeting, interruption:
-            dataset = load_or_build(config.data)
+            dataset = load_or_build(config.dataset)
             if dataset.sha256 != meeting.dataset_sha256:
                 raise RuntimeError(f"another dataset than the first process has: {dataset.sha256}")
             fit(trainer, config, dataset, meeting.resume_from)

@@ -16,9 +16,9 @@ class Looks:
     Raises `ConfigError` where `until` does not fit to what the study was begun with, or its runs cannot be compared.
     """
 
-    def __init__(self, plan: StudyPlan, until: Until, dataset_sha256: str, parent: StoredRun | None) -> None:
+    def __init__(self, plan: StudyPlan, until: Until, data_sha256: str, parent: StoredRun | None) -> None:
         self._plan = plan
-        self._dataset_sha256 = dataset_sha256
+        self._data_sha256 = data_sha256
         known = self._results(parent.run_id if parent else None)
         for arm in sorted({run.arm for run in known} - plan.arms.keys()):
             raise ConfigError(f"`until` (=decided) needs all arms of study {plan.study}: {arm} is not among them")
@@ -56,8 +56,9 @@ class Looks:
         """The runs that are compared: those of the parent, and others that this study need not train again."""
         found = [
             run
-            for run in find_runs(self._plan.study, dataset_sha256=self._dataset_sha256)
-            if run.tags.get("mlflow.parentRunId", "") == parent_run_id or self._is_planned(run)
+            for run in find_runs(self._plan.study)
+            if run.data_sha256 == self._data_sha256
+            and (run.tags.get("mlflow.parentRunId", "") == parent_run_id or self._is_planned(run))
         ]
         return select_runs(self._plan.study, found).runs if any(run.is_result for run in found) else []
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import fnostab
 from fnostab import launch
 from fnostab.config import ConfigError
-from fnostab.dataset import OnPatterns
+from fnostab.dataset import OnPatterns, common_sha256
 from fnostab.io.cache import cache_folder
 from fnostab.launch import LaunchConfig, Update
 from fnostab.study.plan import STAGE_B_BLOCKS, Planned, StudyPlan, plan_stage_b
@@ -67,17 +67,17 @@ def run_study(
     if until is not None:
         schedule_of(until, plan)
     store_uri = check_store(for_new_run=True)
-    dataset = build_dataset(plan.common.data, data_progress)
+    data_sha256 = _build_datasets(plan, data_progress)
     open_store()
-    identity = plan.identity(dataset.sha256)
+    identity = plan.identity(data_sha256)
     locks = cache_folder() / "studies"
     locks.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{identity}-{store_uri}".encode()).hexdigest()[:32]
     with held_alone(locks / f"{key}.lock", f"study {plan.study} is being run"):
-        looks = None if until is None else Looks(plan, until, dataset.sha256, find_parent(identity))
-        runs = Runs(plan, where, view, find_results(plan.study, dataset.sha256))
+        looks = None if until is None else Looks(plan, until, data_sha256, find_parent(identity))
+        runs = Runs(plan, where, view, find_results(plan.study, data_sha256))
         runs.plan_more(looks.all_runs if looks else plan.runs, only_finished=looks is not None)
-        tags = {"stage": "b" if plan.stage_a else "a", "dataset_sha256": dataset.sha256, "preset": plan.common.preset}
+        tags = {"stage": "b" if plan.stage_a else "a", "dataset_sha256": data_sha256, "preset": plan.common.preset}
         tags |= {"fnostab_version": fnostab.__version__, "git_commit": git_commit()}
         tags |= {"stage_a": plan.stage_a} if plan.stage_a else {}
         params = {"arms": ", ".join(plan.arms), "launcher": where.launcher}
@@ -140,13 +140,21 @@ def stage_b_of(stage_a: str, seeds: str, *, fno_blocks: int = STAGE_B_BLOCKS, st
     config = read_config(run_id)
     first = min(run.seed for run in selection.runs if run.arm == winner)
     plan = plan_stage_b(stage_a, config.model_copy(update={"seed": first}), seeds, fno_blocks=fno_blocks, study=study)
-    found = build_dataset(plan.common.data).sha256
+    found = _build_datasets(plan)
     if found != selection.dataset_sha256:
         raise ConfigError(
             f"`stage_a` (={stage_a}) must have the dataset of Stage B, and has {selection.dataset_sha256} "
             f"against {found}"
         )
     return plan
+
+
+def _build_datasets(plan: StudyPlan, progress: OnPatterns | None = None) -> str:
+    """Build every dataset of `plan` before its runs ask for them; returns the `StoredRun.data_sha256` of those."""
+    data = plan.common.data
+    configs = {plan.run(next(iter(plan.arms)), seed).config.dataset for seed in range(data.seeds)}
+    hashes = [build_dataset(config, progress).sha256 for config in sorted(configs, key=lambda config: config.seed)]
+    return common_sha256(data, hashes[0])
 
 
 def _check(plan: StudyPlan) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fnostab.config import ArmConfig
-from fnostab.dataset import Dataset, r_by_orientation
+from fnostab.dataset import Dataset, common_sha256, r_by_orientation
 from fnostab.evaluation import Evaluation, baselines, can_be_stitched, consistency_warning, evaluate
 from fnostab.health import Stability, Verdict, better_orientation, judge, measure_stability
 from fnostab.health.history import History
@@ -94,7 +94,7 @@ def train_arm(
         raise SystemExit(0)
     with Interruption() as interruption:
         store_uri = check_store(for_new_run=True)
-        dataset = build_dataset(config.data, data_progress)
+        dataset = build_dataset(config.dataset, data_progress)
         config = set_threads(config)
         open_store()
         with RunFolder(config, dataset.sha256, redacted(store_uri)) as folder:
@@ -121,7 +121,8 @@ def _earlier_run(config: ArmConfig, dataset_sha256: str, folder: RunFolder, agai
     """The run of this identity and how it stands: it is to be continued, or finished, or gone and a new one is made."""
     run_id = folder.first_run_id or find_claimed(folder.claim)
     if run_id is None and not again:
-        results = find_results(config.study, dataset_sha256, config_sha256=config.sha256())
+        data_sha256 = common_sha256(config.data, dataset_sha256)
+        results = find_results(config.study, data_sha256, config_sha256=config.sha256())
         found = results.get((config.arm, config.seed, config.sha256()))
         run_id = found.run_id if found else None
     state = run_state(run_id) if run_id else "gone"
