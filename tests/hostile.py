@@ -306,7 +306,8 @@ preset=qick study=../evil arm=it's seed=4294967296 data.path=nowhere.npz data.qu
 data.gridsize=2 data.probe=nowhere.npz data.probe_radius_px=0 data.probe_curvature_rad=1e9 data.objects=cats
 data.phase=yes data.object_size=1000000000 data.nimgs_train=1000000 data.nimgs_val=0 data.nimgs_test=1001
 data.stride_train_px=0 data.stride_val_px=-10 data.stride_test_px=2.5 data.max_train_patches=0
-data.max_val_patches=none data.val_choice=middle
+data.max_val_patches=none data.val=train data.val_choice=middle data.seeds=0 data.object_mean=-1
+data.probe_aperture=round train.loss_scale=epoch
 data.nphotons=1e30 data.seed=-1 model.arch=hybird model.width=100000 model.fno_blocks=65
 model.modes=40 model.min_resolution=1 model.max_channels=0 model.gamma_init=1e300 model.layerscale_init=-1e300
 model.norm_centred=2 model.norm_bias=maybe clip.algo=nrom clip.val=1e300 clip.granularity=layer optim.name=lion

@@ -171,6 +171,14 @@ def test_the_originals_whole_network_is_no_run_of_what_had_its_name_before():
         assert whole.sha256() != before.sha256()
 
 
+def test_the_config_of_an_earlier_run_of_that_name_means_the_network_that_it_had():
+    config = resolve_config({"arch": "hybrid_original", "model.max_channels": 256})
+    stored = config.model_dump(mode="json")
+    assert stored_config(stored) == config
+    del stored["train"]["loss_scale"]
+    assert stored_config(stored).model.arch == "hybrid_onesided"
+
+
 def test_the_preset_of_the_original_study_has_its_networks_its_data_and_its_rules():
     plan = plan_stage_a({"preset": "seed_study"}, {})
     assert {arm: config.model.arch for arm, config in plan.arms.items()} == {

@@ -99,6 +99,11 @@ def stored_config(tree: Mapping[str, Any]) -> ArmConfig:
         values = known.get(name, {})
         if isinstance(values, Mapping):
             known[name] = {**section.values_before(), **values}
+    model, train = known.get("model"), known.get("train")
+    # What was called `hybrid_original` before `train.loss_scale` was known had the original's spectral layer alone.
+    if isinstance(model, Mapping) and isinstance(train, Mapping) and model.get("arch") == "hybrid_original":
+        was_known = "loss_scale" in tree.get("train", {})
+        known["model"] = {**model, "arch": model["arch"] if was_known else "hybrid_onesided"}
     return _validated(known)
 
 
