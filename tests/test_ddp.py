@@ -95,7 +95,14 @@ def _assert_same_series(history, expected):
             "data.max_train_patches": 17,
         },
     ],
-    ids=["last batch of one", "stitched", "stitched, one patch a step", "a batch's own scale", "not finite", "supervised"],
+    ids=[
+        "last batch of one",
+        "stitched",
+        "stitched, one patch a step",
+        "a batch's own scale",
+        "not finite",
+        "supervised",
+    ],
 )
 def test_two_processes_train_like_one_with_the_same_batches(tmp_path, overrides):
     alone, weights = _train(_TINY | overrides, tmp_path / "one", 1)

@@ -219,3 +219,11 @@ def test_arms_that_saw_other_data_with_the_same_seed_are_not_compared():
 def test_runs_on_one_dataset_and_runs_on_several_are_not_compared():
     with pytest.raises(ConfigError, match=r"^`study` \(=s\) must have one dataset, and has 2: both of control"):
         select_runs("s", [of_several("control", 1, "d1"), stored("stable", 1, "d1")])
+
+
+def test_networks_with_their_own_usual_limit_of_the_width_are_compared_and_with_another_limit_not():
+    runs = [stored("control"), stored("stable", arch="stable_original")]
+    assert {run.params["model.max_channels"] for run in runs} == {"256", "65536"}
+    assert len(select_runs("s", runs).runs) == 2
+    with pytest.raises(ConfigError, match=r"^`model.max_channels` of study s must be one in all arms"):
+        select_runs("s", [*runs, stored("narrow", **{"model.max_channels": 64})])

@@ -18,6 +18,7 @@ from fnostab.config.resolve import (
 from fnostab.config.sections import (
     ARCHITECTURES as ARCHITECTURES,
     AUTO_CLIP_VALUES as AUTO_CLIP_VALUES,
+    AUTO_MAX_CHANNELS as AUTO_MAX_CHANNELS,
     PHYSICS_KEYS as PHYSICS_KEYS,
     PROBES as PROBES,
     REMOVED_KEYS as REMOVED_KEYS,

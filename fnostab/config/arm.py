@@ -41,6 +41,10 @@ def check_name(key: str, value: str) -> None:
         )
 
 
+#: What keys of the loss on patterns say of a run that has another loss.
+_SUPERVISED: Final = {"learn_probe": False, "overlap_weight": 0, "loss": "mae", "loss_scale": "dataset"}
+
+
 class ArmConfig(Section):
     """One run: an arm (architecture x clipping rule), its data, its training, its seed."""
 
@@ -79,7 +83,7 @@ class ArmConfig(Section):
         if self.preset == "scan" and not self.data.path:
             raise ValueError("`data` (=) must name a measured scan (.npz or .npz.bz2) with preset scan")
         if self.train.mode == "supervised":
-            for name, needed in (("learn_probe", False), ("overlap_weight", 0), ("loss", "mae")):
+            for name, needed in _SUPERVISED.items():
                 if (value := getattr(self.train, name)) != needed:
                     rule = f"must be {str(needed).lower()} with train.mode=supervised, whose loss is on single patches"
                     raise ValueError(f"`train.{name}` (={str(value).lower()}) {rule}")

@@ -41,7 +41,7 @@ _MAX_POSITIONS: Final = 2**24
 
 #: Keys of the loss on patterns. A supervised run has another loss: it takes none of them from a preset, or from what is
 #: given for all arms of a study.
-PHYSICS_KEYS: Final = frozenset({"train.loss", "train.learn_probe", "train.overlap_weight"})
+PHYSICS_KEYS: Final = frozenset({"train.loss", "train.loss_scale", "train.learn_probe", "train.overlap_weight"})
 
 #: Under this key a field that is marked `newer` has the value that stored runs from before it had.
 _BEFORE: Final = "value before"

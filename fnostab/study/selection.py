@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from fnostab.config import CONFIG_KEYS, PHYSICS_KEYS, REMOVED_KEYS, ConfigError
+from fnostab.config import AUTO_MAX_CHANNELS, CONFIG_KEYS, PHYSICS_KEYS, REMOVED_KEYS, ConfigError
 from fnostab.study.names import METRIC, NUMBERS
 
 K = TypeVar("K", bound=Hashable)
@@ -206,7 +206,7 @@ def _check_configs(study: str, runs: Sequence[StoredRun]) -> None:
         with_key = [run for run in runs if key in run.params and not (without and run.is_supervised)]
         by_value: dict[object, list[StoredRun]] = defaultdict(list)
         for run in with_key:
-            by_value[_comparable(run.params[key])].append(run)
+            by_value[_comparable(run, key)].append(run)
         if len(by_value) < 2:
             continue
         by_arm: dict[str, set[object]] = defaultdict(set)
@@ -235,12 +235,15 @@ def _who(runs: Sequence[StoredRun]) -> str:
     return ", ".join(f"{arm} (seed{'s' if len(of) > 1 else ''} {', '.join(of)})" for arm, of in seeds.items())
 
 
-def _comparable(text: str) -> object:
-    """A parameter's value: numbers are equal however they are spelt."""
+def _comparable(run: StoredRun, key: str) -> object:
+    """A parameter's value: numbers are equal however they are spelt, and each architecture has its own usual limit."""
+    text = run.params[key]
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return text
+    usual = key == "model.max_channels" and AUTO_MAX_CHANNELS.get(run.params.get("model.arch", "")) == value
+    return "auto" if usual else value
 
 
 def _notes(
