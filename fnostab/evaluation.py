@@ -143,20 +143,25 @@ def consistency_warning(stitched: Reassembly) -> str | None:
 
 
 def half_scan_frc(
-    patches: NDArray[np.complex64], positions_px: NDArray[np.floating], probe: NDArray[np.complex64]
+    patches: NDArray[np.complex64],
+    positions_px: NDArray[np.floating],
+    probe: NDArray[np.complex64],
+    group_of: NDArray[np.int64] | None = None,
 ) -> metrics.FRC:
     """Correlate the two objects that every other patch, and the rest, make: what of an object can be repeated.
 
-    `patches` (n, N, N), `positions_px` (n, 2), `probe` (N, N). The halves are compared where each has light enough,
-    after taking a phase plane out; they lie at the same positions, so no shift is free. Thresholds are 1/7 and
-    `metrics.half_bit_threshold`. What both halves have wrong, as their network does, shows in no such curve. It is
-    empty, and crosses nothing (NaN), where a half leaves over half of the other's lit pixels without light, or where an
-    object is constant.
+    `patches` (n, N, N), `positions_px` (n, 2), `probe` (N, N). Patches with the same number in `group_of` (n,) were
+    predicted from the same patterns, so they go to one half: every other group's. The halves are compared where each
+    has light enough, after taking a phase plane out; they lie at the same positions, so no shift is free. Thresholds
+    are 1/7 and `metrics.half_bit_threshold`. What both halves have wrong, as their network does, shows in no such
+    curve. It is empty, and crosses nothing (NaN), where a half leaves over half of the other's lit pixels without
+    light, or where an object is constant.
     """
     none = metrics.FRC(*np.empty((3, 0)))
-    if len(patches) < 2:
+    odd = (np.arange(len(patches)) if group_of is None else group_of) % 2 == 1
+    if not odd.any():
         return none
-    parts = (slice(0, None, 2), slice(1, None, 2))
+    parts = (~odd, odd)
     halves = [reassemble(patches[part], positions_px[part], probe) for part in parts]
     start = np.max([half.origin_px for half in halves], axis=0)
     stop = np.min([np.add(half.origin_px, half.object.shape) for half in halves], axis=0)

@@ -80,6 +80,11 @@ class ArmConfig(Section):
             raise ValueError(f"`model.modes` (={self.model.modes}) must be <= {limit} at N={self.data.N}")
         if self.train.mode == "supervised" and self.data.path:
             raise ValueError("`train.mode` (=supervised) must be physics on a measured scan: it has no true patches")
+        if self.train.batch_size % self.data.group_size:
+            raise ValueError(
+                f"`train.batch_size` (={self.train.batch_size}) must be a multiple of {self.data.group_size}, the "
+                f"patches of a group, at `data.gridsize` {self.data.gridsize}"
+            )
         if self.preset == "scan" and not self.data.path:
             raise ValueError("`data` (=) must name a measured scan (.npz or .npz.bz2) with preset scan")
         if self.train.mode == "supervised":

@@ -97,7 +97,7 @@ class DataConfig(Section):
         "auto", description="what the patterns of a PtychoPINN-style file are; never guessed"
     )
     N: int = Field(64, ge=16, le=512, description="pattern and patch size in pixels")
-    gridsize: int = Field(1, description="patches predicted at once along an axis; only 1 is built")
+    gridsize: int = Field(1, description="1, or 2: the network takes groups of four overlapping patterns")
     probe: str = Field("auto", description=f"{', '.join(PROBES)}, or an NPZ file; auto: the scan's own, or curved_disk")
     probe_radius_px: float | None = Field(None, gt=0, description="probe radius; default 15 px at N=64, in proportion")
     probe_curvature_rad: float = Field(
@@ -156,9 +156,14 @@ class DataConfig(Section):
     @field_validator("gridsize")
     @classmethod
     def _gridsize(cls, value: int) -> int:
-        if value != 1:
-            raise ValueError("must be 1: networks over several patches at once are not built")
+        if value not in (1, 2):
+            raise ValueError("must be 1, or 2 for groups of four overlapping patterns")
         return value
+
+    @property
+    def group_size(self) -> int:
+        """Patterns that the network takes at once, its channels."""
+        return self.gridsize**2
 
     @model_validator(mode="after")
     def _fits(self) -> "DataConfig":

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fnostab.config import PROBES, DataConfig
 from fnostab.dataset.dataset import SPLITS, Dataset, Split, array_sha256
+from fnostab.dataset.groups import check_groups
 from fnostab.dataset.measured import measured_writer
 from fnostab.dataset.simulated import simulated_writer
 from fnostab.dataset.writer import OnPatterns, Writer
@@ -49,6 +50,8 @@ def load_or_build(config: DataConfig, *, cache_dir: Path | None = None, progress
     """
     entry = (cache_dir or cache_folder()) / _config_sha256(config)
     if dataset := _load(entry, config):
+        objects = {split: getattr(dataset, split).object_index for split in SPLITS}
+        check_groups(config.gridsize, objects)  # the entry may have been built without groups
         return dataset
     write = measured_writer(config) if config.path else simulated_writer(config)
     with _locked(entry):
@@ -148,6 +151,7 @@ def _config_sha256(config: DataConfig) -> str:
     Keys newer than an entry that are as they were then do not count.
     """
     values = config.model_dump(mode="json")
+    values["gridsize"] = 1  # says how a network takes the patterns, not which there are
     if config.path:
         values["path"] = _file_sha256(config.path, "data.path")
     elif config.probe == "auto":

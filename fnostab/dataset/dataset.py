@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fnostab.config import DataConfig
+from fnostab.dataset.groups import Groups, group_patterns
 from fnostab.scan import extract_patches
 
 SPLITS: Final = ("train", "val", "test")
@@ -28,6 +29,10 @@ class Split:
     def part(self, members: NDArray[np.int64]) -> "Split":
         """The patterns at the indices `members`."""
         return Split(self.counts[members], self.positions_px[members], self.object_index[members])
+
+    def groups(self, gridsize: int, rng: np.random.Generator | None = None) -> Groups:
+        """The patterns in groups of `gridsize`**2 neighbours, drawn by `rng` or always the same."""
+        return group_patterns(self.positions_px, self.object_index, gridsize, rng)
 
     def patches_of(self, objects: NDArray[np.complex64]) -> NDArray[np.complex64]:
         """The patches (n, N, N) of the true `objects` (k, H, W), at whole-pixel positions."""

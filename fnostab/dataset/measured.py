@@ -10,6 +10,7 @@ from scipy.signal import resample
 
 from fnostab import optics
 from fnostab.config import DataConfig
+from fnostab.dataset.groups import check_groups
 from fnostab.dataset.neighbours import VAL_EVERY, validation_blocks
 from fnostab.dataset.writer import OnPatterns, Writer, configured_probe, random_subset
 from fnostab.formats.npz import read_probe, read_scan
@@ -67,6 +68,7 @@ def measured_writer(config: DataConfig) -> Writer:
     probe = np.asarray(scan.probe)
     scale = optics.measured_scale(scan.counts, probe)
     members = _splits(config, scan.positions_px)
+    check_groups(config.gridsize, {split: np.zeros(len(index), np.int64) for split, index in members.items()})
     if not scan.counts[members["train"]].any():
         raise ValueError(f"`data.path` (={config.path}) must hold counts in its training patterns")
     first = scan.positions_px.min(axis=0)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fnostab import optics
 from fnostab.config import ConfigError, DataConfig
 from fnostab.dataset.dataset import SPLITS, Dataset
+from fnostab.dataset.groups import check_groups
 from fnostab.dataset.neighbours import central
 from fnostab.dataset.writer import OnPatterns, Writer, configured_probe, random_subset
 from fnostab.formats.scan import size_text
@@ -61,6 +62,7 @@ def simulated_writer(config: DataConfig) -> Writer:
     if len(probe) > config.N:  # of the same field of view on a finer grid
         probe = optics.crop_probe(probe, config.N)
     plans = _plans(config)
+    check_groups(config.gridsize, {split: plan.object_index for split, plan in plans.items()})
     least = _MIN_TRAIN_PHOTONS / len(plans["train"].positions_px)
     if not least <= config.nphotons <= _MAX_PHOTONS:
         raise ValueError(f"`data.nphotons` (={config.nphotons:g}) must be {least:.2g} to {_MAX_PHOTONS:g}")

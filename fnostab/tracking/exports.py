@@ -1,5 +1,6 @@
 """The trained network as a model of its run: a pt2 export that needs torch and MLflow, and not this package."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,15 @@ from fnostab.tracking.errors import translated_store_errors
 from fnostab.tracking.tracker import Tracker
 
 
-def signature(N: int) -> ModelSignature:
-    """Counts, float32 (-1, N, N), to patches, float32 (-1, N, N, 2): real and imaginary part."""
+def signature(N: int, gridsize: int = 1) -> ModelSignature:
+    """Counts, float32 (-1, N, N), to patches, float32 (-1, N, N, 2): real and imaginary part.
+
+    With `gridsize` 2, groups of four: (-1, 4, N, N) to (-1, 4, N, N, 2).
+    """
     float32 = np.dtype(np.float32)
+    shape = (-1, N, N) if gridsize == 1 else (-1, gridsize**2, N, N)
     return ModelSignature(
-        inputs=Schema([TensorSpec(float32, (-1, N, N))]), outputs=Schema([TensorSpec(float32, (-1, N, N, 2))])
+        inputs=Schema([TensorSpec(float32, shape)]), outputs=Schema([TensorSpec(float32, (*shape, 2))])
     )
 
 
@@ -29,10 +34,11 @@ def log_model(
 ) -> None:
     """Log `model`, which lies on the CPU, as `model` of the run.
 
-    `example_counts` is (B, N, N); `extra_files` lie beside the network in `extra_files/`. What an earlier process of
-    the run logged is deleted.
+    `example_counts` is (B, N, N), or of groups of patterns (B, C, N, N); `extra_files` lie beside the network in
+    `extra_files/`. What an earlier process of the run logged is deleted.
     """
     client = mlflow.MlflowClient()
+    gridsize = 1 if example_counts.ndim == 3 else math.isqrt(example_counts.shape[1])
     if tracker.resumed:
         of_run = f"source_run_id = '{tracker.run_id}'"
         for earlier in client.search_logged_models([tracker.experiment_id], of_run):
@@ -41,7 +47,8 @@ def log_model(
         model,
         name="model",
         serialization_format="pt2",
-        signature=signature(example_counts.shape[-1]),
+        signature=signature(example_counts.shape[-1], gridsize),
+        metadata={"gridsize": gridsize},  # for people; `models.load_model` reads it off the signature
         input_example=example_counts,
         extra_files=[str(path) for path in extra_files],
         pip_requirements=[

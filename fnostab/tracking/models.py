@@ -29,6 +29,8 @@ from fnostab.tracking.run import own_or_new_run
 from fnostab.tracking.store import open_store
 
 _SIGNATURE: Final = "float32 counts (-1, N, N) to float32 (-1, N, N, 2)"
+#: The gridsize of a network, by the axes of its input: groups have one more.
+_GRIDSIZES: Final = {3: 1, 4: 2}
 _NO_PICKLES: Final = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 
@@ -39,13 +41,14 @@ class ShippedModel:
     `uri` is what was asked for, `source` the same with an alias replaced by its version and a folder by its full path,
     `run_id` the run that trained it. `probe` complex64 (N, N) is the probe as that run left it, `mean_counts` the
     counts of its mean training pattern, `scale` that of A = sqrt(counts) / scale ~ |FFT2(probe * patch)|; None where
-    the model does not bring it.
+    the model does not bring it. With a `gridsize` of 2 it takes groups of four neighbouring patterns.
     """
 
     uri: str
     source: str
     run_id: str | None
     N: int
+    gridsize: int
     probe: NDArray[np.complex64] | None
     mean_counts: float | None
     scale: float | None
@@ -53,9 +56,14 @@ class ShippedModel:
 
     @torch.inference_mode()
     def predict(self, counts: NDArray[np.float32]) -> NDArray[np.complex64]:
-        """Predict object patches, complex64 (B, N, N), from counts (B, N, N), zero frequency at N // 2."""
-        parts = self.network(torch.from_numpy(np.array(counts, dtype=np.float32)))
-        return np.asarray(torch.view_as_complex(parts.contiguous()).numpy())
+        """Predict object patches, complex64 (B, N, N), from counts (B, N, N), zero frequency at N // 2.
+
+        Those of a group lie one after the other; see `dataset.groups`.
+        """
+        patterns = torch.from_numpy(np.array(counts, dtype=np.float32))
+        C = self.gridsize**2
+        parts = self.network(patterns if C == 1 else patterns.reshape(-1, C, self.N, self.N))
+        return np.asarray(torch.view_as_complex(parts.contiguous()).numpy().reshape(counts.shape))
 
 
 def load_model(uri: str) -> ShippedModel:
@@ -75,7 +83,7 @@ def load_model(uri: str) -> ShippedModel:
         raise _fault(uri, "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model or a folder that exists")
     with _refused(uri, "an MLflow model that can be read"):
         description = Model.load(source)  # its `MLmodel` file alone
-    N = _check_description(description, uri)
+    N, gridsize = _check_description(description, uri)
     with tempfile.TemporaryDirectory() as fetched:
         folder = Path(source)
         if stored:
@@ -84,7 +92,7 @@ def load_model(uri: str) -> ShippedModel:
         network = _load_network(folder, uri)
         probe, scalars = _read_beside(folder / "extra_files" / "probe.npz", uri, N)
     mean_counts, scale = scalars.get("mean_counts"), scalars.get("scale")
-    return ShippedModel(uri, source, description.run_id, N, probe, mean_counts, scale, network)
+    return ShippedModel(uri, source, description.run_id, N, gridsize, probe, mean_counts, scale, network)
 
 
 def log_to_projects_run(files: Sequence[Path], metrics: Mapping[str, float], tags: Mapping[str, str]) -> str | None:
@@ -128,8 +136,8 @@ def _refused(uri: str, rule: str) -> Iterator[None]:
         raise _fault(uri, f"{rule}: {one_line(error)}") from None
 
 
-def _check_description(description: Model, uri: str) -> int:
-    """Refuse what this package did not export; returns N."""
+def _check_description(description: Model, uri: str) -> tuple[int, int]:
+    """Refuse what this package did not export; returns N and the gridsize."""
     flavor = description.flavors.get("pytorch")
     if flavor is None:
         raise _foreign(uri, f"its flavors are {', '.join(sorted(description.flavors)) or 'none'}")
@@ -139,10 +147,11 @@ def _check_description(description: Model, uri: str) -> int:
     if found is None or not _is_one_tensor(found.inputs) or not _is_one_tensor(found.outputs):
         raise _foreign(uri, "its signature is not one tensor to one tensor")
     (inputs,), (outputs,) = found.inputs.inputs, found.outputs.inputs
-    N = int(inputs.shape[-1])
-    if N <= 0 or (found.inputs, found.outputs) != (signature(N).inputs, signature(N).outputs):
+    N, gridsize = int(inputs.shape[-1]), _GRIDSIZES.get(len(inputs.shape), 1)
+    ours = signature(N, gridsize)
+    if N <= 0 or (found.inputs, found.outputs) != (ours.inputs, ours.outputs):
         raise _foreign(uri, f"it takes {inputs.type} {inputs.shape} to {outputs.type} {outputs.shape}")
-    return N
+    return N, gridsize
 
 
 def _is_one_tensor(schema: Schema | None) -> bool:

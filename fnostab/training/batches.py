@@ -1,7 +1,7 @@
 """The patches of a dataset as batches of tensors that stay on the training device."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset, Split
+from fnostab.dataset.groups import Groups
 from fnostab.dataset.neighbours import compact_groups
 
 #: Patches a validation step; the number affects the speed alone.
@@ -21,7 +22,8 @@ _VALIDATION_BATCH = 64
 class Batch(NamedTuple):
     """One rank's patches of one step.
 
-    `sqrt_counts` (B, N, N) float32, `positions_px` (B, 2) float32, `object_index` (B,) int64, as in `Split`.
+    `sqrt_counts` (B, N, N) float32, `positions_px` (B, 2) float32, `object_index` (B,) int64, as in `Split`. Those that
+    the network takes together lie one after the other, in groups of `group_size`.
     """
 
     sqrt_counts: torch.Tensor
@@ -31,26 +33,39 @@ class Batch(NamedTuple):
     global_size: int
     #: Rows and columns that the rounded positions of all ranks span, known to the host without waiting for the device.
     extent_px: tuple[int, int] = (0, 0)
-    #: These are every `world_size`-th patch from `rank` on; or all, whatever number of ranks there are, if that is 1.
+    #: These are every `world_size`-th group from `rank` on; or all, whatever number of ranks there are, if that is 1.
     rank: int = 0
     world_size: int = 1
+    group_size: int = 1
+    #: Whether each patch counts (B,), or only fills a group; None: all count.
+    counted: torch.Tensor | None = None
 
     @property
     def is_stand_in(self) -> bool:
-        """Whether no patch was left for this rank, which then takes a patch of another rank that does not count."""
-        return self.rank >= self.global_size
+        """Whether no group was left for this rank, which then takes a group of another rank that does not count."""
+        return self.rank * self.group_size >= self.global_size
 
     def take(self, index: torch.Tensor | slice) -> "Batch":
         """The patches at `index`, of the same step and rank."""
-        names = ("sqrt_counts", "positions_px", "object_index")
-        return self._replace(**{name: getattr(self, name)[index] for name in names})
+        return self.each(lambda rows: rows[index])
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The patches that `change` makes of the rows of each tensor."""
+        names = ("sqrt_counts", "positions_px", "object_index", *(["counted"] if self.counted is not None else []))
+        return self._replace(**{name: change(getattr(self, name)) for name in names})
+
+    def share(self, whole: torch.Tensor) -> torch.Tensor:
+        """This rank's rows of `whole` (global_size, ...), which has a row for each patch of the step."""
+        groups = whole.reshape(-1, self.group_size, *whole.shape[1:])
+        return groups[share(self.rank, self.world_size, len(groups))].flatten(0, 1)
 
 
 @dataclass
 class EpochOrder:
     """The order of the training patches: a pure function of (seed, epoch).
 
-    With `neighbours`, a batch holds patches that lie side by side on one object, so that they overlap.
+    They are put into groups of `gridsize`**2, anew in each epoch, and batches are made of groups. With `neighbours`, a
+    batch holds groups that lie side by side on one object, so that they overlap.
     """
 
     split: Split
@@ -58,6 +73,7 @@ class EpochOrder:
     seed: int
     neighbours: bool
     epoch: int = 0
+    gridsize: int = 1
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this at the start of each."""
@@ -65,27 +81,37 @@ class EpochOrder:
 
     def __len__(self) -> int:
         """Batches an epoch, the same in every epoch."""
-        groups = np.bincount(self.split.object_index) if self.neighbours else [len(self.split.counts)]
-        return sum(math.ceil(int(members) / self.batch_size) for members in groups)
+        n_groups = [math.ceil(patches / self.gridsize**2) for patches in np.bincount(self.split.object_index).tolist()]
+        return sum(math.ceil(n / self._groups_a_batch) for n in (n_groups if self.neighbours else [sum(n_groups)]))
 
     def batches(self) -> list[NDArray[np.int64]]:
-        """Indices of each batch of the epoch; every patch appears once."""
+        """Indices of each batch of the epoch, a group after the other.
+
+        Every patch appears once, but for the few that fill the last group of their object.
+        """
         rng = np.random.default_rng([self.seed, self.epoch])
+        members = self.split.groups(self.gridsize, rng).members
+        size = self._groups_a_batch
         if not self.neighbours:
-            order = rng.permutation(len(self.split.counts))
-            return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+            order = rng.permutation(len(members))
+            return [members[order[start : start + size]].ravel() for start in range(0, len(order), size)]
+        middles_px = self.split.positions_px[members].mean(axis=1)
+        objects = self.split.object_index[members[:, 0]]
         clusters = []
-        for index in np.unique(self.split.object_index):
-            members = np.flatnonzero(self.split.object_index == index)
-            parts = math.ceil(len(members) / self.batch_size)
-            clusters += compact_groups(members, self.split.positions_px, parts, rng)
-        return [clusters[index] for index in rng.permutation(len(clusters))]
+        for index in np.unique(objects):
+            on_object = np.flatnonzero(objects == index)
+            clusters += compact_groups(on_object, middles_px, math.ceil(len(on_object) / size), rng)
+        return [members[clusters[index]].ravel() for index in rng.permutation(len(clusters))]
+
+    @property
+    def _groups_a_batch(self) -> int:
+        return self.batch_size // self.gridsize**2
 
 
 class PatchLoader:
     """Iterates over batches of resident tensors; its state is its place in the epoch, so that a run resumes mid-epoch.
 
-    Each rank gets every `world_size`-th patch of each batch, or a stand-in where the batch is too small for that.
+    Each rank gets every `world_size`-th group of each batch, or a stand-in where the batch is too small for that.
     """
 
     def __init__(self, patches: Batch, order: EpochOrder, rank: int = 0, world_size: int = 1) -> None:
@@ -115,7 +141,8 @@ class PatchLoader:
         return self._batch(self.sampler.batches()[place], rank=0, world_size=1)
 
     def _batch(self, members: NDArray[np.int64], rank: int, world_size: int) -> Batch:
-        mine = members[share(rank, world_size, len(members))]
+        groups = members.reshape(-1, self._patches.group_size)
+        mine = groups[share(rank, world_size, len(groups))].ravel()
         height, width = np.ptp(np.rint(self._positions_px[members]), axis=0).astype(int).tolist()
         index = torch.from_numpy(mine).to(self._patches.sqrt_counts.device)
         return self._patches.take(index)._replace(
@@ -132,17 +159,17 @@ class PatchLoader:
 
 
 def share(rank: int, world_size: int, size: int) -> slice:
-    """Which of `size` patches `rank` gets; the first one, as a stand-in, if there are too few."""
+    """Which of `size` groups `rank` gets; the first one, as a stand-in, if there are too few."""
     return slice(rank, None, world_size) if rank < size else slice(1)
 
 
 class ValidationLoader:
-    """Iterates over this rank's share of the validation patches, in order."""
+    """Iterates over this rank's share of the validation patches, in order, a group after the other."""
 
     def __init__(self, patches: Batch, rank: int = 0, world_size: int = 1) -> None:
         self._patches = patches
-        mine = patches.take(share(rank, world_size, patches.global_size))
-        self._batches = split_batches(mine._replace(rank=rank, world_size=world_size), _VALIDATION_BATCH)
+        of_rank = patches._replace(rank=rank, world_size=world_size)
+        self._batches = split_batches(of_rank.each(of_rank.share), _VALIDATION_BATCH)
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -163,10 +190,12 @@ def make_loaders(
     """Training and validation patches of this rank, which are loaded onto its device now; there are no workers."""
     device, rank, world_size = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
     train = config.train
-    order = EpochOrder(dataset.train, train.batch_size, config.seed, neighbours=train.overlap_weight > 0)
+    gridsize = config.data.gridsize
+    order = EpochOrder(dataset.train, train.batch_size, config.seed, train.overlap_weight > 0, gridsize=gridsize)
+    training = resident(dataset.train, device)._replace(group_size=config.data.group_size)
     return (
-        PatchLoader(resident(dataset.train, device), order, rank, world_size),
-        ValidationLoader(resident(dataset.val, device), rank, world_size),
+        PatchLoader(training, order, rank, world_size),
+        ValidationLoader(in_groups(dataset.val, dataset.val.groups(gridsize), device), rank, world_size),
     )
 
 
@@ -178,6 +207,15 @@ def resident(split: Split, device: torch.device | str = "cpu") -> Batch:
         torch.from_numpy(np.array(split.object_index)).to(device),
         global_size=len(split.counts),
     )
+
+
+def in_groups(split: Split, groups: Groups, device: torch.device | str = "cpu") -> Batch:
+    """`resident` in the order of `groups`."""
+    group_size = groups.members.shape[1]
+    if group_size == 1:
+        return resident(split, device)
+    patches = resident(split.part(groups.in_order), device)
+    return patches._replace(group_size=group_size, counted=torch.from_numpy(groups.counted).to(device))
 
 
 def split_batches(patches: Batch, size: int) -> list[Batch]:

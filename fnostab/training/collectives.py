@@ -55,22 +55,24 @@ class OccasionalBroadcast:
         return value
 
 
-def all_gather(mine: torch.Tensor, size: int) -> torch.Tensor:
+def all_gather(mine: torch.Tensor, size: int, group: int = 1) -> torch.Tensor:
     """The `size` rows of which `mine` (n, ...) are every `world_size`-th from this process's rank on, in their order.
 
-    Differentiable: a row's gradient is the sum over all processes. Rows of `mine` beyond `size` are left out.
+    Rows go in groups of `group`. Differentiable: a row's gradient is the sum over all processes. Rows of `mine` beyond
+    `size` are left out.
     """
-    n_rows = math.ceil(size / distributed.get_world_size())
-    padded = torch.cat([mine, mine.new_zeros(n_rows - len(mine), *mine.shape[1:])])
+    mine = mine.reshape(-1, group, *mine.shape[1:])
+    n_groups = math.ceil(size / (group * distributed.get_world_size()))
+    padded = torch.cat([mine, mine.new_zeros(n_groups - len(mine), *mine.shape[1:])])
     gathered: torch.Tensor = _Gather.apply(padded)  # type: ignore[no-untyped-call]
-    return gathered.transpose(0, 1).flatten(0, 1)[:size]
+    return gathered.transpose(0, 1).flatten(0, 2)[:size]
 
 
-def all_gather_complex(mine: torch.Tensor, size: int) -> torch.Tensor:
+def all_gather_complex(mine: torch.Tensor, size: int, group: int = 1) -> torch.Tensor:
     """`all_gather` of complex numbers, which not every backend takes; `mine` itself where there is one process."""
     if not is_distributed():
         return mine
-    return torch.view_as_complex(all_gather(torch.view_as_real(mine), size))
+    return torch.view_as_complex(all_gather(torch.view_as_real(mine), size, group))
 
 
 class _Gather(torch.autograd.Function):

@@ -12,11 +12,12 @@ from fnostab import metrics
 from fnostab.clipping import ClipStats, clip_gradients_
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset, Split, training_objects
+from fnostab.dataset.groups import Groups
 from fnostab.gradients import layer_norms
 from fnostab.models import build_generator
 from fnostab.models.layers import block_statistics, fingerprints, first_bad_layer, norm_statistics
 from fnostab.optics import far_field_amplitude
-from fnostab.training.batches import Batch, resident, split_batches
+from fnostab.training.batches import Batch
 from fnostab.training.collectives import all_gather, all_gather_complex
 from fnostab.training.optimizers import make_optimizer, update_moments, warmup_cosine
 from fnostab.training.replay import Replay
@@ -26,6 +27,8 @@ from fnostab.training.validation import Validation, object_std
 
 #: Validation patterns on which the activations of the blocks are observed.
 _WATCHED_PATTERNS = 16
+#: Patches that are predicted at once for a reconstruction; the number affects the speed alone.
+_PREDICTED_AT_ONCE = 64
 #: Counts added to both sides of the Poisson likelihood, as a share of the mean count a pixel: the logarithm stays
 #: finite.
 _POISSON_FLOOR = 1e-3
@@ -51,10 +54,11 @@ class PtychoModule(lightning.LightningModule):
     def __init__(self, config: ArmConfig, dataset: Dataset) -> None:
         super().__init__()
         self.config = config
-        self.generator = build_generator(config.model, config.data.N)
+        self.generator = build_generator(config.model, config.data.N, config.data.group_size)
         probe = torch.view_as_real(torch.from_numpy(np.array(dataset.probe)))
         alone = config.train.devices * config.train.nodes == 1
-        self._replay = Replay(self.generator, config.train.batch_size, enabled=config.train.cuda_graph and alone)
+        groups = config.train.batch_size // config.data.group_size
+        self._replay = Replay(self.generator, groups, enabled=config.train.cuda_graph and alone)
         self.probe_parameter = nn.Parameter(probe, requires_grad=config.train.learn_probe)
         self.scale = dataset.scale
         self.input_scale = dataset.input_scale
@@ -62,7 +66,8 @@ class PtychoModule(lightning.LightningModule):
         self.mean_amplitude_sum = float(np.sqrt(counts).sum(dtype=np.float64)) / len(counts) / dataset.scale
         self.mean_counts = float(counts.sum(dtype=np.float64)) / len(counts)
         # The blocks are observed on the same few patterns before the first step and after each epoch.
-        watched = torch.from_numpy(np.sqrt(dataset.val.counts[:_WATCHED_PATTERNS]))
+        members = dataset.val.groups(config.data.gridsize).in_order[:_WATCHED_PATTERNS]
+        watched = torch.from_numpy(np.sqrt(dataset.val.counts[members]))
         self.register_buffer("watched", watched, persistent=False)
         self.register_buffer("lit", torch.from_numpy(metrics.lit_region(dataset.probe)), persistent=False)
         self.truth_std = _truth_std(dataset)
@@ -86,9 +91,13 @@ class PtychoModule(lightning.LightningModule):
         return np.asarray(self.probe.detach().cpu().numpy())
 
     def forward(self, sqrt_counts: torch.Tensor) -> torch.Tensor:
-        """Predict object patches, complex (B, N, N), from square roots of counts (B, N, N)."""
-        output = self._replay((sqrt_counts * self.input_scale).unsqueeze(1))
-        return torch.complex(output[..., 0, 0], output[..., 0, 1])
+        """Predict object patches, complex (B, N, N), from square roots of counts (B, N, N).
+
+        Those of a group, which the network takes as its channels, lie one after the other.
+        """
+        groups = (sqrt_counts * self.input_scale).reshape(-1, self.config.data.group_size, *sqrt_counts.shape[1:])
+        parts = self._replay(groups).movedim(3, 1).flatten(0, 1)
+        return torch.complex(parts[..., 0], parts[..., 1])
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """This rank's part of the loss of one batch; the mean over ranks is the loss of the whole batch."""
@@ -114,15 +123,14 @@ class PtychoModule(lightning.LightningModule):
         return self._truth.distance(patches, truth).sum() * (batch.world_size / batch.global_size)
 
     def _stitched_amplitude(self, patches: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """This rank's part of `stitched_amplitude` of the patches of all ranks; all of it for a stand-in."""
+        """This rank's part of `stitched_amplitude` of the patches of all ranks."""
         if batch.world_size == 1:
             return stitched_amplitude(patches, self.probe, batch.positions_px, batch.extent_px)
         # Each rank's loss depends on the patches of all ranks, so `all_gather` sums a patch's gradients over them. Each
         # rank's loss counts `world_size` times, and DDP averages.
-        waves = all_gather_complex(patches, batch.global_size)
-        positions_px = all_gather(batch.positions_px, batch.global_size)
-        amplitude = stitched_amplitude(waves, self.probe, positions_px, batch.extent_px)
-        return amplitude if batch.is_stand_in else amplitude[batch.rank :: batch.world_size]
+        waves = all_gather_complex(patches, batch.global_size, batch.group_size)
+        positions_px = all_gather(batch.positions_px, batch.global_size, batch.group_size)
+        return batch.share(stitched_amplitude(waves, self.probe, positions_px, batch.extent_px))
 
     def _data_loss(self, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Distance of predicted amplitudes (B, N, N) from the batch's, over what a pattern holds on average."""
@@ -229,12 +237,20 @@ class PtychoModule(lightning.LightningModule):
         """Let a checkpoint of an earlier version go on; torch brings the weights themselves into today's order."""
         update_moments(checkpoint, self.generator)
 
-    @torch.no_grad()
-    def reconstruct(self, split: Split, batch_size: int = 64) -> NDArray[np.complex64]:
+    def reconstruct(self, split: Split) -> NDArray[np.complex64]:
         """Predict every patch of `split`, complex64 (n, N, N), on the module's device."""
+        groups = split.groups(self.config.data.gridsize)
+        return groups.once(self.reconstruct_groups(split, groups))
+
+    @torch.no_grad()
+    def reconstruct_groups(self, split: Split, groups: Groups) -> NDArray[np.complex64]:
+        """Predict the patches of some `groups` of `split`, complex64 (g * C, N, N), a group after the other."""
         was_training = self.training
         self.eval()
-        patches = [self(batch.sqrt_counts).cpu() for batch in split_batches(resident(split, self.device), batch_size)]
+        order = groups.in_order
+        starts = range(0, len(order), _PREDICTED_AT_ONCE)
+        batches = (np.sqrt(split.counts[order[start : start + _PREDICTED_AT_ONCE]]) for start in starts)
+        patches = [self(torch.from_numpy(batch).to(self.device)).cpu() for batch in batches]
         self.train(was_training)
         return np.asarray(torch.cat(patches).numpy())
 

@@ -9,15 +9,18 @@ from torch import nn
 class CountsToObject(nn.Module):
     """Detector counts float32 (B, N, N) in, object patches float32 (B, N, N, 2) out.
 
-    The last axis holds real and imaginary part; the scaling of the counts is inside. The generator is copied.
+    The last axis holds real and imaginary part; the scaling of the counts is inside. With a `group_size` C over 1, the
+    network takes groups of neighbouring patterns, (B, C, N, N), to (B, C, N, N, 2). The generator is copied.
     """
 
-    def __init__(self, generator: nn.Module, input_scale: float) -> None:
+    def __init__(self, generator: nn.Module, input_scale: float, group_size: int = 1) -> None:
         super().__init__()
         self.generator = copy.deepcopy(generator)
         self.input_scale = input_scale
+        self.alone = group_size == 1
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
         """Predict object patches from counts; negative counts are taken as 0."""
-        output: torch.Tensor = self.generator((counts.clamp_min(0).sqrt() * self.input_scale).unsqueeze(1))
-        return output.squeeze(3)
+        amplitudes = counts.clamp_min(0).sqrt() * self.input_scale
+        output: torch.Tensor = self.generator(amplitudes.unsqueeze(1) if self.alone else amplitudes)
+        return output.squeeze(3) if self.alone else output.movedim(3, 1)

@@ -107,7 +107,7 @@ def check_network(config: ArmConfig) -> None:
     """Raise `ConfigError` if the network of `config` cannot be built; takes no memory."""
     try:
         with torch.device("meta"):
-            build_generator(config.model, config.data.N)
+            build_generator(config.model, config.data.N, config.data.group_size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

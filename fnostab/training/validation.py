@@ -3,11 +3,11 @@
 import math
 from typing import Any
 
-import numpy as np
 import torch
 
 from fnostab.config import ArmConfig
-from fnostab.dataset import Dataset
+from fnostab.dataset import Dataset, Split
+from fnostab.dataset.groups import Groups
 from fnostab.evaluation import Stitched, stitch_patches
 from fnostab.optics import far_field_amplitude
 from fnostab.training.batches import Batch, share
@@ -23,6 +23,7 @@ class Validation:
     """
 
     def __init__(self, config: ArmConfig, dataset: Dataset) -> None:
+        self._gridsize = config.data.gridsize
         self._split, self._objects = dataset.val, dataset.val_objects
         # Of a scan all patterns are stitched: its validation patterns are a few small blocks.
         self._stitched = dataset.test if dataset.measured else dataset.val
@@ -41,6 +42,10 @@ class Validation:
     def add(self, module: Any, batch: Batch) -> None:
         """Add a batch to the R-factor's numerator and denominator, the object's deviation, the supervised loss."""
         patches = module(batch.sqrt_counts)
+        if self._objects is not None:
+            self._patches.append(patches)
+        if batch.counted is not None:
+            patches, batch = patches[batch.counted], batch.take(batch.counted)
         measured = batch.sqrt_counts / module.scale
         numerator = (far_field_amplitude(patches, module.probe) - measured).abs().sum()
         deviation, distance = object_std(patches, module.lit).sum(), measured.new_zeros(())
@@ -49,8 +54,6 @@ class Validation:
             distance = self._truth.distance(patches, truth).sum()
         sums = torch.stack([numerator, measured.sum(), deviation, distance])
         self._sums.append(torch.zeros_like(sums) if batch.is_stand_in else sums)
-        if self._objects is not None:
-            self._patches.append(patches)
 
     def results(self, module: Any) -> dict[str, float]:
         """What the epoch came to, the same on all ranks.
@@ -71,7 +74,7 @@ class Validation:
             found["supervised_loss"] = distance / len(self._split.counts)
         patches, stitched = None, Stitched()
         if self._objects is not None:
-            patches = all_gather_complex(torch.cat(self._patches), len(self._split.counts))
+            patches = self._of_all_ranks(self._split, torch.cat(self._patches))
             found["val_amp_ssim"] = stitched_amplitude_ssim(patches.abs(), module.probe, self._split, self._objects)
         if self._stitches_after(module.trainer):
             patches = self._scan(module) if patches is None else patches
@@ -87,10 +90,15 @@ class Validation:
 
     def _scan(self, module: Any) -> torch.Tensor:
         """Patches (n, N, N) of the whole scan, on the CPU: to stitch it takes more memory than to train on it."""
-        n, trainer = len(self._stitched.counts), module.trainer
-        mine = np.arange(n)[share(trainer.global_rank, trainer.world_size, n)]
-        patches = torch.from_numpy(module.reconstruct(self._stitched.part(mine)))
-        return all_gather_complex(patches.to(module.device), n).cpu()
+        members = self._stitched.groups(self._gridsize).members
+        mine = Groups(members[share(module.trainer.global_rank, module.trainer.world_size, len(members))])
+        patches = torch.from_numpy(module.reconstruct_groups(self._stitched, mine))
+        return self._of_all_ranks(self._stitched, patches.to(module.device)).cpu()
+
+    def _of_all_ranks(self, split: Split, mine: torch.Tensor) -> torch.Tensor:
+        """The patches (n, N, N) of `split`, from this rank's of its groups, a group after the other."""
+        groups = split.groups(self._gridsize)
+        return groups.once(all_gather_complex(mine, groups.members.size, self._gridsize**2))
 
 
 def epochs_between_stitchings(dataset: Dataset) -> int:

@@ -25,7 +25,7 @@ from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import CountsToObject
 
-#: Counts shown to people who open the model: patterns of the input example.
+#: Counts shown to people who open the model: patterns of the input example, or groups of them.
 _EXAMPLE_PATTERNS: Final = 2
 #: Pictures on the way show this many patches around the middle of the first test object: all would take too long.
 _PICTURE_PATCHES: Final = 121
@@ -119,8 +119,13 @@ class Logbook:
         probe_path = self._folder / "probe.npz"
         # What a reconstruction of another scan needs to know of the training; see `tracking.models`.
         np.savez(probe_path, probe=module.probe_array, mean_counts=module.mean_counts, scale=module.scale)
-        shipped = CountsToObject(module.generator, module.input_scale).cpu().eval()
-        example = np.array(self._dataset.test.counts[:_EXAMPLE_PATTERNS])
+        data, test = self._config.data, self._dataset.test
+        shipped = CountsToObject(module.generator, module.input_scale, data.group_size).cpu().eval()
+        example = np.array(test.counts[:_EXAMPLE_PATTERNS])
+        if data.gridsize > 1:
+            members = test.groups(data.gridsize).members
+            # An example of one would make a network that takes batches of one alone.
+            example = test.counts[np.resize(members, (_EXAMPLE_PATTERNS, data.group_size))]
         log_model(self._tracker, shipped, example, extra_files=[probe_path])
 
     def end(

@@ -14,6 +14,7 @@ import fnostab
 from fnostab import metrics
 from fnostab.config import ConfigError, is_left_open
 from fnostab.dataset import OnPatterns, import_scan
+from fnostab.dataset.groups import Groups, group_patterns
 from fnostab.evaluation import (
     Reconstruction,
     can_be_stitched,
@@ -73,7 +74,8 @@ def reconstruct_scan(
 ) -> ScanReconstruction:
     """Reconstruct the scan in `data` with the model at `model_uri` and write `out` (.npz), and a PNG beside it.
 
-    The patterns are cropped to the model's N as for training. The model's probe is what its patches fit, so it is the
+    The patterns are cropped to the model's N as for training, and for a model of gridsize 2 put into groups of four
+    neighbours, always the same. The model's probe is what its patches fit, so it is the
     one that they are stitched with; the scan's own, or that of the NPZ file `probe`, only where the model brings none.
     `print_line` takes lines for people: a warning for a scan whose probe or counts are not what the model was trained
     with, where overlap consistency means nothing, and why there is no PNG where the object could not be drawn.
@@ -89,17 +91,23 @@ def reconstruct_scan(
     _check_arguments(out, data, quantity, batch_size)
     model = load_model(model_uri)
     scan = _import(data, model, quantity, None if is_left_open(probe) else probe, print_line)
+    if len(scan.counts) < model.gridsize**2:
+        raise ConfigError(
+            f"`data` (={data}) must hold {model.gridsize**2} patterns or more, as this model takes groups, not "
+            f"{len(scan.counts)}"
+        )
     used = model.probe if model.probe is not None else np.asarray(scan.probe)
     _compare(scan, model, print_line)
     print_line(f"reconstructing {len(scan.counts)} patterns of {model.N} x {model.N} with {model.source}")
-    patches = _predict(model, scan.counts, batch_size, on_patterns)
+    groups = group_patterns(scan.positions_px, np.zeros(len(scan.counts), np.int64), model.gridsize)
+    patches = _predict(model, scan.counts, groups, batch_size, on_patterns)
     if not can_be_stitched(patches):
         raise ConfigError(f"`model` (={model_uri}) must predict finite patches of this scan, and does not")
     positions = scan.positions_px - scan.positions_px.min(axis=0)
     stitched = reassemble(patches, positions, used)
     amplitudes = np.sqrt(scan.counts) / (model.scale or measured_scale(scan.counts, used))
     r_factor = stitched_r_factor(stitched, positions, used, amplitudes)
-    halves = half_scan_frc(patches, positions, used)
+    halves = half_scan_frc(patches, positions, used, groups.group_of)
     numbers = {
         "r_factor": r_factor,
         "r_factor_mean_pattern": metrics.mean_pattern_r_factor(amplitudes, amplitudes),
@@ -221,15 +229,16 @@ def _compare(scan: Scan, model: ShippedModel, print_line: PrintLine) -> None:
 
 
 def _predict(
-    model: ShippedModel, counts: NDArray[np.float32], batch_size: int, on_patterns: OnPatterns
+    model: ShippedModel, counts: NDArray[np.float32], groups: Groups, batch_size: int, on_patterns: OnPatterns
 ) -> NDArray[np.complex64]:
-    """Predict all patches, complex64 (n, N, N), a batch at a time."""
-    patches = np.empty(counts.shape, np.complex64)
-    for start in range(0, len(counts), batch_size):
-        batch = slice(start, start + batch_size)
-        patches[batch] = model.predict(counts[batch])
-        on_patterns(min(start + batch_size, len(counts)), len(counts))
-    return patches
+    """Predict all patches, complex64 (n, N, N), a batch at a time; one that ends inside a group takes all of it."""
+    order = groups.in_order
+    step = batch_size + -batch_size % model.gridsize**2
+    patches = np.empty((len(order), *counts.shape[1:]), np.complex64)
+    for start in range(0, len(order), step):
+        patches[start : start + step] = model.predict(counts[order[start : start + step]])
+        on_patterns(min(start + step, len(counts)), len(counts))
+    return groups.once(patches)
 
 
 def _in_mean_phase(stitched: Reassembly, r_factor: float) -> Reconstruction:
