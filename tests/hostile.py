@@ -303,7 +303,7 @@ BAD_VALUES = dict(
         r"(\S+?)=(\S+)",
         """
 preset=qick study=../evil arm=it's seed=4294967296 data.path=nowhere.npz data.quantity=intensity data.N=63
-data.gridsize=2 data.probe=nowhere.npz data.probe_radius_px=0 data.probe_curvature_rad=1e9 data.objects=cats
+data.gridsize=3 data.probe=nowhere.npz data.probe_radius_px=0 data.probe_curvature_rad=1e9 data.objects=cats
 data.phase=yes data.object_size=1000000000 data.nimgs_train=1000000 data.nimgs_val=0 data.nimgs_test=1001
 data.stride_train_px=0 data.stride_val_px=-10 data.stride_test_px=2.5 data.max_train_patches=0
 data.max_val_patches=none data.val=train data.val_choice=middle data.seeds=0 data.object_mean=-1
@@ -369,6 +369,10 @@ CONFIGS = {
             "two values for one key, flat and dotted": (*TRAIN, "--lr", "0.1", "--optim.lr", "0.2"),
             "an object smaller than a patch": (*TRAIN, "--N", "64", "--data.object_size", "40"),
             "a stride for ten billion patches": (*TRAIN, "--data.object_size", "16384", "--data.stride_val_px", "1"),
+            "groups of four patches in batches of ten": (*TRAIN, "--data.gridsize", "2", "--batch_size", "10"),
+            "groups of four patches of an object with three": (
+                *(*TRAIN, "--data.gridsize", "2", "--data.max_val_patches", "3"),
+            ),
             "the preset scan without a scan": ("train", "--preset", "scan"),
             "a supervised run on a measured scan": (
                 *("train", "--preset", "scan", "--data", "scan.npz", "--train.mode", "supervised"),

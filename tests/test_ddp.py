@@ -89,6 +89,8 @@ def _assert_same_series(history, expected):
         _PROBE | {"train.overlap_weight": 1.0, "data.max_train_patches": 33},
         _PROBE | {"train.overlap_weight": 0.5, "batch_size": 1, "data.max_train_patches": 3, "data.max_val_patches": 1},
         _PROBE | {"train.loss_scale": "batch", "data.max_train_patches": 17, "train.overlap_weight": 0.5},
+        # Nine groups of four, two a batch: the last step has one group for the two, and validation three.
+        _PROBE | {"data.gridsize": 2, "train.overlap_weight": 0.5, "data.max_train_patches": 33},
         {"lr": 1e30, "clip_algo": "none", "epochs": 4},
         {
             **{"train.mode": "supervised", "arch": "cnn", "data.nimgs_train": 2, "optim.name": "sgd", "lr": 0.1},
@@ -100,6 +102,7 @@ def _assert_same_series(history, expected):
         "stitched",
         "stitched, one patch a step",
         "a batch's own scale",
+        "groups of four",
         "not finite",
         "supervised",
     ],
@@ -117,9 +120,11 @@ def test_two_processes_train_like_one_with_the_same_batches(tmp_path, overrides)
     assert not torch.distributed.is_initialized()
 
 
-def test_two_processes_stitch_a_scan_like_one(tmp_path):
+@pytest.mark.parametrize("gridsize", [1, 2])
+def test_two_processes_stitch_a_scan_like_one(tmp_path, gridsize):
     write_small_scan(tmp_path / "scan.npz")
     keys = _SHARED | {"preset": "scan", "data": str(tmp_path / "scan.npz"), "N": 32, "model.width": 4, "epochs": 2}
+    keys |= {"data.gridsize": gridsize}
     alone, _ = _train(keys | {"optim.lr": 1e-4, "train.probe_lr": 1e-4}, tmp_path / "one", 1)
     together, _ = _train(keys | {"optim.lr": 1e-4, "train.probe_lr": 1e-4}, tmp_path / "two", 2)
     assert np.isnan(alone.r_stitched[0])

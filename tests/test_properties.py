@@ -31,7 +31,7 @@ OTHER = {
     "data.path": "scan.npz",
     "data.quantity": "counts",
     "data.N": 128,
-    "data.gridsize": None,  # there is one value only
+    "data.gridsize": 2,
     "data.probe": "disk",
     "data.probe_radius_px": 12.5,
     "data.probe_curvature_rad": -3.0,
@@ -89,7 +89,7 @@ OTHER = {
 }
 #: Tags and paces, and the one name of the one strategy: they change no number.
 WITHOUT_EFFECT = {
-    *("preset", "study", "arm", "train.strategy", "train.cuda_graph", "data.gridsize"),
+    *("preset", "study", "arm", "train.strategy", "train.cuda_graph"),
     *("train.checkpoint_every_s", "train.layer_norms_every_steps", "train.picture_every_epochs"),
 }
 _VALUES = (
@@ -156,7 +156,7 @@ def _through_yaml(config):
 
 def _valid(keys, preset):
     """A config of `preset` with other values of some keys, or None where they exclude each other."""
-    values = {key: OTHER[key] for key in keys if OTHER[key] is not None}
+    values = {key: OTHER[key] for key in keys}
     try:
         return resolve_config({**values, "preset": preset})
     except ConfigError:
@@ -187,7 +187,7 @@ def test_every_key_of_the_config_has_another_value_here():
     assert set(OTHER) == set(CONFIG_KEYS)
 
 
-@pytest.mark.parametrize("key", sorted(set(CONFIG_KEYS) - {"data.gridsize"}))
+@pytest.mark.parametrize("key", sorted(CONFIG_KEYS))
 def test_the_hash_changes_with_whatever_decides_numbers(key):
     base = resolve_config({"model.modes": 9})
     # A preset's defaults decide numbers, its name does not.

@@ -152,7 +152,7 @@ def test_an_alias_is_recorded_as_the_version_that_it_stood_for(run, write):
 
 def test_the_model_says_what_it_was_trained_with(model, run, dataset):
     loaded = load_model(model)
-    assert loaded.N == dataset.config.N
+    assert (loaded.N, loaded.gridsize) == (dataset.config.N, 1)
     assert loaded.run_id == run.info.run_id
     assert loaded.scale == dataset.scale
     assert loaded.mean_counts == pytest.approx(dataset.train.counts.sum(dtype=float) / len(dataset.train.counts))

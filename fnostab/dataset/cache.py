@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from fnostab.config import PROBES, DataConfig
 from fnostab.dataset.dataset import SPLITS, Dataset, Split, array_sha256
-from fnostab.dataset.groups import check_groups
 from fnostab.dataset.measured import measured_writer
 from fnostab.dataset.simulated import simulated_writer
 from fnostab.dataset.writer import OnPatterns, Writer
@@ -50,8 +49,7 @@ def load_or_build(config: DataConfig, *, cache_dir: Path | None = None, progress
     """
     entry = (cache_dir or cache_folder()) / _config_sha256(config)
     if dataset := _load(entry, config):
-        objects = {split: getattr(dataset, split).object_index for split in SPLITS}
-        check_groups(config.gridsize, objects)  # the entry may have been built without groups
+        dataset.check_groups(config.gridsize)  # it may have been built for networks that take patterns alone
         return dataset
     write = measured_writer(config) if config.path else simulated_writer(config)
     with _locked(entry):

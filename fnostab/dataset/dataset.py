@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fnostab.config import DataConfig
-from fnostab.dataset.groups import Groups, group_patterns
+from fnostab.dataset.groups import Groups, check_groups, group_patterns
 from fnostab.scan import extract_patches
 
 SPLITS: Final = ("train", "val", "test")
@@ -73,6 +73,10 @@ class Dataset:
     def measured(self) -> bool:
         """Whether the patterns were measured; there is no truth then."""
         return self.test_objects is None
+
+    def check_groups(self, gridsize: int) -> None:
+        """Raise ValueError if an object has fewer patterns than a group."""
+        check_groups(gridsize, {split: getattr(self, split).object_index for split in SPLITS})
 
     @property
     def probe_sha256(self) -> str:

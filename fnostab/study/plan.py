@@ -41,6 +41,8 @@ THREADS: Final = 1
 
 #: What one arm cannot have for itself: the data are common, the seed is the study's, and names come from the table.
 _COMMON: Final = ("data.", "seed", "study", "arm", "preset")
+#: Of the data's keys the one that leaves the patterns as they are: how many of them a network takes at once.
+_OF_THE_NETWORK: Final = "data.gridsize"
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ def _own_keys(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return an arm's keys, dotted; refuses those that one arm cannot have for itself."""
     own = dotted_keys(keys)
     for key, value in own.items():
-        if key.startswith(_COMMON):
+        if key.startswith(_COMMON) and key != _OF_THE_NETWORK:
             raise ConfigError(
                 f"`{key}` (={value}) of arm {name} must be the same for all arms: give it outside of them"
             )

@@ -91,19 +91,14 @@ def reconstruct_scan(
     _check_arguments(out, data, quantity, batch_size)
     model = load_model(model_uri)
     scan = _import(data, model, quantity, None if is_left_open(probe) else probe, print_line)
-    if len(scan.counts) < model.gridsize**2:
-        raise ConfigError(
-            f"`data` (={data}) must hold {model.gridsize**2} patterns or more, as this model takes groups, not "
-            f"{len(scan.counts)}"
-        )
     used = model.probe if model.probe is not None else np.asarray(scan.probe)
     _compare(scan, model, print_line)
     print_line(f"reconstructing {len(scan.counts)} patterns of {model.N} x {model.N} with {model.source}")
-    groups = group_patterns(scan.positions_px, np.zeros(len(scan.counts), np.int64), model.gridsize)
+    positions = scan.positions_px - scan.positions_px.min(axis=0)
+    groups = group_patterns(positions, np.zeros(len(scan.counts), np.int64), model.gridsize)
     patches = _predict(model, scan.counts, groups, batch_size, on_patterns)
     if not can_be_stitched(patches):
         raise ConfigError(f"`model` (={model_uri}) must predict finite patches of this scan, and does not")
-    positions = scan.positions_px - scan.positions_px.min(axis=0)
     stitched = reassemble(patches, positions, used)
     amplitudes = np.sqrt(scan.counts) / (model.scale or measured_scale(scan.counts, used))
     r_factor = stitched_r_factor(stitched, positions, used, amplitudes)

@@ -153,8 +153,14 @@ def _build_datasets(plan: StudyPlan, progress: OnPatterns | None = None) -> str:
     """Build every dataset of `plan` before its runs ask for them; returns the `StoredRun.data_sha256` of those."""
     data = plan.common.data
     configs = {plan.run(next(iter(plan.arms)), seed).config.dataset for seed in range(data.seeds)}
-    hashes = [build_dataset(config, progress).sha256 for config in sorted(configs, key=lambda config: config.seed)]
-    return common_sha256(data, hashes[0])
+    datasets = [build_dataset(config, progress) for config in sorted(configs, key=lambda config: config.seed)]
+    try:
+        for config in plan.arms.values():
+            for dataset in datasets:
+                dataset.check_groups(config.data.gridsize)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return common_sha256(data, datasets[0].sha256)
 
 
 def _check(plan: StudyPlan) -> None:
