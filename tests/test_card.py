@@ -51,3 +51,13 @@ def test_a_card_tells_the_object_of_the_validation_patches_and_how_steadily_the_
         "**Stability of its training:** relapsed: its val_loss rose to more than 1.5 times its lowest before." in card
     )
     assert "Stability" not in _card()
+
+
+def test_a_card_says_how_groups_of_patterns_go_in():
+    card = _card(**{"data.gridsize": 2})
+    assert (
+        "counts, float32 (n, 4, 64, 64),\nzero frequency at index 32, in a group the two upper patterns first" in card
+    )
+    assert "float32 (n, 4, 64, 64, 2)" in card
+    assert "One diffraction pattern in" not in card
+    assert "Groups of four" not in _card()

@@ -12,18 +12,23 @@ from small_runs import fit, new_module, write_small_scan
 from torch import nn
 
 from fnostab.config import ARCHITECTURES, ConfigError, resolve_config
-from fnostab.dataset import load_or_build
+from fnostab.dataset import load_or_build, training_objects
 from fnostab.formats.npz import read_scan, write_scan
+from fnostab.launch import LaunchConfig
 from fnostab.models import build_generator
 from fnostab.models.registry import GENERATORS
 from fnostab.optics import far_field_amplitude
+from fnostab.study.plan import plan_file
 from fnostab.tracking.models import load_model
 from fnostab.training.batches import EpochOrder, PatchLoader, resident
 from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import CountsToObject
 from fnostab.training.stitching import stitched_amplitude
+from fnostab.training.supervised import Truth
 from fnostab.training.trainer import check_network
+from fnostab.workflows.compare import compare_study
 from fnostab.workflows.reconstruct import reconstruct_scan
+from fnostab.workflows.study import run_study
 from fnostab.workflows.train import train_arm
 
 _SIEMENS_STAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "siemens-star-small.npz.bz2"
@@ -164,6 +169,62 @@ def test_a_network_that_takes_one_pattern_is_refused(monkeypatch):
     assert isinstance(build_generator(_config(arch="cnn").model, 32), nn.Identity)
     with pytest.raises(ConfigError, match=r"^`data.gridsize` \(=2\) must be 1: `arch` cnn takes one pattern alone$"):
         check_network(_config(arch="cnn"))
+
+
+class _NoView:
+    def begin(self, runs, finished):
+        pass
+
+    def update(self, place, update):
+        pass
+
+
+_ARMS = """
+study: sizes
+preset: smoke
+seeds: [1]
+train: {epochs: 1, artifacts: numbers}
+arms: [{name: plain, arch: cnn, clip_algo: none}]
+grid: {data.gridsize: [1, 2]}
+"""
+
+
+def test_a_study_compares_networks_with_and_without_groups_on_one_dataset(fresh_store):
+    (fresh_store / "sizes.yaml").write_text(_ARMS)
+    plan = plan_file(fresh_store / "sizes.yaml", {})
+    assert run_study(plan, LaunchConfig("inline"), _NoView()).without_result == []
+    comparison = compare_study("sizes", register=False)
+    assert {row["arm"] for row in comparison.result.ranking.table} == {"plain-gridsize1", "plain-gridsize2"}
+    assert len(list((fresh_store / "cache").glob("*/meta.json"))) == 1
+
+
+def test_a_study_with_an_arm_that_its_data_do_not_allow_is_refused_before_it_has_a_run(fresh_store):
+    (fresh_store / "sizes.yaml").write_text(_ARMS + "data: {max_val_patches: 3}\n")
+    plan = plan_file(fresh_store / "sizes.yaml", {})
+    with pytest.raises(ConfigError, match=r"^`data.gridsize` \(=2\) must be 1: object 0 of split val has 3 patterns"):
+        run_study(plan, LaunchConfig("inline"), _NoView())
+    assert not (fresh_store / "mlflow.db").exists()
+
+
+def test_a_supervised_network_learns_from_the_true_patches_of_groups(tmp_path):
+    still = {"epochs": 1, "optim__name": "sgd", "lr": 1e-30}
+    supervised = {"train__mode": "supervised", "train__overlap_weight": 0.0, "train__batch_size": 28}
+    _, history, _ = fit(_config(epochs=4, lr=3e-3, **supervised | {"train__batch_size": 8}), tmp_path / "learns")
+    assert history.train_loss[-1] < history.train_loss[0]
+    config = _config(**still, **supervised, data__max_train_patches=28)
+    module, history, _ = fit(config, tmp_path / "still")
+    dataset = load_or_build(config.data)
+    distances = {}
+    for name, split, objects in (
+        ("train", dataset.train, training_objects(dataset)),
+        ("val", dataset.val, dataset.val_objects),
+    ):
+        truth = Truth(objects, split, dataset.probe)
+        true = truth.patches(torch.from_numpy(split.positions_px), torch.from_numpy(split.object_index))
+        distances[name] = float(truth.distance(torch.from_numpy(module.reconstruct(split)), true).mean())
+    assert history.supervised_loss[0] == pytest.approx(distances["val"], rel=1e-4)
+    # The groups of the epoch were others, which for a network that has learnt nothing makes little difference.
+    assert history.train_loss[0] == pytest.approx(distances["train"], rel=0.02)
 
 
 # What is shipped.

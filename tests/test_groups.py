@@ -159,7 +159,8 @@ def test_groups_of_a_batch_of_neighbours_lie_side_by_side_on_one_object():
 def test_ranks_share_whole_groups_of_each_batch():
     split = _split()
     n = len(split.counts)
-    patches = Batch(torch.arange(n).float(), torch.from_numpy(split.positions_px), n, group_size=4)
+    positions, objects = torch.from_numpy(split.positions_px), torch.from_numpy(split.object_index)
+    patches = Batch(torch.arange(n).float(), positions, objects, n, group_size=4)
     order = EpochOrder(split, 8, 0, False, gridsize=2)
     loaders = [PatchLoader(patches, order, rank, 2) for rank in range(2)]
     for first, second, members in zip(*loaders, order.batches(), strict=True):

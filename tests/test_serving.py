@@ -1,5 +1,6 @@
 """A trained network behind HTTP, with nothing but MLflow's own command."""
 
+import contextlib
 import json
 import os
 import signal
@@ -54,9 +55,16 @@ def trained():
 @pytest.fixture(scope="module")
 def server(trained, tmp_path_factory):
     """(address, log file) of `mlflow models serve`, while the module's tests run."""
-    port = _free_port()
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", trained[0], "--env-manager", "local"]
+    with _serving(trained[0], log) as address:
+        yield address, log
+
+
+@contextlib.contextmanager
+def _serving(uri, log):
+    """The address of `mlflow models serve`, which answers inside this context."""
+    port = _free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local"]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
@@ -70,7 +78,7 @@ def server(trained, tmp_path_factory):
         )
         try:
             _wait_for(f"http://127.0.0.1:{port}/ping", process, within_s=300)
-            yield f"http://127.0.0.1:{port}", log
+            yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=30)
@@ -104,3 +112,16 @@ def test_the_server_warns_of_nothing_that_a_user_sends(trained, server):
     address, log = server
     _post(f"{address}/invocations", {"inputs": trained[1][:2].tolist()})
     assert "float64" not in log.read_text()
+
+
+def test_a_network_of_groups_answers_with_four_patches_a_group(tmp_path):
+    config = resolve_config({"preset": "smoke", "epochs": 1, "data.gridsize": 2})
+    uri = f"runs:/{train_arm(config, lambda line: None).run_id}/model"
+    test = load_or_build(config.data).test
+    counts = test.counts[test.groups(2).members[:3]]
+    expected = mlflow.pyfunc.load_model(uri).predict(counts)
+    with _serving(uri, tmp_path / "log.txt") as address:
+        answer = _post(f"{address}/invocations", {"inputs": counts.tolist()})
+    patches = np.array(answer["predictions"], dtype=np.float32)
+    assert patches.shape == (3, 4, 32, 32, 2)
+    np.testing.assert_allclose(patches, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

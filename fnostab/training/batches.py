@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
@@ -52,7 +52,8 @@ class Batch(NamedTuple):
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The patches that `change` makes of the rows of each tensor."""
         names = ("sqrt_counts", "positions_px", "object_index", *(["counted"] if self.counted is not None else []))
-        return self._replace(**{name: change(getattr(self, name)) for name in names})
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return self._replace(**changed)
 
     def share(self, whole: torch.Tensor) -> torch.Tensor:
         """This rank's rows of `whole` (global_size, ...), which has a row for each patch of the step."""
