@@ -13,6 +13,7 @@ from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build, simulated, training_objects
 from fnostab.health.history import History
 from fnostab.optics import far_field_amplitude
+from fnostab.training.batches import EpochOrder
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.supervised import Truth, constant_object_loss
 
@@ -51,7 +52,15 @@ def _mean_truth(dataset, split, objects):
     return np.abs(split.patches_of(objects))[:, metrics.lit_region(dataset.probe)].mean()
 
 
-@pytest.mark.parametrize("overrides", [{}, {"data__max_train_patches": None}, {"data__objects": "grf"}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"data__max_train_patches": None},
+        {"data__objects": "grf"},
+        {"data__object_mean": 0.17, "data__val": "test", "data__probe": "defocused"},
+    ],
+)
 def test_the_far_field_of_the_true_training_patches_explains_the_counts_down_to_photon_noise(overrides):
     dataset = load_or_build(_config(data__nphotons=1e6, **overrides).data)
     patches = torch.from_numpy(dataset.train.patches_of(training_objects(dataset)))
@@ -131,6 +140,22 @@ def test_a_run_trains_on_true_patches_and_is_validated_by_them_and_by_the_r_fact
     assert history.val_loss[-1] == pytest.approx(
         metrics.r_factor(model, np.sqrt(dataset.val.counts) / dataset.scale), rel=1e-4
     )
+
+
+def test_a_network_of_groups_is_supervised_on_all_its_patches_and_those_that_fill_groups_count_once(tmp_path):
+    config = _config(data__gridsize=2, data__max_train_patches=9, data__max_val_patches=7, train__batch_size=12)
+    dataset, start = load_or_build(config.data), new_module(config)
+    assert sorted(np.bincount(dataset.train.object_index) % 4) != [0, 0]
+    order = EpochOrder(dataset.train, 12, config.seed, neighbours=False, gridsize=2).batches()[0]
+    patches = start(torch.from_numpy(np.sqrt(dataset.train.counts[order]))).detach().numpy()
+    module, history, _ = fit(config, tmp_path, new_module(config))
+    objects = training_objects(dataset)
+    truth, mean = dataset.train.patches_of(objects), _mean_truth(dataset, dataset.train, objects)
+    expected = _distances(patches, truth[order], dataset.probe).mean() / mean
+    assert history.loss_step[0] == pytest.approx(expected, rel=1e-4)
+    last, val_truth = module.reconstruct(dataset.val), dataset.val.patches_of(dataset.val_objects)
+    own = _distances(last, val_truth, dataset.probe).mean() / _mean_truth(dataset, dataset.val, dataset.val_objects)
+    assert history.supervised_loss[-1] == pytest.approx(own, rel=1e-4)
 
 
 def test_a_run_on_patterns_has_no_supervised_loss(tmp_path):
