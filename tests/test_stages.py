@@ -74,9 +74,9 @@ def test_the_five_arms_of_the_original_study_are_a_table_that_is_shipped(fresh_s
     assert {arm: (of.model.arch, of.clip.algo, of.train.mode) for arm, of in plan.arms.items()} == {
         "cnn": ("cnn", "norm", "physics"),
         "baseline": ("cnn", "norm", "supervised"),
-        "control": ("hybrid", "norm", "physics"),
-        "stable": ("stable_hybrid", "none", "physics"),
-        "agc": ("hybrid", "agc", "physics"),
+        "control": ("hybrid_original", "norm", "physics"),
+        "stable": ("stable_original", "none", "physics"),
+        "agc": ("hybrid_original", "agc", "physics"),
     }
     assert plan.varied == []
     assert {arm: of.train.overlap_weight for arm, of in plan.arms.items() if of.train.overlap_weight != 0.5} == {
