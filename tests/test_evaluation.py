@@ -195,6 +195,14 @@ def test_detail_that_only_single_patches_have_does_not_repeat_in_the_other_half(
     assert 0 < crossings[0] < crossings[1] <= 0.5
 
 
+def test_patches_that_were_predicted_together_are_in_one_half(simulated):
+    patches, positions = _one_scan(simulated)
+    groups = np.arange(len(patches)) // 4
+    apart = positions + np.where(groups % 2, 500, 0)[:, None]  # halves of whole groups have no light in common
+    assert np.isnan(half_scan_frc(patches, apart, simulated.probe, groups).crossing(1 / 7))
+    assert half_scan_frc(patches, apart, simulated.probe).crossing(1 / 7) > 0
+
+
 def test_half_scans_without_common_light_or_contrast_or_partner_have_no_frc(simulated):
     patches, positions = _one_scan(simulated)
     apart = positions + np.where(np.arange(len(positions)) % 2, 500, 0)[:, None]

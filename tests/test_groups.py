@@ -142,6 +142,8 @@ def test_an_epoch_has_every_pattern_in_groups_that_seed_and_epoch_decide(neighbo
     assert order(0, 3).tolist() == order(0, 3).tolist()
     assert order(0, 3).tolist() != order(0, 4).tolist()
     assert order(0, 3).tolist() != order(1, 3).tolist()
+    grouped = [{frozenset(members) for members in order(0, epoch).reshape(-1, 4).tolist()} for epoch in (3, 3, 4)]
+    assert grouped[0] == grouped[1] != grouped[2]
 
 
 def test_groups_of_a_batch_of_neighbours_lie_side_by_side_on_one_object():
@@ -157,12 +159,13 @@ def test_groups_of_a_batch_of_neighbours_lie_side_by_side_on_one_object():
 
 
 def test_ranks_share_whole_groups_of_each_batch():
-    split = _split()
+    split = _split(50)  # 13 groups, so the last batch has one
     n = len(split.counts)
     positions, objects = torch.from_numpy(split.positions_px), torch.from_numpy(split.object_index)
     patches = Batch(torch.arange(n).float(), positions, objects, n, group_size=4)
     order = EpochOrder(split, 8, 0, False, gridsize=2)
     loaders = [PatchLoader(patches, order, rank, 2) for rank in range(2)]
+    assert len(order.batches()[-1]) == 4
     for first, second, members in zip(*loaders, order.batches(), strict=True):
         assert first.global_size == second.global_size == len(members)
         assert first.sqrt_counts.tolist() == members[:4].tolist()
