@@ -2,12 +2,14 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure, tidy
+from results.groups import groups
 from results.panels import COLOURS, LABELS, METRICS, by_both, column, scale
 from results.runs import (
     BETTER,
@@ -221,4 +223,5 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "q6_better": better,
     "q6_curves": curves,
     "q7_carry_over": carry_over,
+    "gridsize": partial(groups, "gridsize"),
 }

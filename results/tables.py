@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from fnostab.report.axes import to_png
-from results import early_warning, questions, stability
+from results import early_warning, groups, questions, stability
 from results.figures import FIGURES
 from results.runs import STUDIES
 
@@ -36,6 +36,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
             *(stability.verdicts, stability.changed, stability.stability, stability.correlations, stability.no_objects),
         )
     },
+    "gridsize": partial(groups.gridsize, "gridsize"),
     "overlap": partial(questions.schedules, "q6_overlap"),
     "longer": partial(questions.schedules, "q6_longer"),
     "start_sgd": partial(questions.by_rate, "q3_start_sgd"),
