@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure, tidy
 from results.groups import groups
-from results.panels import COLOURS, LABELS, METRICS, by_both, column, scale
+from results.panels import COLOURS, LABELS, by_both, column, drawn, scale
 from results.runs import (
     BETTER,
     DEPTHS,
@@ -133,7 +133,7 @@ def _clipping(axes: Axes, by: str) -> None:
         for arm, dot in dots.items():
             name = arm.rpartition("_")[2]
             axes.annotate(name, dot, xytext=(4, 3), textcoords="offset points", fontsize=7, color=colour)
-            found = [run.metrics[METRICS[by]] for run in of_arm("q4_clip", arm)]
+            found = [drawn(run, by) for run in of_arm("q4_clip", arm)]
             axes.plot([dot[0]] * 2, [min(found), max(found)], color=colour, lw=0.7, alpha=0.6)
     axes.set_xlabel("clipped fraction, mean over steps", fontsize=9)
     axes.set_ylabel(f"{LABELS[by]}:\nmedian, lowest and highest of 5 seeds", fontsize=9)
@@ -150,7 +150,7 @@ def learning_rates() -> Figure:
         log_axis(axes, *ends)
         for arm, of in rate_arms("q5_lr").items():
             runs = {rate: [run for run in of_arm("q5_lr", name) if not run.failed] for rate, name in of.items()}
-            found = {rate: [run.metrics[METRICS[by]] for run in alive] for rate, alive in runs.items() if alive}
+            found = {rate: [drawn(run, by) for run in alive] for rate, alive in runs.items() if alive}
             label = f"{arm}, sensitivity {sensitivity(arm):.3f}"
             medians = [statistics.median(at) for at in found.values()]
             axes.plot(list(found), medians, "o-", color=COLOURS[arm], ms=5, lw=1.4, label=label)

@@ -34,7 +34,11 @@ TITLES: Final = {
 }
 #: What is drawn, by the column that arms are ranked by.
 LABELS: Final = {"best_val_loss": "best val_loss (R-factor)", "r_stitched": "R of the stitched object"}
-METRICS: Final = {"best_val_loss": "best_val_loss", "r_stitched": "test/r_factor"}
+
+
+def drawn(run: Run, by: str) -> float:
+    """The number of a run that is drawn where arms are ranked `by` a column: that which its row has the median of."""
+    return run.metrics.get("val/r_stitched", run.metrics["test/r_factor"]) if by == "r_stitched" else run.metrics[by]
 
 
 def by_both(studies: Sequence[str], columns: int, size: tuple[float, float]) -> Figure:
@@ -62,7 +66,7 @@ def dots_of_arms(axes: Axes, study: str, ranking: Ranking, by: str) -> None:
 
 def scale(axes: Axes, runs: Sequence[Run], by: str) -> None:
     """A logarithmic axis that holds all runs."""
-    found = [run.metrics[METRICS[by]] for run in runs]
+    found = [drawn(run, by) for run in runs]
     log_axis(axes, min(found), max(found))
 
 
@@ -74,7 +78,7 @@ def column(
     for index, run in enumerate(runs):
         across, marker = place + step * (index - (len(runs) - 1) / 2), "x" if run.failed else "o"
         style: dict[str, Any] = {"ms": 6, "mew": 1.5} if run.failed else {"ms": 4, "alpha": 0.75, "mew": 0}
-        axes.plot(across, run.metrics[METRICS[by]], marker, color=colour, **style)
+        axes.plot(across, drawn(run, by), marker, color=colour, **style)
     bar, median_of = 0.68 * width, f"median_{by}"
     axes.plot([place - bar, place + bar], [row[median_of]] * 2, color="black", lw=1.6)
     if row["runs"] > 3:

@@ -304,14 +304,25 @@ def test_the_last_stitched_r_factor_that_was_taken_counts():
         ("NaN", 0.6, "converged", "ended at"),
     ],
 )
-def test_patches_that_share_no_light_or_do_not_agree_make_no_object_however_low_its_r_factor(
+def test_patches_that_share_no_light_or_do_not_agree_make_no_object_though_its_r_factor_is_somewhat_low(
     consistency, shared, label, told
 ):
-    known = {"r_stitched_constant": 0.2, "r_stitched_mean_pattern": 0.2, "r_stitched": [0.05, "NaN"]}
+    known = {"r_stitched_constant": 0.2, "r_stitched_mean_pattern": 0.3, "r_stitched": [0.16, "NaN"]}
     agreement = {"patch_consistency": [consistency, "NaN"], "shared_light": [shared, "NaN"]}
     verdict = judge(_history(0.9, 0.1, **known, **agreement))
     assert verdict.label == label
     assert told in verdict.reason
+
+
+def test_an_object_that_explains_its_patterns_well_is_one_though_its_patches_differ():
+    known = {
+        "r_stitched_constant": 0.2,
+        "r_stitched_mean_pattern": 0.3,
+        "patch_consistency": [0.02],
+        "shared_light": [1],
+    }
+    assert _decide(0.1, **known, r_stitched=[0.149]) == "converged"
+    assert _decide(0.1, **known, r_stitched=[0.151]) == "inconsistent"
 
 
 @pytest.mark.parametrize(

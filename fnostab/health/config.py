@@ -31,8 +31,9 @@ class HealthConfig:
     #: and any positions fit.
     least_shared_light: float = 0.01
     #: Or if they agree no better than this where they share light (`val/patch_consistency`: 1 if they agree, about 0 if
-    #: they are unrelated). With wrong axes or a wrong order of frequencies it is -0.15 to 0, with the right ones 0.4 to
-    #: 0.8, while R alone can lie under the baselines: a network that learns the probe fits much.
+    #: they are unrelated), and the stitched R-factor is not under that of knowing nothing by `learnt_progress` of it.
+    #: With wrong axes or a wrong order of frequencies the consistency is -0.4 to 0.2, with the right ones 0.4 to 0.8,
+    #: while R alone can lie under the baselines, by up to 0.16: a network that learns the probe fits much.
     least_consistency: float = 0.1
     #: Or if the R-factor of a conventional reconstruction of the scan is under this share in another orientation of the
     #: positions. With the right axes that of the next best was 1.4 times and more of it, with wrong ones 0.3 to 0.6.

@@ -48,9 +48,9 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
        worse than photon noise;
     5. learnt, but not there any more: diverged, or collapsed if the object is flat besides;
     6. learnt patch by patch, but the patches make no object: inconsistent. They share no light, or the stitched object
-       is no better than knowing nothing, or they agree no better than unrelated ones, or the scan itself fits another
-       orientation of its positions (`better_orientation`). Left out, and named in the evidence as `rules_left_out`,
-       where the R-factor of the stitched object is not known;
+       is no better than knowing nothing, or hardly, and they agree no better than unrelated ones, or the scan itself
+       fits another orientation of its positions (`better_orientation`). Left out, and named in the evidence as
+       `rules_left_out`, where the R-factor of the stitched object is not known;
     7. converged.
 
     A supervised run has learnt by the R-factor val_loss or by its own loss on true patches, `supervised_loss`, and is
@@ -210,12 +210,17 @@ def _no_object(evidence: Mapping[str, Any], config: HealthConfig) -> str:
         return f"they share {100 * shared:.2g} % of their light, under {100 * config.least_shared_light:g} %"
     if better := better_orientation(evidence.get("r_by_orientation", {}), config):
         return better
-    for name, nothing in (("mean_pattern", "one mean pattern everywhere"), ("constant", "the best constant object")):
-        if last >= (known := evidence[f"r_stitched_{name}"]):
-            return f"the R-factor of the stitched object, {last:.3g}, is not under that of {nothing}, {known:.3g}"
-    if consistency < config.least_consistency:
+    baselines = {"one mean pattern everywhere": "mean_pattern", "the best constant object": "constant"}
+    known = {nothing: evidence[f"r_stitched_{name}"] for nothing, name in baselines.items()}
+    for nothing, r in known.items():
+        if last >= r:
+            return f"the R-factor of the stitched object, {last:.3g}, is not under that of {nothing}, {r:.3g}"
+    # An object that explains its patterns is one, though each patch of it may be poor.
+    explains = all(math.isnan(r) or last < (1 - config.learnt_progress) * r for r in known.values())
+    if consistency < config.least_consistency and not explains:
         unrelated = f"under {config.least_consistency:g} (1: they agree, 0: they are unrelated)"
-        return f"where they share light their consistency is {consistency:.2g}, {unrelated}"
+        object_r = f"the R-factor of the stitched object, {last:.3g}, is hardly under that of knowing nothing"
+        return f"where they share light their consistency is {consistency:.2g}, {unrelated}, and {object_r}"
     return ""
 
 

@@ -242,7 +242,9 @@ def _comparable(run: StoredRun, key: str) -> object:
         value = float(text)
     except ValueError:
         return text
-    usual = key == "model.max_channels" and AUTO_MAX_CHANNELS.get(run.params.get("model.arch", "")) == value
+    # Before `train.loss_scale` was known, the limit was the same for all architectures.
+    arch = run.params.get("model.arch", "") if "train.loss_scale" in run.params else ""
+    usual = key == "model.max_channels" and AUTO_MAX_CHANNELS.get(arch, AUTO_MAX_CHANNELS["hybrid"]) == value
     return "auto" if usual else value
 
 
