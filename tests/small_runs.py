@@ -1,5 +1,6 @@
 """Small real trainings for tests: no MLflow, only the series."""
 
+import lightning
 import torch
 
 from fnostab.config import resolve_config
@@ -34,6 +35,17 @@ class Sink:
 
     def flush(self):
         return True
+
+
+class KillAfter(lightning.Callback):
+    """Ends the process, as far as a test can, after so many steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.steps:
+            raise SystemError("killed")
 
 
 def new_module(config):

@@ -3,12 +3,11 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import lightning
 import mlflow
 import numpy as np
 import pytest
 import torch
-from small_runs import fit, new_module, write_small_scan
+from small_runs import KillAfter, fit, new_module, write_small_scan
 from torch import nn
 
 from fnostab.config import ARCHITECTURES, ConfigError, resolve_config
@@ -54,15 +53,6 @@ def _loader(config):
     data, train = load_or_build(config.data), config.train
     order = EpochOrder(data.train, train.batch_size, config.seed, train.overlap_weight > 0, gridsize=2)
     return PatchLoader(resident(data.train)._replace(group_size=4), order)
-
-
-class _KillAfter(lightning.Callback):
-    def __init__(self, steps):
-        self.steps = steps
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.steps:
-            raise SystemError("killed")
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -139,7 +129,7 @@ def test_a_killed_run_resumes_to_the_same_numbers_bit_for_bit(tmp_path, overlap_
     for killed_at in (2, 6):  # an epoch has 4 steps
         folder = tmp_path / str(killed_at)
         with pytest.raises(SystemError, match="killed"):
-            fit(config, folder, checkpoint_every_s=0.0, extra=[_KillAfter(killed_at)])
+            fit(config, folder, checkpoint_every_s=0.0, extra=[KillAfter(killed_at)])
         resumed, continued, _ = fit(config, folder, resume=True)
         assert continued.to_json() == history.to_json()
         states = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)

@@ -6,7 +6,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from small_runs import fit, new_module, write_small_scan
+from small_runs import KillAfter, fit, new_module, write_small_scan
 
 from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
@@ -36,15 +36,6 @@ _TINY = {
     "optim.schedule": "constant",
     "data.probe_radius_px": 8,
 }
-
-
-class _KillAfter(lightning.Callback):
-    def __init__(self, steps):
-        self.steps = steps
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.steps:
-            raise SystemError("killed")
 
 
 def _config(**overrides):
@@ -79,7 +70,7 @@ def test_a_killed_run_resumes_to_the_same_numbers_bit_for_bit(tmp_path, killed_a
     config = _config(**overrides)
     whole, history, sink = fit(config, tmp_path / "atomic_write")
     with pytest.raises(SystemError, match="killed"):
-        fit(config, tmp_path / "killed", checkpoint_every_s=checkpoint_every_s, extra=[_KillAfter(killed_at)])
+        fit(config, tmp_path / "killed", checkpoint_every_s=checkpoint_every_s, extra=[KillAfter(killed_at)])
     other_start = new_module(_config(seed=7, **overrides))
     resumed, continued, sink_after = fit(config, tmp_path / "killed", other_start, resume=True)
     assert continued.to_json() == history.to_json()
@@ -222,7 +213,7 @@ def test_a_scan_resumes_bit_for_bit_from_before_and_after_it_was_stitched(tmp_pa
     for killed_at in (9, 14):  # an epoch has 6 steps
         folder = tmp_path / str(killed_at)
         with pytest.raises(SystemError, match="killed"):
-            fit(config, folder, checkpoint_every_s=0.0, extra=[_KillAfter(killed_at)])
+            fit(config, folder, checkpoint_every_s=0.0, extra=[KillAfter(killed_at)])
         resumed, continued, sink_after = fit(config, folder, resume=True)
         assert continued.to_json() == history.to_json()
         assert _values(sink_after) == _values(sink)
@@ -256,7 +247,7 @@ def test_a_run_goes_on_from_a_checkpoint_that_lacks_what_later_versions_record(t
     config = _config(epochs=3)
     _, history, _ = fit(config, tmp_path)
     with pytest.raises(SystemError, match="killed"):
-        fit(config, tmp_path, checkpoint_every_s=0.0, extra=[_KillAfter(4)])
+        fit(config, tmp_path, checkpoint_every_s=0.0, extra=[KillAfter(4)])
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     recorded, best = (checkpoint["callbacks"][name] for name in ("SeriesRecorder", "Checkpoints"))
     del recorded["fingerprints"], best["best"]
@@ -395,7 +386,7 @@ def test_a_run_that_was_given_up_is_given_up_again_when_it_is_resumed(tmp_path):
     assert history.events == {"given_up": {"epoch": 2, "epochs": 4}}
     assert len(history.val_loss) == 2
     with pytest.raises(SystemError, match="killed"):  # in the second epoch, after a checkpoint
-        fit(config, tmp_path / "killed", checkpoint_every_s=0.0, extra=[_KillAfter(5)])
+        fit(config, tmp_path / "killed", checkpoint_every_s=0.0, extra=[KillAfter(5)])
     for folder in ("atomic_write", "killed"):
         resumed, continued, sink_after = fit(
             config, tmp_path / folder, new_module(_config(seed=7, **overrides)), resume=True
