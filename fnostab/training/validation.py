@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from fnostab.config import ArmConfig
-from fnostab.dataset import Dataset, Split
+from fnostab.dataset import Dataset
 from fnostab.dataset.groups import Groups
 from fnostab.evaluation import Stitched, stitch_patches
 from fnostab.optics import far_field_amplitude
@@ -23,10 +23,10 @@ class Validation:
     """
 
     def __init__(self, config: ArmConfig, dataset: Dataset) -> None:
-        self._gridsize = config.data.gridsize
         self._split, self._objects = dataset.val, dataset.val_objects
         # Of a scan all patterns are stitched: its validation patterns are a few small blocks.
         self._stitched = dataset.test if dataset.measured else dataset.val
+        self._groups = self._stitched.groups(config.data.gridsize)
         self._truth = None
         if config.train.mode == "supervised" and dataset.val_objects is not None:
             self._truth = Truth(dataset.val_objects, dataset.val, dataset.probe)
@@ -74,7 +74,7 @@ class Validation:
             found["supervised_loss"] = distance / len(self._split.counts)
         patches, stitched = None, Stitched()
         if self._objects is not None:
-            patches = self._of_all_ranks(self._split, torch.cat(self._patches))
+            patches = self._of_all_ranks(torch.cat(self._patches))
             found["val_amp_ssim"] = stitched_amplitude_ssim(patches.abs(), module.probe, self._split, self._objects)
         if self._stitches_after(module.trainer):
             patches = self._scan(module) if patches is None else patches
@@ -90,15 +90,15 @@ class Validation:
 
     def _scan(self, module: Any) -> torch.Tensor:
         """Patches (n, N, N) of the whole scan, on the CPU: to stitch it takes more memory than to train on it."""
-        members = self._stitched.groups(self._gridsize).members
+        members = self._groups.members
         mine = Groups(members[share(module.trainer.global_rank, module.trainer.world_size, len(members))])
         patches = torch.from_numpy(module.reconstruct_groups(self._stitched, mine))
-        return self._of_all_ranks(self._stitched, patches.to(module.device)).cpu()
+        return self._of_all_ranks(patches.to(module.device)).cpu()
 
-    def _of_all_ranks(self, split: Split, mine: torch.Tensor) -> torch.Tensor:
-        """The patches (n, N, N) of `split`, from this rank's of its groups, a group after the other."""
-        groups = split.groups(self._gridsize)
-        return groups.once(all_gather_complex(mine, groups.members.size, self._gridsize**2))
+    def _of_all_ranks(self, mine: torch.Tensor) -> torch.Tensor:
+        """The patches (n, N, N) that are stitched, from this rank's of their groups, a group after the other."""
+        members = self._groups.members
+        return self._groups.once(all_gather_complex(mine, members.size, members.shape[1]))
 
 
 def epochs_between_stitchings(dataset: Dataset) -> int:
