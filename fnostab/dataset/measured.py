@@ -47,7 +47,7 @@ def import_scan(
     return Scan(
         counts=counts,
         positions_px=scan.positions_px * (N / M),
-        probe=probe if len(probe) == N else optics.crop_probe(probe, N),
+        modes=(probe if len(probe) == N else optics.crop_probe(probe, N))[None],
         object=scan.object if scan.object is None or N == M else _resampled(scan.object, N, M),
         layout=scan.layout,
     )

@@ -275,7 +275,7 @@ def _scan(arrays: Mapping[str, NDArray[Any]], name: str, squared: bool = False) 
     return Scan(
         counts=np.fft.fftshift(counts, axes=(-2, -1)) if layout.fft_ordered else counts,
         positions_px=positions - M / 2 if layout.from_middle else positions,
-        probe=probe,
+        modes=None if probe is None else probe[None],
         object=checked_image(arrays[layout.object], layout.object) if layout.object in arrays else None,
         layout=name,
     )

@@ -29,18 +29,28 @@ _PROBE_RANGE: Final = (1e-12, 1e12)
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A measured scan, whatever the layout of its file.
+    """A measured scan, whatever its file.
 
-    `counts` float32 (n, M, M), zero frequency at M // 2; `positions_px` float64 (n, 2), (row, column) of the window's
-    first pixel; `probe` complex64 (M, M) or None; `object` complex64 (H, W), whose pixel (0, 0) is position (0, 0), or
-    None; `layout` is the name of the file's layout.
+    `counts` float32 (n, M, M), zero frequency at M // 2 and 0 where `mask` is False; `positions_px` float64 (n, 2),
+    (row, column) of the window's first pixel; `modes` complex64 (k, M, M), the probe's modes, which add up
+    incoherently, or None; `object` complex64 (H, W), whose pixel (0, 0) is position (0, 0), or None; `mask` bool
+    (M, M), True where a pixel counts, or None if all do; `pixel_size_m` is that of the object, where it is known;
+    `notes` are lines for people: what was guessed or left out, and why. `layout` is the name of the file's format.
     """
 
     counts: NDArray[np.float32]
     positions_px: NDArray[np.float64]
-    probe: NDArray[np.complex64] | None
+    modes: NDArray[np.complex64] | None
     object: NDArray[np.complex64] | None = None
     layout: str = "fnostab"
+    mask: NDArray[np.bool_] | None = None
+    pixel_size_m: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def probe(self) -> NDArray[np.complex64] | None:
+        """The first mode, complex64 (M, M), or None."""
+        return None if self.modes is None else self.modes[0]
 
 
 def checked_counts(array: NDArray[Any], key: str, n: int, squared: bool = False) -> NDArray[np.float32]:
