@@ -99,8 +99,9 @@ def test_npz_and_png_are_whole_and_nothing_else_is_left(model, write):
     result, _ = _reconstruct(model, scan)
     assert sorted(path.name for path in scan.parent.iterdir()) == ["recon.npz", "recon.png", "scan.npz"]
     with np.load(result.npz, allow_pickle=False) as written:
-        keys = {"object", "light", "origin_px", "probe", "positions_px", "r_factor", "consistency", "model"}
-        assert set(written) == keys | {"frc_halves_one_seventh", "frc_halves_half_bit"}
+        keys = {"object", "light", "origin_px", "probe", "positions_px", "pixel_size_m", "r_factor", "consistency"}
+        assert set(written) == keys | {"frc_halves_one_seventh", "frc_halves_half_bit", "model"}
+        assert np.isnan(written["pixel_size_m"])
         assert 0 <= written["frc_halves_half_bit"] == result.frc_halves_half_bit <= 0.5
         assert written["object"].shape == written["light"].shape
         assert written["r_factor"] == result.r_factor
@@ -247,7 +248,9 @@ def refused(write, tmp_path):
     ("options", "match"),
     [
         ({"out": "nowhere/recon.npz"}, r"`out` \(=nowhere/recon.npz\) must be a file in a folder that exists"),
-        ({"out": "recon.h5"}, r"`out` \(=recon.h5\) must end in .npz"),
+        ({"out": "recon.txt"}, r"`out` \(=recon.txt\) must end in .npz, .cxi, .h5 or .hdf5"),
+        ({"out": "recon.npz", "layout": "cxi"}, r"`out` \(=recon.npz\) must end in .cxi, .h5 or .hdf5 for the layout"),
+        ({"layout": "nexus"}, r"`layout` \(=nexus\) must be one of auto, fnostab, cxi, ptychodus"),
         ({"quantity": "photons"}, r"`quantity` \(=photons\) must be one of auto, counts, amplitude"),
         ({"batch_size": 0}, r"`batch_size` \(=0\) must be >= 1"),
         ({"probe": "missing.npz"}, r"`data.probe` \(=missing.npz\) must be a readable file"),
@@ -255,6 +258,12 @@ def refused(write, tmp_path):
 )
 def test_bad_arguments_are_refused(options, match, model, refused):
     refused(match, model, **options)
+
+
+@pytest.mark.parametrize(("name", "layout"), [("recon.cxi", "auto"), ("recon.npz", "ptychodus")])
+def test_a_file_in_metres_is_refused_for_a_scan_that_tells_no_pixel_size(name, layout, model, refused, tmp_path):
+    options = {"out": tmp_path / name, "layout": layout}
+    refused(r"`object_pixel_m` \(=null\) must be given for a file of the layout (cxi|ptychodus)", model, **options)
 
 
 def test_the_scan_itself_is_not_overwritten(model, write, refused):

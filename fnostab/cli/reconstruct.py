@@ -15,9 +15,10 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--data", required=True, metavar="SCAN", help="scan (.npz, .npz.bz2) in a layout that training takes"
     )
-    parser.add_argument(
-        "--out", default="recon.npz", metavar="NPZ", help="default: recon.npz; a picture (.png) is put beside it"
-    )
+    out = "default: recon.npz; .cxi, .h5 and .hdf5 are CXI; a picture (.png) is put beside it"
+    parser.add_argument("--out", default="recon.npz", metavar="FILE", help=out)
+    layout = "of the file OUT: fnostab (.npz), cxi, or ptychodus (a product, .npz or .h5); default: by OUT's ending"
+    parser.add_argument("--layout", default="auto", help=layout)
     parser.add_argument("--quantity", default="auto", help="counts or amplitude, for PtychoPINN-style files")
     probe = "file with another probe for the scan; a model that has its own uses that"
     parser.add_argument("--probe", default="auto", metavar="NPZ", help=probe)
@@ -35,6 +36,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
             arguments.out,
             quantity=arguments.quantity,
             probe=arguments.probe,
+            layout=arguments.layout,
             batch_size=batch_size,
             print_line=say,
             on_patterns=progress,

@@ -22,6 +22,7 @@ from fnostab.evaluation import (
     half_scan_frc,
     in_mean_phase,
 )
+from fnostab.formats.result import Result, needs_pixel_size, resolve_layout, write_result
 from fnostab.formats.scan import Quantity, Scan
 from fnostab.io.files import atomic_write
 from fnostab.optics import measured_scale
@@ -43,11 +44,12 @@ _COUNTS_TOLERANCE: Final = 0.1
 class ScanReconstruction:
     """One object from a whole scan, and the files that hold it; `png` is None if the object could not be drawn.
 
-    `r_factor` is that of the ONE stitched object, `r_factor_mean_pattern` that of one mean pattern everywhere, which is
-    no information. `frc_halves_one_seventh` and `frc_halves_half_bit` are the spatial frequencies, in cycles per pixel,
-    at which the Fourier ring correlation of the objects of two half scans falls under 1/7 and under the half-bit curve;
-    NaN where the halves cannot be compared. `source` is the model, an alias replaced by its version; `run_id` the run
-    of `mlflow run` that it was logged to, if any.
+    `npz` is the object's file, of whichever layout. `r_factor` is that of the ONE stitched object,
+    `r_factor_mean_pattern` that of one mean pattern everywhere, which is no information. `frc_halves_one_seventh` and
+    `frc_halves_half_bit` are the spatial frequencies, in cycles per pixel, at which the Fourier ring correlation of the
+    objects of two half scans falls under 1/7 and under the half-bit curve; NaN where the halves cannot be compared.
+    `source` is the model, an alias replaced by its version; `run_id` the run of `mlflow run` that it was logged to, if
+    any.
     """
 
     npz: Path
@@ -68,11 +70,12 @@ def reconstruct_scan(
     *,
     quantity: str = "auto",
     probe: str = "auto",
+    layout: str = "auto",
     batch_size: int = 64,
     print_line: PrintLine = lambda line: None,
     on_patterns: OnPatterns = lambda done, total: None,
 ) -> ScanReconstruction:
-    """Reconstruct the scan in `data` with the model at `model_uri` and write `out` (.npz), and a PNG beside it.
+    """Reconstruct the scan in `data` with the model at `model_uri` and write `out`, and a PNG beside it.
 
     The patterns are cropped to the model's N as for training, and for a model of gridsize 2 put into groups of four
     neighbours, always the same. The model's probe is what its patches fit, so it is the
@@ -82,15 +85,22 @@ def reconstruct_scan(
     Amplitudes are in the model's units; a model without `scale` counts as one that was trained on this scan. Under
     `mlflow run` the files and the numbers go to its run.
 
-    `out` holds `object` complex64 (H, W), its `light` float32 (H, W), `origin_px` (2,) in the frame of `positions_px`
-    (n, 2), which start at 0; `probe` complex64 (N, N); `r_factor`, `consistency`, `frc_halves_one_seventh`,
-    `frc_halves_half_bit` and the URI `model`. Either file appears whole or not at all. Raises `ConfigError`, in one
-    line and before anything is written, for bad input.
+    `out` is CXI if it ends in .cxi, .h5 or .hdf5, a product of ptychodus (.npz, .h5, .hdf5) with `layout` ptychodus;
+    both need the object's pixel in metres. Else it is NPZ with `object` complex64 (H, W), its `light` float32 (H, W),
+    `origin_px` (2,) in the frame of `positions_px` (n, 2), which start at 0; `pixel_size_m`, NaN if it is unknown;
+    `probe` complex64 (N, N); `r_factor`, `consistency`, `frc_halves_one_seventh`, `frc_halves_half_bit` and the URI
+    `model`. Either file appears whole or not at all. Raises `ConfigError`, in one line and before anything is written,
+    for bad input.
     """
     out, data = Path(out), Path(data)
-    _check_arguments(out, data, quantity, batch_size)
+    layout = _check_arguments(out, data, quantity, batch_size, layout)
     model = load_model(model_uri)
     scan = _import(data, model, quantity, None if is_left_open(probe) else probe, print_line)
+    if needs_pixel_size(layout) and scan.pixel_size_m is None:
+        raise ConfigError(
+            f"`object_pixel_m` (=null) must be given for a file of the layout {layout}, which is in metres, since "
+            f"{data} does not tell it; or energy_keV, distance_m and detector_pixel_m"
+        )
     used = model.probe if model.probe is not None else np.asarray(scan.probe)
     _compare(scan, model, print_line)
     print_line(f"reconstructing {len(scan.counts)} patterns of {model.N} x {model.N} with {model.source}")
@@ -100,7 +110,8 @@ def reconstruct_scan(
     if not can_be_stitched(patches):
         raise ConfigError(f"`model` (={model_uri}) must predict finite patches of this scan, and does not")
     stitched = reassemble(patches, positions, used)
-    amplitudes = np.sqrt(scan.counts) / (model.scale or measured_scale(scan.counts, used))
+    scale = model.scale or measured_scale(scan.counts, used)
+    amplitudes = np.sqrt(scan.counts) / scale
     r_factor = stitched_r_factor(stitched, positions, used, amplitudes)
     halves = half_scan_frc(patches, positions, used, groups.group_of)
     numbers = {
@@ -112,25 +123,35 @@ def reconstruct_scan(
     }
     if warning := consistency_warning(stitched):
         print_line(warning)
+    result = Result(
+        stitched.object,
+        stitched.light,
+        stitched.origin_px,
+        positions,
+        scan.positions_px.min(axis=0),
+        used[np.newaxis],
+        scale=scale,
+        mean_counts=float(scan.counts.sum(dtype=np.float64)) / len(scan.counts),
+        pixel_size_m=scan.pixel_size_m,
+        energy_eV=None,
+        distance_m=None,
+        numbers={
+            "r_factor": r_factor,
+            "consistency": stitched.consistency,
+            "frc_halves_one_seventh": numbers["frc_halves_one_seventh"],
+            "frc_halves_half_bit": numbers["frc_halves_half_bit"],
+        },
+        model=model.source,
+        scan=data.name,
+        program=f"fnostab {fnostab.__version__}",
+    )
     title = f"{data.name}, {model_uri}: R = {r_factor:.4f}"
     picture, fault = try_to_draw(lambda: reconstruction_figure(_in_mean_phase(stitched, r_factor), used, title))
-    png = out.with_name(out.name.removesuffix(".npz") + ".png") if picture else None
+    png = out.with_suffix(".png") if picture else None
     if picture is None:
         print_line(f"warning: the object could not be drawn, so there is no picture: {fault}")
     with contextlib.ExitStack() as files:  # both appear, or neither
-        np.savez_compressed(
-            files.enter_context(atomic_write(out)),
-            object=stitched.object,
-            light=stitched.light,
-            origin_px=stitched.origin_px,
-            probe=used,
-            positions_px=positions,
-            r_factor=r_factor,
-            consistency=stitched.consistency,
-            frc_halves_one_seventh=numbers["frc_halves_one_seventh"],
-            frc_halves_half_bit=numbers["frc_halves_half_bit"],
-            model=model.source,
-        )
+        write_result(files.enter_context(atomic_write(out)), layout, result)
         if picture and png:
             files.enter_context(atomic_write(png)).write_bytes(picture.png)
     tags = {"model": model.source, "scan": str(data), "fnostab_version": fnostab.__version__}
@@ -160,10 +181,12 @@ def probe_difference(first: NDArray[np.complex64], second: NDArray[np.complex64]
     return math.sqrt(max(0.0, 1 - float(overlap)))
 
 
-def _check_arguments(out: Path, data: Path, quantity: str, batch_size: int) -> None:
-    """Refuse what can be refused before a model is fetched."""
-    if not out.name.endswith(".npz"):
-        raise ConfigError(f"`out` (={out}) must end in .npz")
+def _check_arguments(out: Path, data: Path, quantity: str, batch_size: int, layout: str) -> str:
+    """Refuse what can be refused before a model is fetched; returns the layout of `out`."""
+    try:
+        resolved = resolve_layout(out, layout)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if not out.parent.is_dir() or out.is_dir():
         raise ConfigError(f"`out` (={out}) must be a file in a folder that exists")
     if not os.access(out.parent, os.W_OK):
@@ -178,6 +201,7 @@ def _check_arguments(out: Path, data: Path, quantity: str, batch_size: int) -> N
         raise ConfigError(f"`batch_size` (={batch_size}) must be >= 1")
     if os.environ.get("MLFLOW_RUN_ID"):
         check_store()  # it is written to at the end
+    return resolved
 
 
 def _import(data: Path, model: ShippedModel, quantity: str, probe: str | None, print_line: PrintLine) -> Scan:
