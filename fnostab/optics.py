@@ -175,6 +175,17 @@ def crop_probe(probe: Shaped[NDArray[Any], "M M"], N: int) -> Probe:
     return np.asarray(np.fft.ifft2(cropped, norm="ortho"), dtype=np.complex64)
 
 
+def resample_probe(probe: Shaped[NDArray[Any], "M M"], N: int) -> Complex64[NDArray[np.complex64], "{N} {N}"]:
+    """Bring a probe to N x N pixels over the same field of view: `crop_probe`, or its inverse where N > M."""
+    M = len(probe)
+    if N <= M:
+        return crop_probe(probe, N)
+    rows, cols = _central((N, N), M)
+    spectrum = np.zeros((N, N), np.complex128)
+    spectrum[rows, cols] = np.fft.fftshift(np.fft.fft2(np.asarray(probe, dtype=np.complex128), norm="ortho"))
+    return np.asarray(np.fft.ifft2(np.fft.ifftshift(spectrum), norm="ortho"), dtype=np.complex64)
+
+
 def crop_patterns(counts: Shaped[NDArray[Any], "*n M M"], N: int) -> Shaped[NDArray[Any], "*n {N} {N}"]:
     """Cut the central N x N out of centred patterns (..., M, M), as a view, keeping zero frequency at N // 2."""
     rows, cols = _central(counts.shape[-2:], N)

@@ -6,7 +6,7 @@ import torch
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines
-from fnostab.formats.npz import write_scan
+from fnostab.formats.own import write_scan
 from fnostab.health.history import History
 from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import Checkpoints, SeriesRecorder

@@ -8,7 +8,7 @@ import pytest
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines, can_be_stitched, consistency_warning, evaluate, half_scan_frc
-from fnostab.formats import npz
+from fnostab.formats.own import write_scan
 from fnostab.metrics import half_bit_threshold
 from fnostab.scan import reassemble
 
@@ -38,7 +38,7 @@ def _scan(folder, **arrays):
     source = load_or_build(resolve_config(_SMALL | {"nimgs_test": 1}).data)
     counts, positions = source.test.counts, source.test.positions_px
     path = folder / "scan.npz"
-    npz.write_scan(path, counts=counts, probe=source.probe * source.scale, positions_px=positions, **arrays)
+    write_scan(path, counts=counts, probe=source.probe * source.scale, positions_px=positions, **arrays)
     return load_or_build(resolve_config({"preset": "scan", "data": str(path), "N": 32}).data), source
 
 

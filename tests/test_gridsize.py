@@ -11,8 +11,8 @@ from small_runs import KillAfter, fit, new_module, write_small_scan
 from torch import nn
 
 from fnostab.config import ARCHITECTURES, ConfigError, resolve_config
-from fnostab.dataset import load_or_build, training_objects
-from fnostab.formats.npz import read_scan, write_scan
+from fnostab.dataset import import_scan, load_or_build, training_objects
+from fnostab.formats.own import write_scan
 from fnostab.launch import LaunchConfig
 from fnostab.models import build_generator
 from fnostab.models.registry import GENERATORS
@@ -281,7 +281,7 @@ def test_the_scan_that_the_network_was_tested_on_gives_the_runs_r_factor(trained
 
 @pytest.mark.skipif(not _SIEMENS_STAR.exists(), reason="the measured scan is not in ../shared/data")
 def test_a_measured_scan_is_trained_on_and_reconstructed(tmp_path):
-    star, path = read_scan(_SIEMENS_STAR), tmp_path / "star.npz.bz2"
+    star, path = import_scan(_SIEMENS_STAR), tmp_path / "star.npz.bz2"
     near = np.argsort(np.linalg.norm(star.positions_px - star.positions_px.mean(axis=0), axis=1))[:102]
     write_scan(path, star.counts[near], star.positions_px[near], star.probe)
     config = resolve_config({"preset": "scan", "data": str(path), "epochs": 1, "width": 4, "data.gridsize": 2})
@@ -294,7 +294,7 @@ def test_a_measured_scan_is_trained_on_and_reconstructed(tmp_path):
 
 def test_a_scan_too_small_to_hold_out_a_group_is_refused_before_anything_is_written(fresh_store):
     write_small_scan(fresh_store / "scan.npz")
-    scan = read_scan(fresh_store / "scan.npz")
+    scan = import_scan(fresh_store / "scan.npz")
     write_scan(fresh_store / "few.npz", scan.counts[:12], scan.positions_px[:12], scan.probe)
     before = sorted(fresh_store.rglob("*"))
     config = resolve_config({"preset": "scan", "data": str(fresh_store / "few.npz"), "N": 32, "data.gridsize": 2})

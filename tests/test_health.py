@@ -341,15 +341,15 @@ def test_a_scan_that_fits_another_orientation_of_its_positions_is_inconsistent_h
     flipped, given, label
 ):
     known = {"r_stitched_constant": 0.2, "r_stitched_mean_pattern": 0.2, "r_stitched": [0.05]}
-    verdict = judge(_history(0.1, **known, r_by_orientation={"as given": given, "rows flipped": flipped}))
+    verdict = judge(_history(0.1, **known, r_by_orientation={"as_given": given, "flip_rows": flipped}))
     assert verdict.label == label
-    assert ("with rows flipped, and" in verdict.reason) == (label == "inconsistent")
+    assert ("turned by flip_rows, and" in verdict.reason) == (label == "inconsistent")
 
 
 def test_a_run_that_never_learnt_says_which_orientation_would_fit():
-    verdict = judge(_history(0.9, r_by_orientation={"as given": 0.1, "axes swapped": 0.02}))
+    verdict = judge(_history(0.9, r_by_orientation={"as_given": 0.1, "swap": 0.02}))
     assert verdict.label == "stagnated"
-    assert "may be wrong: a conventional reconstruction has an R-factor of 0.02 with axes swapped" in verdict.reason
+    assert "may be wrong: a conventional reconstruction has an R-factor of 0.02 turned by swap" in verdict.reason
 
 
 def test_what_was_lost_or_never_learnt_is_not_inconsistent():

@@ -20,6 +20,7 @@ from hostile import INPUTS, Input
 
 from fnostab.cli import main
 from fnostab.config import CONFIG_KEYS, ConfigError, read_config_file, resolve_config
+from fnostab.dataset import import_scan
 from fnostab.formats import npz
 from fnostab.io.untrusted import MAX_YAML_NODES
 
@@ -105,6 +106,8 @@ def test_every_key_of_the_config_has_a_bad_value_in_the_table() -> None:
 _DEFAULTS = resolve_config({}).flat()
 _OPTIONAL_NUMBERS = {
     *("data.probe_radius_px", "data.max_train_patches", "data.max_val_patches"),
+    *("data.object_pixel_m", "data.energy_keV", "data.distance_m", "data.detector_pixel_m", "data.mask_value"),
+    *("data.scan_index", "data.modes", "data.photons_per_pattern"),
     *("model.layerscale_init", "train.threads", "train.give_up_after"),
 }
 _NUMBERS = [
@@ -172,7 +175,7 @@ def test_members_that_go_on_beyond_their_declared_end_are_not_unpacked(tmp_path:
     parts = {f"{key}.npy": hostile.member(array) for key, array in hostile.SCAN.items()}
     content = hostile.archive(*{**parts, "data.npy": whole + bytes(2**23)}.items(), packed_by=packed_by)
     (tmp_path / "scan.npz").write_bytes(hostile.declaring(content, len(whole)))
-    assert _peak(lambda: npz.read_scan(tmp_path / "scan.npz")) < 2**22
+    assert _peak(lambda: import_scan(tmp_path / "scan.npz")) < 2**22
 
 
 @pytest.mark.parametrize("given", [given for name, given in INPUTS.items() if "aliases" in name])

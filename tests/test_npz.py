@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fnostab.dataset import import_scan
 from fnostab.formats import npz
+from fnostab.formats.own import write_scan
 
 N_POSITIONS, M = 12, 16
+
+
+def read_scan(path: Path, quantity: Any = "auto") -> Any:
+    return import_scan(path, quantity=quantity, probe_needed=False)
+
+
 POSITIONS = np.stack([np.arange(N_POSITIONS) * 1.5, np.arange(N_POSITIONS) * -2.0], axis=1)
 
 
@@ -53,8 +61,8 @@ def saved(path: Path, arrays: dict[str, Any]) -> Path:
 @pytest.mark.parametrize("name", ["scan.npz", "scan.npz.bz2"])
 def test_own_layout_reads_back_as_written(tmp_path: Path, name: str) -> None:
     patterns, image = counts(np.random.default_rng(0)), np.full((40, 41), 0.5j, dtype=np.complex64)
-    npz.write_scan(tmp_path / name, patterns.astype(np.int32), POSITIONS, probe(), image)
-    scan = npz.read_scan(tmp_path / name)
+    write_scan(tmp_path / name, patterns.astype(np.int32), POSITIONS, probe(), image)
+    scan = read_scan(tmp_path / name)
     assert scan.layout == "fnostab"
     for read, written in zip(
         (scan.counts, scan.positions_px, scan.probe, scan.object), (patterns, POSITIONS, probe(), image), strict=True
@@ -64,12 +72,12 @@ def test_own_layout_reads_back_as_written(tmp_path: Path, name: str) -> None:
 
 def test_equal_scans_give_equal_files(tmp_path: Path) -> None:
     for name in ("one.npz", "two.npz"):
-        npz.write_scan(tmp_path / name, counts(np.random.default_rng(0)), POSITIONS, probe())
+        write_scan(tmp_path / name, counts(np.random.default_rng(0)), POSITIONS, probe())
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
 
 
 def test_tike_patterns_are_brought_to_the_centre(tmp_path: Path) -> None:
-    scan = npz.read_scan(saved(tmp_path / "scan.npz", tike()))
+    scan = read_scan(saved(tmp_path / "scan.npz", tike()))
     assert scan.layout == "tike"
     np.testing.assert_array_equal(scan.counts, counts(np.random.default_rng(0)))
     np.testing.assert_array_equal(scan.positions_px, POSITIONS)
@@ -78,7 +86,7 @@ def test_tike_patterns_are_brought_to_the_centre(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("patterns", ["diffraction", "diff3d"])
 def test_ptychopinn_amplitudes_become_counts_and_middles_corners(tmp_path: Path, patterns: str) -> None:
-    scan = npz.read_scan(saved(tmp_path / "scan.npz", ptychopinn(patterns)), "amplitude")
+    scan = read_scan(saved(tmp_path / "scan.npz", ptychopinn(patterns)), "amplitude")
     assert scan.layout == "ptychopinn"
     np.testing.assert_allclose(scan.counts, counts(np.random.default_rng(0)), rtol=1e-6)
     np.testing.assert_array_equal(scan.positions_px, POSITIONS)
@@ -90,28 +98,28 @@ def test_ptychopinn_amplitudes_become_counts_and_middles_corners(tmp_path: Path,
 def test_patterns_with_the_positions_last_are_turned(tmp_path: Path) -> None:
     arrays = ptychopinn()
     arrays["diffraction"] = np.moveaxis(arrays["diffraction"], 0, 2)
-    scan = npz.read_scan(saved(tmp_path / "scan.npz", arrays), "amplitude")
+    scan = read_scan(saved(tmp_path / "scan.npz", arrays), "amplitude")
     np.testing.assert_allclose(scan.counts, counts(np.random.default_rng(0)), rtol=1e-6)
 
 
 def test_quantity_counts_leaves_ptychopinn_patterns_alone(tmp_path: Path) -> None:
     arrays = ptychopinn(diffraction=counts(np.random.default_rng(0)))
-    scan = npz.read_scan(saved(tmp_path / "scan.npz", arrays), "counts")
+    scan = read_scan(saved(tmp_path / "scan.npz", arrays), "counts")
     np.testing.assert_array_equal(scan.counts, arrays["diffraction"])
 
 
 def test_ptychopinn_quantity_is_never_guessed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^`data.quantity` \(=auto\) must be counts or amplitude"):
-        npz.read_scan(saved(tmp_path / "scan.npz", ptychopinn()))
+        read_scan(saved(tmp_path / "scan.npz", ptychopinn()))
 
 
 def test_pickled_entries_that_are_not_needed_do_no_harm(tmp_path: Path) -> None:
     arrays = tike(notes=np.array([{"beamline": "2-ID-D"}], dtype=object))
-    assert npz.read_scan(saved(tmp_path / "scan.npz", arrays)).counts.shape == (N_POSITIONS, M, M)
+    assert read_scan(saved(tmp_path / "scan.npz", arrays)).counts.shape == (N_POSITIONS, M, M)
 
 
 def test_a_scan_without_probe_has_none(tmp_path: Path) -> None:
-    assert npz.read_scan(saved(tmp_path / "scan.npz", tike(probe=None))).probe is None
+    assert read_scan(saved(tmp_path / "scan.npz", tike(probe=None))).probe is None
 
 
 def broken(value: float) -> np.ndarray:
@@ -126,17 +134,14 @@ BAD_SCANS = {
     "infinite": (tike(data=broken(np.inf)), r"`data` \(=inf at .*\) must be finite"),
     "beyond float32": (tike(data=broken(1e30).astype(np.float64) * 1e30), r"`data` \(=.*\) must be finite"),
     "dark": (tike(data=np.zeros((1, N_POSITIONS, M, M))), r"`data` \(=0 everywhere\) must hold some counts"),
-    "not square": (tike(data=tike()["data"][..., :-2]), r"`data` \(=1 x 12 x 16 x 14 float32\) must be n square"),
-    "complex": (tike(data=tike()["data"] * 1j), r"`data` \(=1 x 12 x 16 x 16 complex64\) must be n square real"),
+    "complex": (tike(data=tike()["data"] * 1j), r"`data` \(=1 x 12 x 16 x 16 complex64\) must be n real"),
     "fewer positions": (tike(scan=POSITIONS[:-1]), r"`data` \(=12 patterns\) must match the 11 positions"),
     "too few": (tike(scan=POSITIONS[:9]), r"`scan` \(=9 positions\) must be at least 10"),
     "three columns": (tike(scan=np.ones((12, 3))), r"`scan` \(=12 x 3\) must be row and column"),
     "nan position": (tike(scan=POSITIONS * np.nan), r"`scan` \(=nan\) must be finite"),
     "metres": (tike(scan=POSITIONS * 1e-9), r"`scan` \(=extent 2.2e-08\) must span 1 to 32768 px"),
     "text positions": (tike(scan=np.array(["a"] * 12)), r"must hold numbers, `scan` is <U1"),
-    "probe size": (tike(probe=probe()[:-2, :-2]), r"`probe` \(=14 x 14\) must be 16 x 16, the size of the patterns"),
     "probe not square": (tike(probe=probe()[:-2]), r"`probe` \(=14 x 16\) must be one square array"),
-    "probe modes": (tike(probe=np.ones((3, M, M))), r"`probe` \(=3 x 16 x 16 float64\) must be one array"),
     "probe nan": (tike(probe=probe() * np.nan), r"`probe` \(=.*nan.*\) must be finite"),
     "probe dark": (tike(probe=probe() * 0), r"`probe` \(=0 everywhere\) must hold some light"),
     "pickled": (tike(scan=np.array([None] * 12)), r"`data.path` \(=.*\) must not hold pickled objects, `scan` is one"),
@@ -150,7 +155,7 @@ BAD_SCANS = {
 def test_a_bad_scan_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
     arrays, message = BAD_SCANS[case]
     with pytest.raises(ValueError, match=message) as caught:
-        npz.read_scan(saved(tmp_path / "scan.npz", arrays), "amplitude" if case == "rows, columns" else "auto")
+        read_scan(saved(tmp_path / "scan.npz", arrays), "amplitude" if case == "rows, columns" else "auto")
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
 
@@ -160,13 +165,13 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) ->
     path = tmp_path / "scan.npz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"^`data.path` \(=.*\) must be an? (NPZ|whole NPZ) file"):
-        npz.read_scan(path)
+        read_scan(path)
 
 
 @pytest.mark.parametrize("missing", ["nowhere.npz", "."])
 def test_a_missing_file_is_refused(tmp_path: Path, missing: str) -> None:
     with pytest.raises(ValueError, match=r"^`data.path` \(=.*\) must be a readable file: "):
-        npz.read_scan(tmp_path / missing)
+        read_scan(tmp_path / missing)
 
 
 @pytest.mark.parametrize("name", ["scan.npz", "scan.npz.bz2"])
@@ -176,7 +181,7 @@ def test_a_file_truncated_anywhere_is_refused(tmp_path: Path, name: str) -> None
     for length in np.linspace(4, len(whole) - 1, 25).astype(int):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"^`data.path` \(=.*\) must be a whole NPZ file: "):
-            npz.read_scan(path)
+            read_scan(path)
 
 
 def test_a_damaged_file_is_refused_or_harmless(tmp_path: Path) -> None:
@@ -187,7 +192,7 @@ def test_a_damaged_file_is_refused_or_harmless(tmp_path: Path) -> None:
     for place in rng.integers(0, len(whole), 200):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
-            npz.read_scan(path)
+            read_scan(path)
         except ValueError as error:
             messages.append(str(error))
     assert len(messages) > 150  # the archive's checksums cover the arrays
@@ -226,8 +231,8 @@ def test_a_header_of_python_2_is_read_without_a_warning(tmp_path: Path) -> None:
 def test_a_wide_scan_whose_windows_overlap_is_taken(tmp_path: Path) -> None:
     """A long line of windows covers little of a canvas that is as wide, but all of its own rectangle."""
     positions = np.stack([np.zeros(300), np.arange(300) * 8.0], axis=1)
-    npz.write_scan(tmp_path / "scan.npz", np.ones((300, M, M), np.uint8), positions, probe())
-    assert len(npz.read_scan(tmp_path / "scan.npz").counts) == 300
+    write_scan(tmp_path / "scan.npz", np.ones((300, M, M), np.uint8), positions, probe())
+    assert len(read_scan(tmp_path / "scan.npz").counts) == 300
 
 
 def test_a_directory_that_lost_entries_is_refused(tmp_path: Path) -> None:
@@ -271,15 +276,15 @@ def test_a_probe_file_without_probe_names_what_it_holds(tmp_path: Path) -> None:
     ("name", "changes", "message"),
     [
         ("scan.npz", {"counts": -np.ones((12, M, M))}, r"`counts` \(=-1.0 at .*\) must be >= 0"),
-        ("scan.npz", {"probe": np.ones((8, 8))}, r"`probe` \(=8 x 8\) must be 16 x 16"),
-        ("scan.npz", {"counts": np.array([[["a"]]])}, r"`counts` .* must be n square real patterns"),
+        ("scan.npz", {"probe": np.ones((8, 8))}, r"`probe` \(=8 x 8\) must be 16 x 16, as the patterns"),
+        ("scan.npz", {"counts": np.array([[["a"]]])}, r"`counts` .* must be n real patterns"),
         ("scan.h5", {}, r"`path` \(=.*scan.h5\) must end in .npz or .npz.bz2"),
     ],
 )
 def test_a_bad_scan_is_not_written(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
     arrays = {"counts": np.ones((12, M, M)), "positions_px": POSITIONS, "probe": probe(), **changes}
     with pytest.raises(ValueError, match=message):
-        npz.write_scan(tmp_path / name, **arrays)
+        write_scan(tmp_path / name, **arrays)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -292,6 +297,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match=re.escape("no space")):
-        npz.write_scan(path, np.ones((12, M, M)), POSITIONS, probe())
+        write_scan(path, np.ones((12, M, M)), POSITIONS, probe())
     assert [entry.name for entry in tmp_path.iterdir()] == ["scan.npz"]
     assert path.read_bytes() == b"old"

@@ -10,7 +10,7 @@ from small_runs import write_small_scan
 from fnostab.cli import main
 from fnostab.config import resolve_config
 from fnostab.dataset import ORIENTATIONS, load_or_build, r_by_orientation
-from fnostab.formats.npz import write_scan
+from fnostab.formats.own import write_scan
 from fnostab.health import better_orientation
 
 
@@ -28,16 +28,16 @@ def _turned(scan, turn):
 def test_right_axes_fit_best_and_no_other_orientation_is_called_better(scan):
     found = r_by_orientation(scan)
     assert list(found) == list(ORIENTATIONS)
-    assert min(found, key=found.get) == "as given"
+    assert min(found, key=found.get) == "as_given"
     assert better_orientation(found) == ""
 
 
-@pytest.mark.parametrize("name", [name for name in ORIENTATIONS if name != "as given"])
+@pytest.mark.parametrize("name", [name for name in ORIENTATIONS if name != "as_given"])
 def test_each_wrong_orientation_is_found_and_what_would_mend_it_named(scan, name):
-    undo = {"axes swapped, rows flipped": "axes swapped, columns flipped"}
+    undo = {"swap+flip_rows": "swap+flip_columns"}
     undo |= {back: forth for forth, back in undo.items()}
     said = better_orientation(r_by_orientation(_turned(scan, ORIENTATIONS[name])))
-    assert f" with {undo.get(name, name)}, and " in said
+    assert f" turned by {undo.get(name, name)}, and " in said
 
 
 def test_patterns_that_share_little_light_cannot_tell(scan):
@@ -59,6 +59,7 @@ def test_a_training_on_flipped_positions_says_so_before_its_first_step(tmp_path,
     assert said.index("positions look wrong: a conventional reconstruction has an R-factor of") < said.index(
         "epoch 1/1"
     )
+    assert "as given; try data.orient=flip_rows\n" in said
     (run,) = mlflow.search_runs(output_format="list")
     stored = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/history.json"))
-    assert better_orientation(stored["r_by_orientation"]).count("with rows flipped, and") == 1
+    assert better_orientation(stored["r_by_orientation"]).count("turned by flip_rows, and") == 1

@@ -21,7 +21,7 @@ from PIL import Image
 
 from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import import_scan, load_or_build
-from fnostab.formats.npz import read_scan, write_scan
+from fnostab.formats.own import write_scan
 from fnostab.tracking.models import load_model
 from fnostab.workflows.reconstruct import probe_difference, reconstruct_scan
 from fnostab.workflows.train import train_arm
@@ -279,7 +279,7 @@ def test_a_scan_that_is_not_there_or_no_scan_is_refused(model, refused, tmp_path
 
 def test_patterns_smaller_than_the_models_are_refused(model, write, dataset, refused):
     scan = write(counts=dataset.test.counts[:, 8:24, 8:24], probe=dataset.probe[8:24, 8:24])
-    refused(r"`data.N` \(=32\) must be <= 16, the size of the patterns in .*; N is the model's", model, scan)
+    refused(r"`data.N` \(=32\) must be <= 16, the size of the patterns, in .*; N is the model's", model, scan)
 
 
 @pytest.mark.parametrize(
@@ -485,7 +485,7 @@ def test_under_mlflow_run_files_and_numbers_go_to_its_run(run, model, write):
 
 @pytest.mark.skipif(not _SIEMENS_STAR.exists(), reason="the measured scan is not in ../shared/data")
 def test_a_measured_scan_with_a_learnt_probe_gives_the_runs_r_factor(tmp_path):
-    star, path = read_scan(_SIEMENS_STAR), tmp_path / "star.npz.bz2"
+    star, path = import_scan(_SIEMENS_STAR), tmp_path / "star.npz.bz2"
     near = np.argsort(np.linalg.norm(star.positions_px - star.positions_px.mean(axis=0), axis=1))[:100]
     write_scan(path, star.counts[near], star.positions_px[near], star.probe)
     config = resolve_config({"preset": "scan", "data": str(path), "N": 32, "epochs": 1, "width": 4})

@@ -14,6 +14,7 @@ from fnostab.config import (
     PRESETS,
     ArmConfig,
     ConfigError,
+    ReadingConfig,
     is_left_open,
     read_config_file,
     resolve_config,
@@ -54,6 +55,29 @@ def add_config_arguments(parser: argparse.ArgumentParser, without: frozenset[str
             continue
         group, kind = (short, unless_open) if key in FLAT_KEYS else (other, str)
         group.add_argument(f"--{key}", dest=f"key:{key}", type=kind, metavar="VALUE", help=texts[key])
+
+
+def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is said of a scan's file besides its name: `--quantity`, `--probe`, and every key of `ReadingConfig`."""
+    parser.add_argument("--quantity", default="auto", help="counts or amplitude, where the file leaves it open")
+    parser.add_argument("--probe", default="auto", metavar="NPZ", help="file with another probe")
+    for key, field in ReadingConfig.model_fields.items():
+        names = dict.fromkeys([f"--{key.replace('_', '-')}", f"--{key}"])
+        parser.add_argument(*names, dest=f"reading:{key}", metavar="VALUE", type=unless_open, help=field.description)
+
+
+def scan_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_scan_arguments` was given, by dotted key."""
+    options = {name.partition(":")[2]: value for name, value in vars(arguments).items() if name.startswith("reading:")}
+    given = {f"data.{key}": value for key, value in options.items() if value is not None}
+    return {"data.quantity": arguments.quantity, "data.probe": arguments.probe, **given}
+
+
+def reading_config(arguments: argparse.Namespace) -> ReadingConfig:
+    """What `add_scan_arguments` was given of the file, without a run's config; raises `ConfigError`."""
+    values = {"data.path": "scan", **scan_values(arguments), "data.probe": "auto", "model.modes": 1}
+    data = resolve_config(values).data
+    return ReadingConfig(**{key: getattr(data, key) for key in ReadingConfig.model_fields})
 
 
 def given_values(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fnostab.cli.common import add_command, add_config_arguments, add_group, arm_config, pattern_bar, say
+from fnostab.cli.common import (
+    add_command,
+    add_config_arguments,
+    add_group,
+    add_scan_arguments,
+    arm_config,
+    pattern_bar,
+    say,
+    scan_values,
+)
 from fnostab.config import ConfigError, DataConfig, resolve_config
 
 if TYPE_CHECKING:
@@ -19,14 +28,13 @@ def add(commands: Any) -> None:
     for command in (build, show):
         add_config_arguments(command)
     show.add_argument("--out", type=Path, default=Path("dataset.png"), metavar="PNG", help="default: dataset.png")
-    scan = add_command(
-        actions, "import", "check a measured scan (.npz, .npz.bz2) and put it into the cache", _data_import
-    )
-    scan.add_argument("scan", help="tike, PtychoPINN/ptychodus or fnostab layout")
+    scan = add_command(actions, "import", "check a measured scan and put it into the cache", _data_import)
+    scan.add_argument("scan", help="file in one of the formats that `fnostab data formats` lists")
     scan.add_argument("--N", default="64", help="pattern size; smaller than measured: central crop (default 64)")
-    scan.add_argument("--quantity", default="auto", help="counts or amplitude, for PtychoPINN-style files")
-    scan.add_argument("--probe", default="auto", help="NPZ file with another probe")
+    add_scan_arguments(scan)
+    scan.add_argument("--strict", action="store_true", help="refuse a scan with warnings")
     scan.add_argument("--out", type=Path, metavar="NPZ", help="also write the scan in this package's own layout")
+    add_command(actions, "formats", "list the formats of scan files that can be read", _data_formats)
 
 
 def _data_build(arguments: argparse.Namespace) -> int:
@@ -51,20 +59,30 @@ def _data_show(arguments: argparse.Namespace) -> int:
 
 
 def _data_import(arguments: argparse.Namespace) -> int:
-    values = {"data.path": arguments.scan, "data.N": arguments.N, "data.quantity": arguments.quantity}
+    values = {**scan_values(arguments), "data.path": arguments.scan, "data.N": arguments.N}
+    search = values.get("data.orient") == "auto"
+    if search:
+        del values["data.orient"]
     # No network is made; with its default modes, the config would be refused at a small N.
-    config = resolve_config({**values, "data.probe": arguments.probe, "model.modes": 1})
+    config = resolve_config({**values, "model.modes": 1}).dataset
     if arguments.out is not None:
         _check_out(arguments.out, (".npz", ".npz.bz2"))
-    dataset = _dataset(config.dataset)
+    from fnostab.workflows.scan import find_orientation, import_measured
+
+    if search:
+        config = find_orientation(config, say)
+    dataset = import_measured(config, arguments.out, arguments.strict, say, pattern_bar)
     _describe(dataset)
     if arguments.out is not None:
-        from fnostab.formats.npz import write_scan
-
-        write_scan(
-            arguments.out, counts=dataset.test.counts, probe=dataset.probe, positions_px=dataset.test.positions_px
-        )
         say(f"scan: {arguments.out.absolute()}")
+    return 0
+
+
+def _data_formats(arguments: argparse.Namespace) -> int:
+    from fnostab.workflows.scan import known_formats
+
+    for format in known_formats():
+        say(f"{format.name} ({format.container}): {format.title}\n    {format.holds}\n    source: {format.source}")
     return 0
 
 

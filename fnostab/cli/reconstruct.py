@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any
 
-from fnostab.cli.common import add_command, pattern_bar, say, whole_number
+from fnostab.cli.common import add_command, add_scan_arguments, pattern_bar, reading_config, say, whole_number
 
 
 def add(commands: Any) -> None:
@@ -13,20 +13,19 @@ def add(commands: Any) -> None:
     uris = "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model or a folder"
     parser.add_argument("--model", required=True, metavar="URI", help=uris)
     parser.add_argument(
-        "--data", required=True, metavar="SCAN", help="scan (.npz, .npz.bz2) in a layout that training takes"
+        "--data", required=True, metavar="SCAN", help="scan in a format that `fnostab data formats` lists"
     )
     out = "default: recon.npz; .cxi, .h5 and .hdf5 are CXI; a picture (.png) is put beside it"
     parser.add_argument("--out", default="recon.npz", metavar="FILE", help=out)
     layout = "of the file OUT: fnostab (.npz), cxi, or ptychodus (a product, .npz or .h5); default: by OUT's ending"
     parser.add_argument("--layout", default="auto", help=layout)
-    parser.add_argument("--quantity", default="auto", help="counts or amplitude, for PtychoPINN-style files")
-    probe = "file with another probe for the scan; a model that has its own uses that"
-    parser.add_argument("--probe", default="auto", metavar="NPZ", help=probe)
+    add_scan_arguments(parser)
     parser.add_argument("--batch_size", default="64", help="patterns per pass of the network (default 64)")
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
     batch_size = whole_number("batch_size", arguments.batch_size, at_least=1)
+    reading = reading_config(arguments)
     from fnostab.workflows.reconstruct import reconstruct_scan
 
     with pattern_bar("patches") as progress:
@@ -37,6 +36,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
             quantity=arguments.quantity,
             probe=arguments.probe,
             layout=arguments.layout,
+            reading=reading,
             batch_size=batch_size,
             print_line=say,
             on_patterns=progress,

@@ -6,6 +6,7 @@ show a resolved config without loading torch (docs/decisions/0002).
 
 from fnostab.config.arm import ArmConfig as ArmConfig, check_name as check_name
 from fnostab.config.presets import PRESETS as PRESETS, standard_arms as standard_arms
+from fnostab.config.reading import METRES as METRES, Orientation as Orientation, ReadingConfig as ReadingConfig
 from fnostab.config.resolve import (
     CONFIG_KEYS as CONFIG_KEYS,
     FLAT_KEYS as FLAT_KEYS,

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fnostab.config.presets import PRESETS, standard_arms
+from fnostab.config.section import Section, did_you_mean
 from fnostab.config.sections import (
     AUTO_CLIP_VALUES,
     AUTO_MAX_CHANNELS,
@@ -17,9 +18,7 @@ from fnostab.config.sections import (
     DataConfig,
     ModelConfig,
     OptimConfig,
-    Section,
     TrainConfig,
-    did_you_mean,
 )
 from fnostab.io.endings import ConfigError
 from fnostab.io.untrusted import shown

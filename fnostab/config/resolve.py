@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from fnostab.config.arm import ArmConfig, leaves
 from fnostab.config.presets import PRESETS
-from fnostab.config.sections import PHYSICS_KEYS, REMOVED_KEYS, Section, did_you_mean
+from fnostab.config.section import Section, did_you_mean
+from fnostab.config.sections import PHYSICS_KEYS, REMOVED_KEYS
 from fnostab.io.endings import ConfigError
 from fnostab.io.untrusted import read_yaml, shown
 

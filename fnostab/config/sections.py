@@ -1,13 +1,14 @@
 """The sections of a run's configuration, a frozen model each; every default stands here once."""
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from fnostab.config.reading import ReadingConfig
+from fnostab.config.section import Section, checked_file_name, did_you_mean, newer
 from fnostab.io.untrusted import shown
 
 ClipAlgorithm = Literal["none", "norm", "value", "agc"]
@@ -43,58 +44,13 @@ _MAX_POSITIONS: Final = 2**24
 #: given for all arms of a study.
 PHYSICS_KEYS: Final = frozenset({"train.loss", "train.loss_scale", "train.learn_probe", "train.overlap_weight"})
 
-#: Under this key a field that is marked `newer` has the value that stored runs from before it had.
-_BEFORE: Final = "value before"
 
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message that refuses `word`: the one of the `known` words that is most like it, if any is."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def newer(before: JsonValue) -> dict[str, JsonValue]:
-    """Mark a field that is newer than stored runs, which did what its value `before` does.
-
-    Where a field has that value, the identity of a run does not mention it, so that runs from before it are found
-    again. Every new field that decides numbers needs this mark.
-    """
-    return {_BEFORE: before}
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, and strict about unknown keys and about values of another kind."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse YAML's `yes`, which pydantic takes for the number 1, and its `!!binary`, which it takes for text."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError("must not be true or false")
-        if isinstance(value, bytes):
-            raise ValueError("must not be binary")
-        return value
-
-    @classmethod
-    def values_before(cls) -> dict[str, Any]:
-        """The fields marked `newer`, with the value that runs had from before each."""
-        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
-        return {name: extra[_BEFORE] for name, extra in extras.items() if isinstance(extra, dict) and _BEFORE in extra}
-
-    @property
-    def left_out(self) -> set[str]:
-        """The fields marked `newer` that have the value of runs from before: hashes leave them out."""
-        return {name for name, before in self.values_before().items() if getattr(self, name) == before}
-
-
-class DataConfig(Section):
+class DataConfig(ReadingConfig):
     """What a dataset is made of; its SHA-256 names the cache entry. Seeded apart from the training seed."""
 
-    path: str = Field("", description="measured scan (.npz or .npz.bz2); empty: simulate")
+    path: str = Field("", description="measured scan (NPZ or HDF5); empty: simulate")
     quantity: Literal["auto", "counts", "amplitude"] = Field(
-        "auto", description="what the patterns of a PtychoPINN-style file are; never guessed"
+        "auto", description="what the patterns are, where the file leaves it open; never guessed"
     )
     N: int = Field(64, ge=16, le=512, description="pattern and patch size in pixels")
     gridsize: int = Field(1, description="1, or 2: the network takes groups of four overlapping patterns")
@@ -145,13 +101,7 @@ class DataConfig(Section):
     @field_validator("path", "probe")
     @classmethod
     def _file_name(cls, value: str) -> str:
-        try:
-            value.encode()  # MLflow's databases and logs are UTF-8
-        except UnicodeEncodeError:
-            raise ValueError("must be the name of a file in UTF-8") from None
-        if "\0" in value:
-            raise ValueError("must be the name of a file")
-        return value
+        return checked_file_name(value)
 
     @field_validator("gridsize")
     @classmethod
@@ -169,6 +119,10 @@ class DataConfig(Section):
     def _fits(self) -> "DataConfig":
         if self.path and self.val == "test":
             raise ValueError("`data.val` (=test) must be own on a measured scan, which has no test objects")
+        if not self.path and (given := [key for key in ReadingConfig.model_fields if key not in self.left_out]):
+            raise ValueError(
+                f"`data.{given[0]}` (={getattr(self, given[0])}) must be of a measured scan: give `data.path`"
+            )
         if self.path and self.seeds > 1:
             raise ValueError(f"`data.seeds` (={self.seeds}) must be 1 on a measured scan: there is one")
         if self.N % 2:

@@ -93,11 +93,18 @@ def _build(entry: Path, config: DataConfig, write: Writer, progress: OnPatterns)
     shutil.rmtree(partial, ignore_errors=True)  # of a builder that was killed
     partial.mkdir()
     try:
-        scale = write(partial, progress)
+        written = write(partial, progress)
         arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in partial.glob("*.npy")}
         mean_counts = float(arrays["train_counts"].mean(dtype=np.float64))
-        content = _content(arrays, {"scale": scale, "input_scale": 1 / math.sqrt(mean_counts)})
-        meta = {"sha256": _json_sha256(content), **content, "format": CACHE_FORMAT, "config": config.model_dump()}
+        content = _content(arrays, {"scale": written.scale, "input_scale": 1 / math.sqrt(mean_counts)})
+        meta = {
+            "sha256": _json_sha256(content),
+            **content,
+            "notes": written.notes,
+            "warnings": written.warnings,
+            "format": CACHE_FORMAT,
+            "config": config.model_dump(),
+        }
         (partial / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         if entry.exists():
             _log.warning("the cache entry %s is damaged and was built anew", entry)
@@ -120,6 +127,7 @@ def _load(entry: Path, config: DataConfig) -> Dataset | None:
         parts = [field.name for field in fields(Split)]
         found: dict[str, Any] = {split: Split(*(arrays[f"{split}_{part}"] for part in parts)) for split in SPLITS}
         found |= {name: arrays.get(name) for name in ("val_objects", "test_objects", "reference")}
+        found |= {name: tuple(map(str, meta.get(name, ()))) for name in ("notes", "warnings")}
         return Dataset(config, entry.name, meta["sha256"], arrays["probe"], **meta["scalars"], **found)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -152,6 +160,11 @@ def _config_sha256(config: DataConfig) -> str:
     values["gridsize"] = 1  # says how a network takes the patterns, not which there are
     if config.path:
         values["path"] = _file_sha256(config.path, "data.path")
+        if config.val_choice == "random":
+            values["val_choice"] = "random places"  # entries of before held every tenth pattern out
+        for key in ("mask", "positions"):
+            if getattr(config, key):
+                values[key] = _file_sha256(getattr(config, key), f"data.{key}")
     elif config.probe == "auto":
         values["probe"] = "curved_disk"
     if config.probe not in ("auto", *PROBES):

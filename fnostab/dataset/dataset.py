@@ -52,8 +52,8 @@ class Dataset:
     network's input is sqrt(counts) * `input_scale`, whose mean square over the training patterns is 1. `probe` is
     complex64 (N, N); `val_objects` and `test_objects` are the truth, complex64 (k, H, W), or None for a measured scan.
     `reference` is the object that came with a measured scan, complex64 (H, W) in the frame of the test positions (to
-    half a pixel) and 0 where it does not reach, or None. `config_sha256` names the cache entry, `sha256` is the hash of
-    the content.
+    half a pixel) and 0 where it does not reach, or None. `notes` and `warnings` of a measured scan are for people, as
+    `Scan` has them. `config_sha256` names the cache entry, `sha256` is the hash of the content.
     """
 
     config: DataConfig
@@ -68,6 +68,8 @@ class Dataset:
     val_objects: NDArray[np.complex64] | None
     test_objects: NDArray[np.complex64] | None
     reference: NDArray[np.complex64] | None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -85,5 +87,12 @@ class Dataset:
 
 
 def array_sha256(array: NDArray[Any]) -> str:
-    """Hash of an array's bytes in C order."""
+    """Hash of an array's bytes in C order. A memory-mapped one is read from its file: mapped pages would stay."""
+    if isinstance(array, np.memmap) and array.flags.c_contiguous and array.filename is not None:
+        digest = hashlib.sha256()
+        with open(array.filename, "rb") as stream:
+            stream.seek(array.offset)
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
+        return digest.hexdigest()
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

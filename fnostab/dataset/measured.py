@@ -1,106 +1,110 @@
 """A dataset from a measured scan."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
-from scipy.signal import resample
+from scipy.spatial import cKDTree
 
 from fnostab import optics
 from fnostab.config import DataConfig
 from fnostab.dataset.groups import check_groups
+from fnostab.dataset.importing import import_scan
 from fnostab.dataset.neighbours import VAL_EVERY, validation_blocks
-from fnostab.dataset.writer import OnPatterns, Writer, configured_probe, random_subset
-from fnostab.formats.npz import read_probe, read_scan
-from fnostab.formats.scan import Quantity, Scan, size_text
+from fnostab.dataset.writer import OnPatterns, Writer, Written, configured_probe, random_subset
+from fnostab.formats.scan import Scan
+
+#: Patterns that are written at once.
+_AT_ONCE = 512
+#: Patterns so near to each other are of one place, as far as a network can tell.
+_SAME_PLACE_PX = 0.25
+#: More validation patterns than this share should not be where training patterns are.
+_MOST_REPEATED = 0.1
 
 
-def import_scan(
-    path: str | Path, N: int, quantity: Quantity = "auto", probe: str | Path | NDArray[Any] | None = None
-) -> Scan:
-    """Read a measured scan and bring it to N x N patterns.
-
-    Patterns larger than N x N are cropped to their middle, which makes pixels M / N times larger: the probe's spectrum
-    is cropped alike, positions shrink by N / M, and the file's `object` is resampled. `probe`, an array or an NPZ file,
-    stands in for the scan's own: one of M x M is cropped, one of N x N used as it is. Returns a `Scan` with a probe.
-    Raises ValueError, in one line, as `read_scan` does, for patterns smaller than N x N or without counts in their
-    middle, for a probe of another size, and if there is no probe.
-    """
-    scan = read_scan(path, quantity)
-    M = scan.counts.shape[-1]
-    if N > M:
-        raise ValueError(f"`data.N` (={N}) must be <= {M}, the size of the patterns in {path}")
-    if probe is None:
-        if scan.probe is None:
-            raise ValueError(f"`data.probe` (=auto) must name a probe: there is none in {path}")
-        probe = scan.probe
-    elif not isinstance(probe, np.ndarray):
-        probe = read_probe(probe)
-    if probe.shape not in ((N, N), (M, M)):
-        either = f"{N} x {N}" if M == N else f"{N} x {N}, or {M} x {M} as the patterns"
-        raise ValueError(f"`probe` (={size_text(probe)}) must be N x N = {either}")
-    counts = np.ascontiguousarray(optics.crop_patterns(scan.counts, N))
-    if not counts.any():
-        raise ValueError(f"`data.N` (={N}) must be larger: the middle of the patterns in {path} holds no counts")
-    return Scan(
-        counts=counts,
-        positions_px=scan.positions_px * (N / M),
-        modes=(probe if len(probe) == N else optics.crop_probe(probe, N))[None],
-        object=scan.object if scan.object is None or N == M else _resampled(scan.object, N, M),
-        layout=scan.layout,
-    )
-
-
-def _resampled(obj: NDArray[np.complex64], N: int, M: int) -> NDArray[np.complex64]:
-    """`obj` (H, W) band-limited to pixels M / N times larger; its edge is repeated to a size that this divides."""
-    whole = M // math.gcd(N, M)
-    padded = np.pad(obj, [(0, -length % whole) for length in obj.shape], mode="edge")
-    for axis, length in enumerate(padded.shape):
-        padded = resample(padded, length * N // M, axis=axis)
-    return np.asarray(padded, dtype=np.complex64)
+def import_configured(config: DataConfig) -> Scan:
+    """Import the scan that `config` names; raises as `import_scan` does."""
+    return import_scan(config.path, config.N, config.quantity, configured_probe(config), config)
 
 
 def measured_writer(config: DataConfig) -> Writer:
     """Read the scan of `config`; the writer splits and stores it."""
-    scan = import_scan(config.path, config.N, config.quantity, configured_probe(config))
-    probe = np.asarray(scan.probe)
-    scale = optics.measured_scale(scan.counts, probe)
+    scan = import_configured(config)
     members = _splits(config, scan.positions_px)
     check_groups(config.gridsize, {split: np.zeros(len(index), np.int64) for split, index in members.items()})
     if not scan.counts[members["train"]].any():
         raise ValueError(f"`data.path` (={config.path}) must hold counts in its training patterns")
-    first = scan.positions_px.min(axis=0)
-    positions = scan.positions_px - first
+    return _writer(scan, members, config.N)
 
-    def write(directory: Path, progress: OnPatterns) -> float:
+
+def _writer(scan: Scan, members: dict[str, NDArray[np.int64]], N: int) -> Writer:
+    """A writer that lets go of the patterns when they are written: they may fill the memory."""
+    held = [scan]
+    del scan
+
+    def write(directory: Path, progress: OnPatterns) -> Written:
+        scan = held.pop()
+        probe = np.asarray(scan.probe)
+        first = scan.positions_px.min(axis=0)
+        positions = scan.positions_px - first
         np.save(directory / "probe.npy", probe)
         if scan.object is not None:
-            shape = np.ceil(positions.max(axis=0)).astype(int) + config.N
+            shape = np.ceil(positions.max(axis=0)).astype(int) + N
             np.save(directory / "reference.npy", _window(scan.object, np.rint(first).astype(int), shape))
         done, total = 0, sum(map(len, members.values()))
         for split, index in members.items():
-            np.save(directory / f"{split}_counts.npy", scan.counts[index])
             np.save(directory / f"{split}_positions_px.npy", positions[index])
             np.save(directory / f"{split}_object_index.npy", np.zeros(len(index), dtype=np.int64))
+            for written in _save_rows(directory / f"{split}_counts.npy", scan.counts, index):
+                progress(done + written, total)
             done += len(index)
-            progress(done, total)
-        return scale
+        warnings = (*scan.warnings, *_repeated(positions, members))
+        return Written(optics.measured_scale(scan.counts, probe), scan.notes, warnings)
 
     return write
 
 
+def _save_rows(path: Path, array: NDArray[Any], index: NDArray[np.int64]) -> Iterator[int]:
+    """Save the rows of `array` at `index` as an NPY file, some at a time; yields how many are written."""
+    header = {"descr": npy.dtype_to_descr(array.dtype), "fortran_order": False, "shape": (len(index), *array.shape[1:])}
+    with path.open("wb") as stream:
+        npy.write_array_header_1_0(stream, header)
+        for start in range(0, len(index), _AT_ONCE):
+            stream.write(array[index[start : start + _AT_ONCE]].data)
+            yield min(start + _AT_ONCE, len(index))
+
+
+def _repeated(positions_px: NDArray[np.float64], members: dict[str, NDArray[np.int64]]) -> Iterator[str]:
+    """Warn of validation patterns that were taken where training patterns were."""
+    train, val = (positions_px[members[split]] for split in ("train", "val"))
+    near = int((cKDTree(train).query(val)[0] < _SAME_PLACE_PX).sum())
+    if near > _MOST_REPEATED * len(val):
+        yield (
+            f"{near} of {len(val)} validation patterns lie within {_SAME_PLACE_PX} px of a training pattern: if these"
+            " are repeated exposures, val_loss is of what was trained on; `data.skip_frames` leaves some out"
+        )
+
+
 def _splits(config: DataConfig, positions_px: NDArray[np.float64]) -> dict[str, NDArray[np.int64]]:
-    """The indices of each split: a tenth of the positions is validation, the others train, the test is all of them."""
+    """The indices of each split: a tenth of the places is validation, the others train, the test is all of them.
+
+    All patterns of a place, its repeated exposures, are on one side.
+    """
     whole = np.arange(len(positions_px))
     train_seed, val_seed = np.random.SeedSequence(config.seed).spawn(2)
     if config.val_choice == "block":
         held_out = validation_blocks(positions_px, None)
         val = validation_blocks(positions_px, config.max_val_patches)
     else:
-        held_out = whole[::VAL_EVERY]
-        val = held_out[random_subset(len(held_out), config.max_val_patches, val_seed)]
+        place_seed, subset_seed = val_seed.spawn(2)
+        places, place_of = np.unique(positions_px, axis=0, return_inverse=True)
+        chosen = random_subset(len(places), math.ceil(len(places) / VAL_EVERY), place_seed)
+        held_out = np.flatnonzero(np.isin(place_of.ravel(), chosen))
+        val = held_out[random_subset(len(held_out), config.max_val_patches, subset_seed)]
     train = np.setdiff1d(whole, held_out)
     train = train[random_subset(len(train), config.max_train_patches, train_seed)]
     return {"train": train, "val": val, "test": whole}

@@ -1,16 +1,16 @@
 """Whether the axes of a measured scan's positions lie as its file says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fnostab import optics
+from fnostab.config import Orientation
 from fnostab.dataset.dataset import Dataset
 from fnostab.dataset.neighbours import central
 from fnostab.difference_map import difference_map
-from fnostab.health.positions import AS_GIVEN
 from fnostab.scan import reassemble
 
 _Positions = NDArray[np.float64]
@@ -27,16 +27,44 @@ def _axes(swapped: bool, rows: int, columns: int) -> Callable[[_Positions], _Pos
 
 
 #: The eight orientations in which positions (n, 2) can lie to the patterns. Axes are swapped first.
-ORIENTATIONS: Final = {
-    AS_GIVEN: _axes(False, 1, 1),
-    "rows flipped": _axes(False, -1, 1),
-    "columns flipped": _axes(False, 1, -1),
-    "rows and columns flipped": _axes(False, -1, -1),
-    "axes swapped": _axes(True, 1, 1),
-    "axes swapped, rows flipped": _axes(True, -1, 1),
-    "axes swapped, columns flipped": _axes(True, 1, -1),
-    "axes swapped, rows and columns flipped": _axes(True, -1, -1),
+ORIENTATIONS: Final[Mapping[Orientation, Callable[[_Positions], _Positions]]] = {
+    "as_given": _axes(False, 1, 1),
+    "flip_rows": _axes(False, -1, 1),
+    "flip_columns": _axes(False, 1, -1),
+    "flip_both": _axes(False, -1, -1),
+    "swap": _axes(True, 1, 1),
+    "swap+flip_rows": _axes(True, -1, 1),
+    "swap+flip_columns": _axes(True, 1, -1),
+    "swap+flip_both": _axes(True, -1, -1),
 }
+
+
+def combined(first: Orientation, second: Orientation) -> Orientation:
+    """The orientation that does what `first` and then `second` do."""
+    probe = np.array([[1.0, 2.0]])
+    wanted = ORIENTATIONS[second](ORIENTATIONS[first](probe))
+    return next(name for name, turned in ORIENTATIONS.items() if (turned(probe) == wanted).all())
+
+
+def orientation_r_factors(
+    amplitudes: NDArray[np.float32],
+    positions_px: _Positions,
+    probe: NDArray[np.complex64],
+) -> dict[Orientation, float]:
+    """R-factors of a conventional reconstruction of the middle of a scan, by orientation of its positions.
+
+    `amplitudes` (n, N, N) are in the scale of `probe` (N, N), `positions_px` (n, 2). Empty where the patterns share too
+    little light to tell. It takes seconds.
+    """
+    N = len(probe)
+    smaller = min(N, _LARGEST_N)
+    members = central(np.arange(len(amplitudes)), positions_px, _PATTERNS)
+    measured = np.ascontiguousarray(optics.crop_patterns(amplitudes[members], smaller))
+    beam = probe if smaller == N else optics.crop_probe(probe, smaller)
+    positions = positions_px[members] * (smaller / N)
+    if reassemble(np.ones_like(measured), positions, beam, n_sync=0).shared_light < _LEAST_SHARED:
+        return {}
+    return {name: difference_map(measured, turned(positions), beam).r_factor for name, turned in ORIENTATIONS.items()}
 
 
 def r_by_orientation(dataset: Dataset) -> dict[str, float]:
@@ -49,14 +77,8 @@ def r_by_orientation(dataset: Dataset) -> dict[str, float]:
     """
     if not dataset.measured:
         return {}
-    test, N = dataset.test, dataset.config.N
-    smaller = min(N, _LARGEST_N)
+    test = dataset.test
     members = central(np.arange(len(test.counts)), test.positions_px, _PATTERNS)
-    amplitudes = np.sqrt(optics.crop_patterns(test.counts[members], smaller)) / dataset.scale
-    probe = dataset.probe if smaller == N else optics.crop_probe(dataset.probe, smaller)
-    positions = test.positions_px[members] * (smaller / N)
-    if reassemble(np.ones_like(amplitudes), positions, probe, n_sync=0).shared_light < _LEAST_SHARED:
-        return {}
-    return {
-        name: difference_map(amplitudes, turned(positions), probe).r_factor for name, turned in ORIENTATIONS.items()
-    }
+    amplitudes = np.asarray(np.sqrt(test.counts[members]) / dataset.scale, np.float32)
+    found = orientation_r_factors(amplitudes, test.positions_px[members], dataset.probe)
+    return {str(name): r for name, r in found.items()}

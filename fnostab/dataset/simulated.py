@@ -15,7 +15,7 @@ from fnostab.config import ConfigError, DataConfig
 from fnostab.dataset.dataset import SPLITS, Dataset
 from fnostab.dataset.groups import check_groups
 from fnostab.dataset.neighbours import central
-from fnostab.dataset.writer import OnPatterns, Writer, configured_probe, random_subset
+from fnostab.dataset.writer import OnPatterns, Writer, Written, configured_probe, random_subset
 from fnostab.formats.scan import size_text
 from fnostab.objects import synthetic_object
 from fnostab.scan import extract_patches, grid_positions
@@ -55,6 +55,9 @@ class _Plan:
 def simulated_writer(config: DataConfig) -> Writer:
     """Draw the objects of `config`; the writer simulates their patterns."""
     probe = np.asarray(configured_probe(config))
+    if probe.ndim == 3 and len(probe) > 1:
+        raise ValueError(f"`probe` (={len(probe)} modes) must be one to simulate with, in {config.probe}")
+    probe = probe.reshape(probe.shape[-2:])
     if len(probe) < config.N:
         raise ValueError(
             f"`probe` (={size_text(probe)}) must be at least N x N = {config.N} x {config.N}, in {config.probe}"
@@ -70,7 +73,7 @@ def simulated_writer(config: DataConfig) -> Writer:
     energies = np.concatenate([optics.energy(patches * probe) for patches in plans["train"].patches(config.N)])
     scale = optics.photon_scale(np.sqrt(energies)[:, None, None], config.nphotons)
 
-    def write(directory: Path, progress: OnPatterns) -> float:
+    def write(directory: Path, progress: OnPatterns) -> Written:
         np.save(directory / "probe.npy", probe)
         done, total = 0, sum(len(plan.positions_px) for plan in plans.values())
         for split, plan in plans.items():
@@ -84,7 +87,7 @@ def simulated_writer(config: DataConfig) -> Writer:
                 done += len(chunk)
                 progress(done, total)
             np.save(directory / f"{split}_counts.npy", counts)
-        return scale
+        return Written(scale)
 
     return write
 

@@ -1,42 +1,25 @@
-"""Scans and probes in NPZ files, which are read without trust and written atomically.
+"""NPZ files, plain or compressed by bzip2, which are read without trust.
 
-Three layouts are known, plain `.npz` or compressed `.npz.bz2` (told apart by their first bytes, not by their names):
-
-- fnostab: `counts` (n, M, M), centred; `positions_px` (n, 2), corners; `probe` (M, M); `object` (H, W)
-- tike: `data` (1, n, M, M), counts in FFT order; `scan` (1, n, 2), corners; `probe` (1, 1, 1, 1, M, M)
-- PtychoPINN and ptychodus: `diffraction` or `diff3d` (n, M, M), centred; `xcoords` and `ycoords` (n,), window middles;
-  `probeGuess` (M, M); `objectGuess` (H, W)
-
-Centred patterns have zero frequency at index M // 2. Corners are (row, column) of the first pixel of the probe's window
-in object pixels; PtychoPINN's x is the column and y the row of the window's middle. Its older files hold patterns as
-(M, M, n): the number of positions tells. Probe and object may be missing.
+Plain `.npz` and `.npz.bz2` are told apart by their first bytes, not by their names.
 """
 
 import bz2
 import io
+import math
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import psutil
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from fnostab.formats.scan import (
-    Quantity,
-    Scan,
-    check_overlap,
-    checked_counts,
-    checked_image,
-    checked_positions,
-    checked_probe,
-    size_text,
-)
-from fnostab.io.files import DAMAGE, atomic_write, open_binary
+from fnostab.formats.frames import InMemory, Stored
+from fnostab.formats.scan import as_numbers, checked_modes, key_list
+from fnostab.io.files import DAMAGE, open_binary
 from fnostab.io.untrusted import printable, shown
 
 #: Most bytes that one file may unpack to, if half of the free memory is not less: a damaged or malicious file must not
@@ -49,6 +32,8 @@ _PACKED: Final = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ENCRYPTED: Final = 0x1
 #: The first bytes of a zip archive, and of an empty one.
 _ZIP_MAGIC: Final = (b"PK\x03\x04", b"PK\x05\x06")
+#: Bytes of an array that may be a short text.
+_LONGEST_TEXT: Final = 2**16
 
 
 class NpzFile:
@@ -64,6 +49,7 @@ class NpzFile:
     def __init__(self, path: str | Path, parameter: str = "data.path", max_bytes: int | None = None) -> None:
         self.path = Path(path)
         self._parameter = parameter
+        self._streams = ExitStack()
         if max_bytes is None:
             max_bytes = min(MAX_BYTES, psutil.virtual_memory().available // 2)
         self._max_bytes = self._left = max_bytes
@@ -75,8 +61,13 @@ class NpzFile:
         self.keys = tuple(name.removesuffix(".npy") for name in names if name.endswith(".npy"))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and what streams from it."""
+        self._streams.close()
         self._zip.close()
+
+    def open_member(self, member: zipfile.ZipInfo) -> IO[bytes]:
+        """Open a member of the archive to read its bytes, until the file is closed."""
+        return self._streams.enter_context(self._zip.open(member))
 
     def read(self, key: str) -> NDArray[Any]:
         """Read the array `key`, which must be one of `keys`."""
@@ -95,9 +86,44 @@ class NpzFile:
             raise self.fault(f"must be a whole NPZ file: `{key}` cannot be read") from error
         if rest:
             raise self.fault(f"must be a whole NPZ file: `{key}` is longer than its header says")
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
+        if not isinstance(array, np.ndarray) or (numbers := as_numbers(array)) is None:
             raise self.fault(f"must hold numbers, `{key}` is {shown(getattr(array, 'dtype', 'no array'))}")
-        return array
+        return numbers
+
+    def stored(self, key: str) -> Stored:
+        """Describe the array `key`, which is read frame by frame if it is stored so, and else at once."""
+        member = self._checked_member(key)
+        try:
+            with self._zip.open(member) as stream:
+                shape, fortran_order, dtype = _npy_header(stream)
+                nbytes = math.prod(shape) * dtype.itemsize
+                streamed = not fortran_order and dtype.kind in "biuf" and len(shape) >= 3
+                if streamed and nbytes == member.file_size - stream.tell():
+                    return _NpyStream(self, member, stream.tell(), shape, dtype)
+        except Exception:
+            pass  # whatever is wrong is said when the array is read
+        return InMemory(self.read(key))
+
+    def text(self, key: str) -> str | None:
+        """Read a short text, None if there is none."""
+        member = self._checked_member(key)
+        if member.file_size > _LONGEST_TEXT:
+            return None
+        try:
+            with self._zip.open(member) as stream:
+                array = np.load(stream, allow_pickle=False)
+        except Exception:
+            return None
+        return str(array[()]) if array.dtype.kind == "U" and array.ndim == 0 else None
+
+    def attributes(self, key: str) -> Mapping[str, Any]:
+        """Nothing: NPZ files have no attributes."""
+        return {}
+
+    @property
+    def name(self) -> str:
+        """The file's own, as the user gave it."""
+        return str(self.path)
 
     def fault(self, rule: str) -> ValueError:
         """Make the error of a broken rule about this file."""
@@ -159,129 +185,73 @@ def _with_whole_directory(archive: zipfile.ZipFile) -> zipfile.ZipFile:
     return archive
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """The keys of one layout, the first known name of the patterns counting, and what the arrays mean."""
-
-    patterns: tuple[str, ...]
-    positions: tuple[str, ...]
-    probe: str
-    object: str = ""
-    fft_ordered: bool = False
-    from_middle: bool = False
-    ambiguous_quantity: bool = False
-
-    def keys(self, present: Sequence[str]) -> list[str]:
-        """List the keys to read; none if `present` lacks patterns or positions."""
-        patterns = [key for key in self.patterns if key in present][:1]
-        if not patterns or not set(self.positions) <= set(present):
-            return []
-        return [*patterns, *self.positions, *(key for key in (self.probe, self.object) if key in present)]
+def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of the array that follows."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(stream)
+    return shape, fortran_order, dtype
 
 
-_LAYOUTS: Final = {
-    "fnostab": _Layout(("counts",), ("positions_px",), "probe", "object"),
-    "tike": _Layout(("data",), ("scan",), "probe", fft_ordered=True),
-    "ptychopinn": _Layout(
-        *(("diffraction", "diff3d"), ("ycoords", "xcoords"), "probeGuess", "objectGuess"),
-        from_middle=True,
-        ambiguous_quantity=True,
-    ),
-}
-_KNOWN: Final = (
-    "`counts` and `positions_px` or `data` and `scan` or `diffraction` or `diff3d` and `ycoords` and `xcoords`"
-)
+class _NpyStream:
+    """An array in row-major order in an archive, read from its beginning on, never as a whole."""
+
+    def __init__(
+        self, file: NpzFile, member: zipfile.ZipInfo, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._file, self._member, self._offset = file, member, offset
+        self._stream: IO[bytes] | None = None
+        self._next = 0
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Frames (k, H, W), as `Stored` says; begins anew if it is past `start`."""
+        frame = self.shape[-2:]
+        frame_bytes = math.prod(frame) * self.dtype.itemsize
+        try:
+            if self._stream is None or start < self._next:
+                self._rewind()
+            assert self._stream is not None
+            for _ in range(self._next, start):
+                self._stream.read(frame_bytes)
+            content = self._stream.read((stop - start) * frame_bytes)
+            self._next = stop
+            if stop == math.prod(self.shape[:-2]):
+                self._stream.read(1)  # at the end, zipfile compares the checksum
+            return np.frombuffer(content, self.dtype).reshape(stop - start, *frame)
+        except (*DAMAGE, MemoryError) as error:
+            key = self._member.filename.removesuffix(".npy")
+            raise self._file.fault(f"must be a whole NPZ file: `{key}` cannot be read") from error
+
+    def whole(self) -> NDArray[Any]:
+        """The array."""
+        return self._file.read(self._member.filename.removesuffix(".npy"))
+
+    def _rewind(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = self._file.open_member(self._member)
+        self._stream.read(self._offset)
+        self._next = 0
 
 
 def read_probe(path: str | Path, parameter: str = "data.probe") -> NDArray[np.complex64]:
+    """Read the first mode of the probe in an NPZ file, complex64 (M, M); raises as `read_modes` does."""
+    return np.asarray(read_modes(path, parameter)[0])
+
+
+def read_modes(path: str | Path, parameter: str = "data.probe") -> NDArray[np.complex64]:
     """Read the probe of an NPZ file, key `probe` or `probeGuess`.
 
-    Returns complex64 (M, M); leading axes of length one are dropped. Raises ValueError, in one line, as `NpzFile` does,
-    if neither key is there, or if the probe is not one square, finite array that is not zero everywhere.
+    Returns its modes, complex64 (k, M, M); axes of length one are dropped. Raises ValueError, in one line, as `NpzFile`
+    does, if neither key is there, or if the probe is not square, finite, and somewhere not zero.
     """
     with closing(NpzFile(path, parameter)) as npz:
         key = next((key for key in ("probe", "probeGuess") if key in npz.keys), None)
         if key is None:
-            raise npz.fault(f"must hold the key `probe` or `probeGuess`; it holds {_listed(npz.keys)}")
+            raise npz.fault(f"must hold the key `probe` or `probeGuess`; it holds {key_list(npz.keys)}")
         array = npz.read(key)
     try:
-        return checked_probe(array, key)
+        return checked_modes(array, key)
     except ValueError as error:
         raise ValueError(printable(f"{error}, in {path}")) from None
-
-
-def read_scan(path: str | Path, quantity: Quantity = "auto") -> Scan:
-    """Read a measured scan in any of the three layouts.
-
-    `quantity` says what the patterns are; amplitudes are squared to counts. `auto` means counts, but is refused for
-    PtychoPINN-style files: those usually hold amplitudes, and a guess would be wrong in silence. Raises ValueError, in
-    one line, as `NpzFile` does, and: if no layout fits; for patterns that are not n square ones, or negative, NaN or
-    infinite, or zero everywhere; for positions that do not match them in number, are not finite, fewer than
-    `MIN_POSITIONS`, or span less than 1 px or more than `MAX_EXTENT_PX`; for a probe of another size than the patterns.
-    """
-    with closing(NpzFile(path)) as npz:
-        name = next((name for name, layout in _LAYOUTS.items() if layout.keys(npz.keys)), None)
-        if name is None:
-            raise npz.fault(f"must hold {_KNOWN}; it holds {_listed(npz.keys)}")
-        if _LAYOUTS[name].ambiguous_quantity and quantity == "auto":
-            raise ValueError(
-                f"`data.quantity` (=auto) must be counts or amplitude for {path}:"
-                " patterns of such files are often amplitudes, and nothing in the file says so"
-            )
-        arrays = {key: npz.read(key) for key in _LAYOUTS[name].keys(npz.keys)}
-    try:
-        return _scan(arrays, name, squared=quantity == "amplitude")
-    except ValueError as error:
-        raise ValueError(printable(f"{error}, in {path}")) from None
-
-
-def write_scan(
-    path: str | Path,
-    counts: ArrayLike,
-    positions_px: ArrayLike,
-    probe: ArrayLike | None = None,
-    object: ArrayLike | None = None,
-) -> None:
-    """Write a scan in this package's own layout, compressed by bzip2 if `path` ends in `.bz2`.
-
-    Arguments as in `Scan`; counts of any real type are stored as they are. The file appears whole or not at all, and
-    equal arrays give equal bytes. Raises ValueError, in one line, for whatever `read_scan` would refuse and for a name
-    that ends in neither `.npz` nor `.npz.bz2`.
-    """
-    path = Path(path)
-    if not path.name.endswith((".npz", ".npz.bz2")):
-        raise ValueError(f"`path` (={path}) must end in .npz or .npz.bz2")
-    given = {"counts": counts, "positions_px": positions_px, "probe": probe, "object": object}
-    arrays = {key: np.asarray(value) for key, value in given.items() if value is not None}
-    _scan(arrays, "fnostab")
-    packed = io.BytesIO()
-    np.savez(packed, **arrays)  # type: ignore[arg-type]  # the stub takes any keyword for `allow_pickle`
-    content = bz2.compress(packed.getvalue()) if path.suffix == ".bz2" else packed.getvalue()
-    with atomic_write(path) as partial:
-        partial.write_bytes(content)
-
-
-def _scan(arrays: Mapping[str, NDArray[Any]], name: str, squared: bool = False) -> Scan:
-    """Make a scan of `arrays`, whose keys are those of layout `name`."""
-    layout = _LAYOUTS[name]
-    positions = checked_positions({key: arrays[key] for key in layout.positions})
-    patterns = next(key for key in layout.patterns if key in arrays)
-    counts = checked_counts(arrays[patterns], patterns, len(positions), squared)
-    M = counts.shape[-1]
-    check_overlap(positions, M, ", ".join(layout.positions))
-    probe = checked_probe(arrays[layout.probe], layout.probe) if layout.probe in arrays else None
-    if probe is not None and len(probe) != M:
-        raise ValueError(f"`{layout.probe}` (={size_text(probe)}) must be {M} x {M}, the size of the patterns")
-    return Scan(
-        counts=np.fft.fftshift(counts, axes=(-2, -1)) if layout.fft_ordered else counts,
-        positions_px=positions - M / 2 if layout.from_middle else positions,
-        modes=None if probe is None else probe[None],
-        object=checked_image(arrays[layout.object], layout.object) if layout.object in arrays else None,
-        layout=name,
-    )
-
-
-def _listed(keys: Iterable[str]) -> str:
-    """The first keys of a file, for a message of one line."""
-    names = sorted(key if len(key) <= 40 else f"{key[:40]}..." for key in keys)
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "nothing"

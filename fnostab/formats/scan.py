@@ -3,7 +3,7 @@
 The functions take an array and the `key` under which its file holds it, which their messages name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -26,6 +26,9 @@ MAX_SPARSITY: Final = 16
 #: Largest and smallest |probe|: beyond, its intensities leave the range of float32.
 _PROBE_RANGE: Final = (1e-12, 1e12)
 
+#: Names of the two fields of a complex number where a file format has none: h5py's and MATLAB's.
+_COMPLEX_PAIRS: Final = {("r", "i"), ("real", "imag")}
+
 
 @dataclass(frozen=True, eq=False)
 class Scan:
@@ -35,7 +38,8 @@ class Scan:
     (row, column) of the window's first pixel; `modes` complex64 (k, M, M), the probe's modes, which add up
     incoherently, or None; `object` complex64 (H, W), whose pixel (0, 0) is position (0, 0), or None; `mask` bool
     (M, M), True where a pixel counts, or None if all do; `pixel_size_m` is that of the object, where it is known;
-    `notes` are lines for people: what was guessed or left out, and why. `layout` is the name of the file's format.
+    `notes` are lines for people: what was guessed or left out, and why; `warnings` are those of what is probably wrong.
+    `layout` is the name of the file's format.
     """
 
     counts: NDArray[np.float32]
@@ -46,6 +50,7 @@ class Scan:
     mask: NDArray[np.bool_] | None = None
     pixel_size_m: float | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def probe(self) -> NDArray[np.complex64] | None:
@@ -53,32 +58,14 @@ class Scan:
         return None if self.modes is None else self.modes[0]
 
 
-def checked_counts(array: NDArray[Any], key: str, n: int, squared: bool = False) -> NDArray[np.float32]:
-    """Return the `n` patterns of `array`, squared if they are amplitudes, as float32 counts (n, M, M)."""
-    patterns = _without_leading_ones(array, 3)
-    if patterns.ndim == 3 and patterns.shape[0] != n and patterns.shape[2] == n:
-        patterns = np.moveaxis(patterns, 2, 0)
-    if patterns.ndim != 3 or patterns.shape[1] != patterns.shape[2] or patterns.dtype.kind not in "biuf":
-        raise ValueError(f"`{key}` (={size_text(array)} {array.dtype}) must be n square real patterns, (n, M, M)")
-    if len(patterns) != n:
-        raise ValueError(f"`{key}` (={len(patterns)} patterns) must match the {n} positions")
-    with np.errstate(over="ignore"):  # what overflows float32 becomes infinite and is refused below
-        counts = np.square(patterns, dtype=np.float32) if squared else patterns.astype(np.float32)
-    for broken, rule in ((~np.isfinite(counts), "finite"), (np.asarray(patterns < 0), ">= 0")):
-        if broken.any():
-            first = np.unravel_index(int(broken.argmax()), broken.shape)
-            where = ", ".join(str(int(index)) for index in first)
-            raise ValueError(f"`{key}` (={patterns[first]} at pattern, row, column {where}) must be {rule}")
-    if not counts.any():
-        raise ValueError(f"`{key}` (=0 everywhere) must hold some counts")
-    return np.ascontiguousarray(counts)
-
-
 def checked_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """Return positions (n, 2) from one array of that shape, or from a row and a column array (n,)."""
+    """Return positions (n, 2) from one array of that shape, or from a row and a column array.
+
+    Those of a raster may keep its axes: (ny, nx, 2), or two of (ny, nx).
+    """
     name = ", ".join(arrays)
     sizes = " and ".join(size_text(array) for array in arrays.values())
-    parts = [_without_leading_ones(array, 3 - len(arrays)) for array in arrays.values()]
+    parts = list(arrays.values())
     if any(part.dtype.kind not in "iuf" for part in parts):
         raise ValueError(f"`{name}` (={parts[0].dtype}) must be real numbers")
     if len(parts) == 2:
@@ -86,19 +73,29 @@ def checked_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]
         if len(rows) != len(cols):
             raise ValueError(f"`{name}` (={sizes}) must be as many rows as columns")
         positions = np.stack([rows, cols], axis=1).astype(np.float64)
-    else:
-        positions = parts[0].astype(np.float64)
-    if positions.ndim != 2 or positions.shape[1] != 2:
+    elif parts[0].ndim < 2 or parts[0].shape[-1] != 2:
         raise ValueError(f"`{name}` (={sizes}) must be row and column of n positions, (n, 2)")
+    else:
+        positions = parts[0].reshape(-1, 2).astype(np.float64)
     if len(positions) < MIN_POSITIONS:
-        raise ValueError(f"`{name}` (={len(positions)} positions) must be at least {MIN_POSITIONS} positions")
+        raise ValueError(
+            f"`{name}` (={len(positions)} positions) must be at least {MIN_POSITIONS} positions; for single patterns,"
+            " load the model itself"
+        )
     if not np.isfinite(positions).all():
         raise ValueError(f"`{name}` (={positions[~np.isfinite(positions)][0]}) must be finite")
-    with np.errstate(over="ignore"):
-        extent = float(np.ptp(positions, axis=0).max())
-    if not 1 <= extent <= MAX_EXTENT_PX:
-        raise ValueError(f"`{name}` (=extent {extent:g}) must span 1 to {MAX_EXTENT_PX} px; are they in pixels?")
     return positions
+
+
+def check_extent(positions_px: NDArray[np.float64], key: str) -> None:
+    """Refuse positions that all lie in one pixel, or further apart than any scan reaches."""
+    with np.errstate(over="ignore"):
+        extent = float(np.ptp(positions_px, axis=0).max())
+    if not 1 <= extent <= MAX_EXTENT_PX:
+        raise ValueError(
+            f"`{key}` (=extent {extent:g}) must span 1 to {MAX_EXTENT_PX} px; are they in pixels? `data.unit` says what"
+            " they are in"
+        )
 
 
 def check_overlap(positions: NDArray[np.float64], M: int, key: str) -> None:
@@ -112,20 +109,24 @@ def check_overlap(positions: NDArray[np.float64], M: int, key: str) -> None:
         )
 
 
-def checked_probe(array: NDArray[Any], key: str) -> NDArray[np.complex64]:
-    """Return one square probe (M, M) that has light."""
-    probe = checked_image(array, key)
-    if probe.shape[0] != probe.shape[1]:
-        raise ValueError(f"`{key}` (={size_text(array)}) must be one square array, (M, M)")
-    if not probe.any():
+def checked_modes(array: NDArray[Any], key: str) -> NDArray[np.complex64]:
+    """Return the modes (k, M, M) of a square probe that has light; a single one may have no axis of modes."""
+    axes = tuple(axis for axis in range(array.ndim - 2) if array.shape[axis] == 1)
+    modes = np.squeeze(array, axes)
+    if modes.ndim == 3 and modes.shape[2] == 1 and modes.shape[0] == modes.shape[1]:
+        modes = modes[..., 0]
+    if modes.ndim not in (2, 3) or modes.shape[-1] != modes.shape[-2] or not modes.size:
+        raise ValueError(f"`{key}` (={size_text(array)}) must be one square array, (M, M), or its modes, (k, M, M)")
+    images = np.stack([checked_image(mode, key) for mode in modes.reshape(-1, *modes.shape[-2:])])
+    if not images[0].any():
         raise ValueError(f"`{key}` (=0 everywhere) must hold some light")
     least, most = _PROBE_RANGE
-    brightest = float(np.abs(probe).max())
+    brightest = float(np.abs(images).max())
     if not least <= brightest <= most:
         raise ValueError(
             f"`{key}` (=at most {brightest:g}) must have its largest amplitude within {least:g} to {most:g}"
         )
-    return probe
+    return images
 
 
 def checked_image(array: NDArray[Any], key: str) -> NDArray[np.complex64]:
@@ -140,7 +141,22 @@ def checked_image(array: NDArray[Any], key: str) -> NDArray[np.complex64]:
     return image
 
 
-def size_text(array: NDArray[Any]) -> str:
+def as_numbers(array: NDArray[Any]) -> NDArray[Any] | None:
+    """Return `array` if it holds numbers, pairs of real and imaginary part as complex ones; else None."""
+    if array.dtype.names is not None and tuple(map(str.lower, array.dtype.names)) in _COMPLEX_PAIRS:
+        real, imag = (array[name] for name in array.dtype.names)
+        if real.dtype.kind == imag.dtype.kind == "f":
+            return np.asarray(real + 1j * imag)
+    return array if array.dtype.kind in "biufc" else None
+
+
+def key_list(keys: Iterable[str]) -> str:
+    """Write the first keys of a file, for a message of one line."""
+    names = sorted(key if len(key) <= 40 else f"{key[:40]}..." for key in keys)
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "nothing"
+
+
+def size_text(array: Any) -> str:
     """Write the shape of an array for a message: `64 x 64`."""
     return " x ".join(str(length) for length in array.shape) or "a scalar"
 

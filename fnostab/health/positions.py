@@ -7,7 +7,7 @@ from typing import Final
 from fnostab.health.config import DEFAULTS, HealthConfig
 
 #: Name of the orientation of the positions as they were given.
-AS_GIVEN: Final = "as given"
+AS_GIVEN: Final = "as_given"
 
 
 def better_orientation(r_by_orientation: Mapping[str, float], config: HealthConfig = DEFAULTS) -> str:
@@ -21,4 +21,5 @@ def better_orientation(r_by_orientation: Mapping[str, float], config: HealthConf
     best = min(turned, key=lambda name: turned[name], default="")
     if not best or not turned[best] < config.orientation_ratio * min(given, 1):
         return ""
-    return f"a conventional reconstruction has an R-factor of {turned[best]:.3g} with {best}, and {given:.3g} as given"
+    found = f"{turned[best]:.3g} turned by {best}, and {given:.3g} as given"
+    return f"a conventional reconstruction has an R-factor of {found}"

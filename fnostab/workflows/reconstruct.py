@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import fnostab
 from fnostab import metrics
-from fnostab.config import ConfigError, is_left_open
+from fnostab.config import ConfigError, ReadingConfig, is_left_open
 from fnostab.dataset import OnPatterns, import_scan
 from fnostab.dataset.groups import Groups, group_patterns
 from fnostab.evaluation import (
@@ -71,6 +71,7 @@ def reconstruct_scan(
     quantity: str = "auto",
     probe: str = "auto",
     layout: str = "auto",
+    reading: ReadingConfig | None = None,
     batch_size: int = 64,
     print_line: PrintLine = lambda line: None,
     on_patterns: OnPatterns = lambda done, total: None,
@@ -95,7 +96,8 @@ def reconstruct_scan(
     out, data = Path(out), Path(data)
     layout = _check_arguments(out, data, quantity, batch_size, layout)
     model = load_model(model_uri)
-    scan = _import(data, model, quantity, None if is_left_open(probe) else probe, print_line)
+    reading = reading or ReadingConfig()
+    scan = _import(data, model, quantity, None if is_left_open(probe) else probe, reading, print_line)
     if needs_pixel_size(layout) and scan.pixel_size_m is None:
         raise ConfigError(
             f"`object_pixel_m` (=null) must be given for a file of the layout {layout}, which is in metres, since "
@@ -204,20 +206,30 @@ def _check_arguments(out: Path, data: Path, quantity: str, batch_size: int, layo
     return resolved
 
 
-def _import(data: Path, model: ShippedModel, quantity: str, probe: str | None, print_line: PrintLine) -> Scan:
+def _import(
+    data: Path, model: ShippedModel, quantity: str, probe: str | None, reading: ReadingConfig, print_line: PrintLine
+) -> Scan:
     """The scan at the model's N, with its own probe, or else with the model's."""
     kind = cast(Quantity, quantity or "auto")
     try:
-        return import_scan(data, model.N, kind, probe)
+        try:
+            scan = import_scan(data, model.N, kind, probe, reading)
+        except ValueError as fault:
+            if model.probe is None or probe is not None:
+                raise
+            # Whatever is wrong with the scan's own probe does not matter; all else is said again.
+            scan = import_scan(data, model.N, kind, model.probe, reading)
+            missing = str(fault).startswith("`data.probe`")
+            reason = "the scan brings no probe" if missing else f"the scan's probe cannot be used ({fault})"
+            print_line(f"{reason}: the model's is used")
     except ValueError as error:
-        fault = error
-    if model.probe is not None and probe is None:
-        with contextlib.suppress(ValueError):  # whatever else is wrong with the scan was already said
-            scan = import_scan(data, model.N, kind, model.probe)
-            print_line("the scan brings no probe: the model's is used")
-            return scan
-    hint = "; N is the model's" if str(fault).startswith("`data.N`") else ""
-    raise ConfigError(f"{fault}{hint}")
+        hint = "; N is the model's" if str(error).startswith("`data.N`") else ""
+        raise ConfigError(f"{error}{hint}") from error
+    for line in scan.notes:
+        print_line(f"note: {line}")
+    for line in scan.warnings:
+        print_line(f"warning: {line}")
+    return scan
 
 
 def _compare(scan: Scan, model: ShippedModel, print_line: PrintLine) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fnostab.config import ArmConfig
-from fnostab.dataset import Dataset, common_sha256, r_by_orientation
+from fnostab.dataset import ORIENTATIONS, Dataset, combined, common_sha256, r_by_orientation
 from fnostab.evaluation import Evaluation, baselines, can_be_stitched, consistency_warning, evaluate
 from fnostab.health import Stability, Verdict, better_orientation, judge, measure_stability
 from fnostab.health.history import History
@@ -206,11 +206,14 @@ class _Training:
         return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
 
     def _check_positions(self) -> None:
-        """Say before a training that a scan's positions look wrong; the verdict at its end counts it."""
+        """Say before a training what looks wrong with a scan; the verdict at its end counts its positions."""
+        for line in self.dataset.warnings:
+            self.report(f"warning: {line}")
         found = r_by_orientation(self.dataset)
         self.logbook.history.r_by_orientation = found
         if better := better_orientation(found):
-            self.report(f"warning: the axes of the scan's positions look wrong: {better}")
+            best = combined(self.config.data.orient, min(ORIENTATIONS, key=lambda name: found[name]))
+            self.report(f"warning: the axes of the scan's positions look wrong: {better}; try data.orient={best}")
 
     @contextmanager
     def _running_out_of_memory(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import pytest
 from killing import Moment, Trainings, empty_store, fresh_folder, left_behind
 from servers import client_environment
 
-from fnostab.formats.npz import write_scan
+from fnostab.formats.own import write_scan
 
 pytestmark = pytest.mark.faults
 

@@ -14,7 +14,7 @@ from servers import PASSWORD as DATABASE_PASSWORD, MlflowServer, client_environm
 
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
-from fnostab.formats.npz import write_scan
+from fnostab.formats.own import write_scan
 
 pytestmark = pytest.mark.faults
 

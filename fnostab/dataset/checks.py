@@ -1,0 +1,147 @@
+"""What is probably wrong with a measured scan: checks, each with its number and its remedy (docs/data.md)."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from fnostab.dataset.detector import Window, light_centre
+from fnostab.formats.scan import Scan
+
+#: The light's centre may lie so far from zero frequency, as a share of N.
+_OFF_CENTRE: Final = 0.08
+#: The window should hold this share of the detector's light.
+_LEAST_KEPT: Final = 0.5
+#: One pixel should hold less than this share of all light.
+_BRIGHTEST: Final = 0.03
+#: Frames with a smaller or larger share of the median frame's light are empty or wild.
+_EMPTY, _WILD = 0.01, 100.0
+#: A step under this share of the probe's width moves it hardly at all; over the whole width, nothing overlaps.
+_LEAST_STEP: Final = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Light:
+    """What a detector saw: `seen` (H, W) is the sum of its frames as the file orders them.
+
+    `window` is what was kept of it; `full_at` is the largest value of eight bits, where a pixel had it.
+    """
+
+    seen: NDArray[np.float64]
+    window: Window
+    full_at: int | None = None
+
+    @property
+    def kept(self) -> NDArray[np.float64]:
+        """The window's light (N, N), zero frequency at N // 2."""
+        return np.asarray(self.window.added_up(self.window.cut(self.seen)))
+
+
+def scan_warnings(scan: Scan, light: Light) -> tuple[str, ...]:
+    """Lines that say what about `scan` is probably wrong, with the number that shows it and what to do."""
+    return tuple(line for check in _CHECKS for line in check(scan, light))
+
+
+def _order(scan: Scan, light: Light) -> Iterator[str]:
+    """Light in the corners of the whole detector: zero frequency is where it is not taken to be."""
+    seen, (H, W) = light.seen, light.seen.shape
+    corner = light.window.fft_ordered
+    ordered = np.fft.fftshift(seen) if corner else seen
+    middle = ordered[H // 4 : H - H // 4, W // 4 : W - W // 4].sum()
+    turned = np.fft.fftshift(ordered)[H // 4 : H - H // 4, W // 4 : W - W // 4].sum()
+    if turned > max(middle, 0.5 * seen.sum()):
+        share = 100 * turned / seen.sum()
+        other = "centred" if corner else "corner"
+        yield (
+            f"{share:.0f} % of the light lies in the corners of patterns taken as"
+            f" {'in FFT order' if corner else 'centred'}: give `data.fft_order` {other}"
+        )
+        return
+    if (kept := light.kept.sum()) < _LEAST_KEPT * seen.sum():
+        yield (
+            f"the window of N = {light.window.N} holds {100 * kept / seen.sum():.0f} % of the detector's light: is"
+            " `data.center` right, or `data.N` too small?"
+        )
+
+
+def _centre(scan: Scan, light: Light) -> Iterator[str]:
+    """The light's centre off zero frequency."""
+    N = light.window.N
+    good = np.ones((N, N), np.bool_) if scan.mask is None else scan.mask
+    found = light_centre(light.kept, good)
+    off = [index - N // 2 for index in found]
+    if max(map(abs, off)) > max(2, _OFF_CENTRE * N):
+        yield (
+            f"the light's centre lies {off[0]:+d} rows and {off[1]:+d} columns off zero frequency, row and column"
+            f" {N // 2}: give `data.center` row,column on the detector, or auto"
+        )
+
+
+def _hot_pixel(scan: Scan, light: Light) -> Iterator[str]:
+    """One pixel with much of all light."""
+    kept = light.kept if scan.mask is None else light.kept * scan.mask
+    share = float(kept.max() / kept.sum())
+    if share > _BRIGHTEST:
+        row, column = np.unravel_index(int(kept.argmax()), kept.shape)
+        yield (
+            f"one pixel, row {row}, column {column} of the patterns, holds {100 * share:.0f} % of all light: a hot"
+            " pixel? `data.mask` or `data.mask_value` leave it out"
+        )
+
+
+def _frames(scan: Scan, light: Light) -> Iterator[str]:
+    """Empty and wild frames."""
+    sums = scan.counts.sum(axis=(1, 2), dtype=np.float64)
+    median = float(np.median(sums))
+    empty, wild = f"under {100 * _EMPTY:g} %", f"over {_WILD:g} times"
+    for flags, what in ((sums < _EMPTY * median, empty), (sums > _WILD * median, wild)):
+        if flags.any():
+            first = ", ".join(str(index) for index in np.flatnonzero(flags)[:5])
+            yield (
+                f"{flags.sum()} patterns hold {what} of the median pattern's {median:.3g} counts (the first: {first}):"
+                " `data.skip_frames` leaves them out"
+            )
+
+
+def _full(scan: Scan, light: Light) -> Iterator[str]:
+    """Counts at the largest value of eight bits."""
+    if light.full_at is not None:
+        yield f"pixels are full at {light.full_at}, the largest value of eight bits: brighter light was cut off"
+
+
+def _few_counts(scan: Scan, light: Light) -> Iterator[str]:
+    """Patterns with next to no photons."""
+    mean = float(scan.counts.mean(dtype=np.float64))
+    if mean < 1:
+        yield f"patterns hold {mean:.2g} counts a pixel on average, so photon noise is most of them"
+
+
+def _step(scan: Scan, light: Light) -> Iterator[str]:
+    """Steps that are no fraction of the probe's width: other units, or no overlap."""
+    if scan.probe is None or len(scan.positions_px) < 2:
+        return
+    places = np.unique(scan.positions_px, axis=0)
+    step = float(np.median(cKDTree(places).query(places, k=2)[0][:, 1]))
+    width = _width(np.abs(scan.probe) ** 2)
+    share = step / width
+    if share < _LEAST_STEP or share > 1:
+        what = "hardly moves" if share < _LEAST_STEP else "leaves no overlap"
+        yield (
+            f"the scan's step of {step:.3g} px is {share:.2g} times the probe's width of {width:.3g} px, which {what}:"
+            " are positions in pixels? `data.unit` says what they are in"
+        )
+
+
+def _width(intensity: NDArray[np.floating]) -> float:
+    """The diameter in pixels of a disk as large as the area that holds most of `intensity`: its participation ratio."""
+    area = float(intensity.sum(dtype=np.float64)) ** 2 / float(np.square(intensity, dtype=np.float64).sum())
+    return 2 * math.sqrt(area / math.pi)
+
+
+_CHECKS: Final[tuple[Callable[[Scan, Light], Iterator[str]], ...]] = (
+    *(_order, _centre, _hot_pixel, _frames, _full, _few_counts, _step),
+)

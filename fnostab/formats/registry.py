@@ -1,0 +1,108 @@
+"""The formats of scan files: which there are, and which one a file has."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fnostab.config import ReadingConfig
+from fnostab.formats import own, ptychopinn, tike
+from fnostab.formats.npz import NpzFile
+from fnostab.formats.raw import Format, RawScan, ScanFile, in_file
+from fnostab.formats.scan import key_list, size_text
+from fnostab.io.files import DAMAGE, open_binary
+from fnostab.io.untrusted import shown
+
+#: The formats that come with the package; the first one that a file looks like counts.
+_OWN: Final = (own.FORMAT, tike.FORMAT, ptychopinn.FORMAT)
+_GROUP: Final = "fnostab.formats"
+
+
+@functools.cache
+def formats() -> tuple[Format, ...]:
+    """List all formats: the package's own, then those that other packages offer under `fnostab.formats`.
+
+    Raises ValueError if one of these cannot be loaded or is no `Format`.
+    """
+    found = list(_OWN)
+    for entry in entry_points(group=_GROUP):
+        try:
+            offered = entry.load()
+        except Exception as error:
+            raise ValueError(f"`{_GROUP}` (={entry.value}) must be importable: {shown(error)}") from error
+        if not isinstance(offered, Format):
+            raise ValueError(f"`{_GROUP}` (={entry.value}) must be a fnostab.formats.raw.Format")
+        found.append(offered)
+    return tuple(found)
+
+
+@contextmanager
+def open_scan(path: str | Path, reading: ReadingConfig) -> Iterator[tuple[Format, RawScan]]:
+    """Open a scan file; its frames can be read while the block lasts.
+
+    Raises ValueError, in one line, for a file that is none, or of no known format, or that its reader refuses.
+    """
+    file = open_container(Path(path))
+    try:
+        kind = _format_of(file, reading)
+        try:
+            yield kind, kind.read(file, reading)
+        except ValueError as error:
+            raise in_file(error, file.name) from None
+    finally:
+        file.close()
+
+
+def open_container(path: Path, parameter: str = "data.path") -> ScanFile:
+    """Open a file of arrays by what its first bytes say it is."""
+    return NpzFile(path, parameter)
+
+
+def read_mask(path: str | Path) -> NDArray[np.bool_]:
+    """Read a detector's mask (H, W), True where a pixel counts, from the key `mask` or `good_pixels` of an NPZ file, or
+    turned round from its `bad_pixels`; from an NPY file, whose array is a mask. Raises ValueError, in one line.
+    """
+    path = Path(path)
+    try:
+        with open_binary(path) as stream:
+            is_npy = stream.read(6) == b"\x93NUMPY"
+        if is_npy:
+            array, bad = np.load(path, allow_pickle=False), False
+            return _as_mask(array, bad, f"`data.mask` (={path})")
+    except OSError as error:
+        raise ValueError(f"`data.mask` (={path}) must be a readable file: {error.strerror}") from None
+    except (*DAMAGE, MemoryError):
+        raise ValueError(f"`data.mask` (={path}) must be a whole NPY or NPZ file") from None
+    with closing(open_container(path, "data.mask")) as file:
+        key = next((key for key in ("mask", "good_pixels", "bad_pixels") if key in file.keys), None)
+        if key is None:
+            raise file.fault(f"must hold `mask` or `bad_pixels`; it holds {key_list(file.keys)}")
+        return _as_mask(file.read(key), key == "bad_pixels", f"`data.mask` (={path})")
+
+
+def _as_mask(array: NDArray[Any], bad: bool, name: str) -> NDArray[np.bool_]:
+    mask = np.squeeze(array)
+    if mask.ndim != 2 or mask.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be a mask of two axes, (H, W), not {size_text(array)} {array.dtype}")
+    return np.asarray((mask != 0) != bad)
+
+
+def _format_of(file: ScanFile, reading: ReadingConfig) -> Format:
+    known = {format.name: format for format in formats()}
+    if reading.format != "auto":
+        if reading.format not in known:
+            raise ValueError(f"`data.format` (={shown(reading.format)}) must be auto or one of {', '.join(known)}")
+        return known[reading.format]
+    container = "NPZ" if isinstance(file, NpzFile) else "HDF5"
+    for format in known.values():
+        if format.container == container and format.matches(file):
+            return format
+    raise file.fault(
+        "must be of a known format (`fnostab data formats` lists them), or `data.paths` must name its arrays; it holds"
+        f" {key_list(file.keys)}"
+    )
