@@ -13,7 +13,7 @@ BIN := .venv/bin
 IN_VENV = PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults bench lint types format ui lock clean
+.PHONY: help install demo test test-faults test-interop bench lint types format ui lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -29,6 +29,9 @@ test: lint types ## lint, types and all tests
 
 test-faults: .venv/.installed-faults ## kill, cut off and crowd real runs and servers (PostgreSQL, mlflow server): 40 minutes
 	$(BIN)/python -m pytest -m faults tests/faults
+
+test-interop: .venv-interop/.installed ## have pty-chi, ptychodus and cdtools write and open files: a minute
+	.venv-interop/bin/python -m pytest tests/interop
 
 bench: .venv/.installed-dev ## measure this machine beside its peers: the table of the README
 	$(BIN)/python -m benchmarks
@@ -65,13 +68,21 @@ ui: .venv/.installed ## open the MLflow UI on http://127.0.0.1:5000 (PORT=... fo
 	$(BIN)/python -m pip install --quiet -r requirements-faults.lock
 	@touch $@
 
+# An environment of its own, since these programs bring some fifty packages. torchvision goes with torch's build.
+.venv-interop/.installed: requirements-interop.lock requirements-faults.lock requirements-dev.lock requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/python -m pip install --quiet $(TORCH_INDEX:%=--index-url %) "$$(grep '^torch==' requirements.lock)" "$$(grep '^torchvision==' requirements-interop.lock)"
+	.venv-interop/bin/python -m pip install --quiet -r requirements-interop.lock
+	.venv-interop/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
 # The newest versions that pyproject.toml allows (torch: the one pinned now, `make lock TORCH=2.14.0` for another).
 # CUDA's packages are left out: torch pins its own.
 TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
 FREEZE = .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude fnostab | sed 's/+c[pu][u0-9]*$$//' \
 	| grep -v -i -E '^(nvidia|triton|cuda)'
 HEADER = "\# Made by \`make lock TORCH=$(TORCH)\` with Python $$(.venv-lock/bin/python -c 'import platform; print(platform.python_version(), "on", platform.system(), platform.machine())'): don't edit."
-lock: ## write the three requirements*.lock and conda.yaml anew
+lock: ## write the four requirements*.lock and conda.yaml anew
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet $(TORCH_INDEX:%=--index-url %) torch==$(TORCH)
@@ -86,11 +97,16 @@ lock: ## write the three requirements*.lock and conda.yaml anew
 	.venv-lock/bin/python -m pip check
 	{ echo $(HEADER); echo "# What the extra faults adds."; echo "-r requirements-dev.lock"; \
 	  $(FREEZE) | grep -v -x -F -f .venv-lock/dev; } > requirements-faults.lock
+	$(FREEZE) > .venv-lock/faults
+	.venv-lock/bin/python -m pip install --quiet -c .venv-lock/faults '.[interop]'
+	.venv-lock/bin/python -m pip check
+	{ echo $(HEADER); echo "# What the extra interop adds."; echo "-r requirements-faults.lock"; \
+	  $(FREEZE) | grep -v -x -F -f .venv-lock/faults; } > requirements-interop.lock
 	mv .venv-lock/runtime requirements.lock
 	{ sed '/- pip:/q' conda.yaml; sed -n 's/^\([^#].*\)/      - \1/p' requirements.lock; } > .venv-lock/conda.yaml
 	mv .venv-lock/conda.yaml conda.yaml
 	rm -rf .venv-lock build
 
 clean: ## remove .venv and the caches; runs and models stay
-	rm -rf .venv .venv-lock build dist fnostab.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lock .venv-interop build dist fnostab.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -84,7 +84,7 @@ def reachable(module: str) -> set[str]:
 
 
 #: Each builds on those before it.
-LOCK_FILES = ("requirements.lock", "requirements-dev.lock", "requirements-faults.lock")
+LOCK_FILES = ("requirements.lock", "requirements-dev.lock", "requirements-faults.lock", "requirements-interop.lock")
 
 
 def pins(name: str) -> list[str]:
@@ -139,7 +139,7 @@ def test_conda_yaml_equals_the_lock_file() -> None:
 def test_the_locks_hold_a_version_in_range_of_every_declared_dependency() -> None:
     metadata = project()
     extras = metadata["optional-dependencies"]
-    declared = (metadata["dependencies"], extras["test"] + extras["dev"], extras["faults"])
+    declared = (metadata["dependencies"], extras["test"] + extras["dev"], extras["faults"], extras["interop"])
     locked: dict[str, str] = {}
     for lock, needed in zip(LOCK_FILES, declared, strict=True):
         for line in pins(lock):
