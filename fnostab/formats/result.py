@@ -4,6 +4,7 @@ The other two hold lengths in metres, and probe modes in the square root of coun
 sum_k |FFT2(mode_k * patch)|^2 are the counts of a pattern. x runs along columns, y along rows.
 """
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -101,12 +102,13 @@ def write_result(path: Path, layout: str, result: Result) -> None:
     """Write `result` to the new file `path`; both `cxi` and `ptychodus` need its `pixel_size_m`."""
     if layout == "fnostab":
         np.savez_compressed(path, **_own_arrays(result))
-    elif layout == "cxi":
-        _write_cxi(path, result)
     elif path.suffix.lower() == ".npz":
         np.savez_compressed(path, **_product_arrays(result))
     else:
-        _write_product(path, result)
+        # In memory first: where HDF5 itself meets a full disk, it may end the process.
+        memory = io.BytesIO()
+        (_write_cxi if layout == "cxi" else _write_product)(memory, result)
+        path.write_bytes(memory.getvalue())
 
 
 def _own_arrays(result: Result) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def _own_arrays(result: Result) -> dict[str, Any]:
     return arrays | ({"modes": result.modes} if len(result.modes) > 1 else {})
 
 
-def _write_cxi(path: Path, result: Result) -> None:
+def _write_cxi(memory: io.BytesIO, result: Result) -> None:
     """Write CXI 1.6 (https://www.cxidb.org/cxi.html) with the probe and the object as images 1 and 2, as ptychodus.
 
     The format names no place for an image's pixel and middle: `ptychodus` and `basis_vectors` are what ptychodus and
@@ -136,7 +138,7 @@ def _write_cxi(path: Path, result: Result) -> None:
     pixel_m, (n, N) = result.pixel_size_m, (len(result.positions_px), result.modes.shape[-1])
     assert pixel_m is not None
     (H, W), (center_y_m, center_x_m) = result.object.shape, result.center_m
-    with h5py.File(path, "w") as file:
+    with h5py.File(memory, "w") as file:
         file["cxi_version"] = 160
         file["number_of_entries"] = 1
         entry = file.create_group("entry_1")
@@ -223,12 +225,12 @@ _PRODUCT_ATTRIBUTES: Final = {
 }
 
 
-def _write_product(path: Path, result: Result) -> None:
+def _write_product(memory: io.BytesIO, result: Result) -> None:
     """Write a product of ptychodus as HDF5: its single values are attributes, those of an array on that array."""
     import h5py
 
     arrays = _product_arrays(result)
-    with h5py.File(path, "w") as file:
+    with h5py.File(memory, "w") as file:
         for owner, names in _PRODUCT_ATTRIBUTES.items():
             dataset = file.create_dataset(owner, data=arrays.pop(owner), compression="gzip", shuffle=True)
             for name in names:
