@@ -3,10 +3,12 @@
 import subprocess
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from killing import Trainings, empty_store, fresh_folder, left_behind
 
-from fnostab.io.files import damage
+from fnostab.formats.result import Result, write_result
+from fnostab.io.files import atomic_write, damage, is_disk_full
 
 pytestmark = pytest.mark.faults
 
@@ -121,3 +123,36 @@ def test_no_room_for_metrics_is_said_and_the_same_command_stores_them(
         assert trainings.train(folder)["code"] == 0
         assert left_behind(folder) == unbroken
     fault_report.record("disk full while metrics are stored (sqlite)", 1, 1, "said; the same command stored them")
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("recon.npz", "fnostab"), ("recon.cxi", "cxi"), ("recon.h5", "ptychodus")]
+)
+def test_no_room_for_a_reconstruction_is_an_error_of_the_disk_and_leaves_nothing(tmp_path, fault_report, name, layout):
+    noise = np.random.default_rng(0).normal(size=(256, 256))
+    result = Result(
+        object=noise.astype(np.complex64),
+        light=noise.astype(np.float32),
+        origin_px=(0, 0),
+        positions_px=np.zeros((10, 2)),
+        first_px=np.zeros(2),
+        modes=np.ones((1, 16, 16), np.complex64),
+        scale=1.0,
+        mean_counts=1.0,
+        pixel_size_m=1e-8,
+        energy_eV=None,
+        distance_m=None,
+        numbers={},
+        model="any",
+        scan="any",
+        program="fnostab 0",
+    )
+    with _small_disk(tmp_path / "disk", 128):
+        with (
+            pytest.raises(OSError, match="No space left| requested and ") as caught,
+            atomic_write(tmp_path / "disk" / name) as partial,
+        ):
+            write_result(partial, layout, result)
+        assert is_disk_full(caught.value)
+        assert list((tmp_path / "disk").iterdir()) == []
+    fault_report.record(f"disk full while {name} is written", 1, 1, "an error of the disk; nothing left")
