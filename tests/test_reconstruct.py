@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import h5py
 import mlflow
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from PIL import Image
 
-from fnostab.config import ConfigError, resolve_config
+from fnostab.config import ConfigError, ReadingConfig, resolve_config
 from fnostab.dataset import import_scan, load_or_build
 from fnostab.formats.own import write_scan
 from fnostab.tracking.models import load_model
@@ -111,6 +112,21 @@ def test_npz_and_png_are_whole_and_nothing_else_is_left(model, write):
     with Image.open(result.png) as picture:
         picture.load()
         assert picture.size > (500, 500)
+
+
+def test_with_the_experiments_geometry_the_object_goes_to_cxi_and_a_picture_beside_it(model, write):
+    scan = write(n=40)
+    reading = ReadingConfig(energy_keV=8, distance_m=2, detector_pixel_m=1e-4)
+    result = reconstruct_scan(model, scan, scan.with_name("recon.cxi"), reading=reading)
+    assert sorted(path.name for path in scan.parent.iterdir()) == ["recon.cxi", "recon.png", "scan.npz"]
+    pixel_m = 1.2398419843320026e-6 / 8000 * 2 / (32 * 1e-4)
+    with h5py.File(result.npz) as written:
+        np.testing.assert_array_equal(written["entry_1/object/data"], result.stitched.object)
+        height, width = result.stitched.object.shape
+        np.testing.assert_allclose(written["entry_1/object/image_size"], [width * pixel_m, height * pixel_m, 0])
+        assert written["entry_1/instrument_1/source_1/energy"][()] == pytest.approx(8000 * 1.602176634e-19)
+        assert written["entry_1/instrument_1/detector_1/distance"][()] == 2
+        assert written["entry_1/fnostab/r_factor"][()] == result.r_factor
 
 
 def test_an_object_that_cannot_be_drawn_is_written_all_the_same_and_this_is_said(model, write, monkeypatch):

@@ -66,7 +66,7 @@ def import_scan(
     with open_scan(path, reading) as (kind, raw):
         squared = _is_amplitude(raw, quantity, path)
         kept = _kept(raw, reading)
-        grid = _grid(raw, N, reading)
+        grid, setup = _grid(raw, N, reading), _setup(raw, reading)
         positions_px = _positions(raw, grid, reading)
         modes = _modes(raw, probe, grid, reading, notes)
         if modes is None and probe_needed:
@@ -82,6 +82,8 @@ def import_scan(
             layout=kind.name,
             mask=mask,
             pixel_size_m=grid.pixel_size_m,
+            energy_eV=setup.energy_eV,
+            distance_m=setup.distance_m,
             notes=(*raw.notes, *raw.frames.notes, *notes),
         )
         return replace(scan, warnings=(*raw.warnings, *scan_warnings(scan, light)))
@@ -122,13 +124,18 @@ def _grid(raw: RawScan, N: int | None, reading: ReadingConfig) -> _Grid:
     if not 1 <= N <= longer // bin:
         binned = f" binned by {bin}" if bin > 1 else ""
         raise ValueError(f"`data.N` (={N}) must be <= {longer // bin}, the size of the patterns{binned}")
+    pixel_m = reading.object_pixel_m or raw.object_pixel_m or _setup(raw, reading).object_pixel_m(M)
+    return _Grid(M, N, bin, pixel_m)
+
+
+def _setup(raw: RawScan, reading: ReadingConfig) -> Setup:
+    """The experiment's geometry, what is given before what the file says."""
     energy_eV = None if reading.energy_keV is None else 1e3 * reading.energy_keV
-    setup = Setup(
+    return Setup(
         energy_eV or raw.setup.energy_eV,
         reading.distance_m or raw.setup.distance_m,
         reading.detector_pixel_m or raw.setup.detector_pixel_m,
     )
-    return _Grid(M, N, bin, reading.object_pixel_m or raw.object_pixel_m or setup.object_pixel_m(M))
 
 
 def _is_amplitude(raw: RawScan, quantity: Quantity, path: str | Path) -> bool:

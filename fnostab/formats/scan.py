@@ -37,9 +37,10 @@ class Scan:
     `counts` float32 (n, M, M), zero frequency at M // 2 and 0 where `mask` is False; `positions_px` float64 (n, 2),
     (row, column) of the window's first pixel; `modes` complex64 (k, M, M), the probe's modes, which add up
     incoherently, or None; `object` complex64 (H, W), whose pixel (0, 0) is position (0, 0), or None; `mask` bool
-    (M, M), True where a pixel counts, or None if all do; `pixel_size_m` is that of the object, where it is known;
-    `notes` are lines for people: what was guessed or left out, and why; `warnings` are those of what is probably wrong.
-    `layout` is the name of the file's format.
+    (M, M), True where a pixel counts, or None if all do; `pixel_size_m` is the object's pixel, `energy_eV` that of a
+    photon, `distance_m` from object to detector, each None if it is unknown. `notes` are lines for people: what was
+    guessed or left out, and why; `warnings` are those of what is probably wrong. `layout` is the name of the file's
+    format.
     """
 
     counts: NDArray[np.float32]
@@ -49,6 +50,8 @@ class Scan:
     layout: str = "fnostab"
     mask: NDArray[np.bool_] | None = None
     pixel_size_m: float | None = None
+    energy_eV: float | None = None
+    distance_m: float | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

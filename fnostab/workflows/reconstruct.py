@@ -135,8 +135,8 @@ def reconstruct_scan(
         scale=scale,
         mean_counts=float(scan.counts.sum(dtype=np.float64)) / len(scan.counts),
         pixel_size_m=scan.pixel_size_m,
-        energy_eV=None,
-        distance_m=None,
+        energy_eV=scan.energy_eV,
+        distance_m=scan.distance_m,
         numbers={
             "r_factor": r_factor,
             "consistency": stitched.consistency,
