@@ -36,6 +36,11 @@ _ZIP_MAGIC: Final = (b"PK\x03\x04", b"PK\x05\x06")
 _LONGEST_TEXT: Final = 2**16
 
 
+def memory_limit() -> int:
+    """Most bytes that are read of one file as wholes: the smaller of `MAX_BYTES` and half of the free memory."""
+    return min(MAX_BYTES, psutil.virtual_memory().available // 2)
+
+
 class NpzFile:
     """The arrays of an `.npz` or `.npz.bz2` file, each read when asked for and never unpickled.
 
@@ -51,7 +56,7 @@ class NpzFile:
         self._parameter = parameter
         self._streams = ExitStack()
         if max_bytes is None:
-            max_bytes = min(MAX_BYTES, psutil.virtual_memory().available // 2)
+            max_bytes = memory_limit()
         self._max_bytes = self._left = max_bytes
         try:
             self._zip = self._opened()

@@ -1,0 +1,304 @@
+"""HDF5 files, which are read without trust: nothing outside of the file is opened, and nothing is read unasked."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fnostab.formats.npz import memory_limit
+from fnostab.formats.scan import as_numbers, key_list
+from fnostab.io.files import open_binary
+from fnostab.io.untrusted import printable, shown
+
+#: A file of more groups, arrays and links is refused: listing them takes seconds.
+MAX_LINKS: Final = 50_000
+#: Soft links that are followed on the way to one array, as many as Linux follows.
+_MOST_SOFT_LINKS: Final = 40
+#: Bytes of unpacked chunks that HDF5 keeps, so that frames which share a chunk unpack it once; and its number of slots.
+_CACHE_BYTES: Final = 2**27
+_CACHE_SLOTS: Final = 12_007
+#: What to do about data in another file.
+_COPY: Final = "copy it into one file, for example with `h5copy -f ext`"
+_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file has HDF5's signature, at its beginning or at 512, 1024, 2048, ... bytes, after another header."""
+    with open_binary(path) as stream:
+        place = 0
+        while True:
+            stream.seek(place)
+            head = stream.read(len(_SIGNATURE))
+            if head == _SIGNATURE:
+                return True
+            if len(head) < len(_SIGNATURE):
+                return False
+            place = 2 * place or 512
+
+
+class Hdf5File:
+    """The arrays of an HDF5 file, each read when asked for.
+
+    `keys` are the full paths of its arrays, also those by soft links, which begin with a slash; links to other files
+    are among them, and refused when they are read. `parameter` is what the user calls the file, for the messages. What
+    is read as a whole must not add up to more than `max_bytes` (by default the limit of NPZ files). Raises ValueError,
+    in one line, if the file is missing, damaged, truncated or has more than `MAX_LINKS` links, or if what is asked for
+    is missing, not numeric, outside of the file, larger than the limit, or packed by an unknown filter.
+    """
+
+    def __init__(self, path: str | Path, parameter: str = "data.path", max_bytes: int | None = None) -> None:
+        import h5py  # takes a third of a second, and most commands need none
+
+        self.path = Path(path)
+        self._parameter = parameter
+        self._max_bytes = self._left = memory_limit() if max_bytes is None else max_bytes
+        self._h5py = h5py
+        self._keys: tuple[str, ...] | None = None
+        try:
+            open_binary(self.path).close()
+        except OSError as error:
+            raise self.fault(f"must be a readable file: {error.strerror}") from None
+        try:
+            # A program that still has the file open for writing, or a file system without locks, must not keep us out.
+            self._file = h5py.File(self.path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=_CACHE_SLOTS)
+        except Exception as error:
+            raise self.fault(f"must be a whole HDF5 file: {_reason(error)}") from None
+
+    @property
+    def name(self) -> str:
+        """The file's own, as the user gave it."""
+        return str(self.path)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The paths of all arrays."""
+        if self._keys is None:
+            try:
+                self._keys = tuple(self._listed())
+            except (OSError, RuntimeError, TypeError, KeyError) as error:
+                raise self.fault(f"must be a whole HDF5 file: {_reason(error)}") from None
+        return self._keys
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def read(self, key: str) -> NDArray[Any]:
+        """Read the array `key`."""
+        return self.stored(key).whole()
+
+    def stored(self, key: str) -> "_Hdf5Array":
+        """Describe the array `key`, after all that can be known about it without reading it was checked."""
+        dataset = self._dataset(key)
+        self._check_inside(dataset, key)
+        try:
+            declared = dataset.dtype
+            empty = dataset.shape is None
+        except Exception:
+            raise self.fault(f"must hold numbers, `{key}` is of a type that NumPy lacks") from None
+        numbers = None if empty else as_numbers(np.empty(0, declared))
+        if numbers is None:
+            raise self.fault(f"must hold numbers, `{key}` is {'empty' if empty else shown(declared)}")
+        self._check_filters(dataset, key)
+        at_once = max(math.prod(dataset.chunks or ()), math.prod(dataset.shape[-2:])) * declared.itemsize
+        if at_once > self._max_bytes:
+            rule = f"must hold frames and chunks of at most {self._max_bytes} bytes, one of `{key}` has {at_once}"
+            raise self.fault(rule)
+        return _Hdf5Array(self, key, dataset, numbers.dtype)
+
+    def text(self, key: str) -> str | None:
+        """Read a short text, None if there is none."""
+        try:
+            dataset = self._dataset(key)
+            self._check_inside(dataset, key)
+            if dataset.size != 1 or dataset.dtype.kind not in "SO":
+                return None
+            value = dataset.asstr()[()]
+        except Exception:
+            return None
+        return str(value if isinstance(value, str) else value.ravel()[0])
+
+    def attributes(self, key: str) -> Mapping[str, Any]:
+        """The attributes of an array or a group that can be read; none where it is missing."""
+        try:
+            thing = self._followed(self._file, key)
+        except (_Elsewhere, KeyError):
+            return {}
+        found: dict[str, Any] = {}
+        for name in thing.attrs:
+            try:
+                found[name] = thing.attrs[name]
+            except Exception:
+                continue  # of a type that h5py lacks
+        return found
+
+    def fault(self, rule: str) -> ValueError:
+        """Make the error of a broken rule about this file."""
+        return ValueError(printable(f"`{self._parameter}` (={self.path}) {rule}"))
+
+    def take(self, size: int, key: str) -> None:
+        """Count `size` bytes that are read as a whole against the limit."""
+        self._left -= size
+        if self._left < 0:
+            raise self.fault(f"must hold at most {self._max_bytes} bytes, `{key}` goes beyond")
+
+    def _listed(self) -> list[str]:
+        """The paths of all arrays, breadth first; a group that a link makes its own part is entered once."""
+        h5o = self._h5py.h5o
+        root = self._file
+        found: list[str] = []
+        waiting = deque([("", root, (h5o.get_info(root.id).addr,))])
+        seen = 0
+        while waiting:
+            prefix, group, above = waiting.popleft()
+            names: list[bytes] = []
+            group.id.links.iterate(lambda name, names=names: len(names) > MAX_LINKS or names.append(name))
+            seen += len(names)
+            if seen > MAX_LINKS:
+                raise self.fault(f"must hold at most {MAX_LINKS} groups and arrays")
+            for name in (raw.decode("utf-8", "surrogateescape") for raw in names):
+                path = f"{prefix}/{name}"
+                try:
+                    thing = self._followed(group, name)
+                except _Elsewhere:
+                    found.append(path)
+                    continue
+                except KeyError:
+                    continue  # a soft link to nothing
+                if isinstance(thing, self._h5py.Dataset):
+                    found.append(path)
+                elif isinstance(thing, self._h5py.Group):
+                    place = h5o.get_info(thing.id).addr
+                    if place not in above:
+                        waiting.append((path, thing, (*above, place)))
+        return found
+
+    def _followed(self, start: Any, path: str) -> Any:
+        """What `path` leads to from the group `start` on, links followed one by one so that none leaves the file.
+
+        Raises `_Elsewhere` where one does, and KeyError for a path to nothing and for links in a circle.
+        """
+        thing = self._file if path.startswith("/") else start
+        parts = deque(path.split("/"))
+        soft_links = 0
+        while parts:
+            part = parts.popleft()
+            if part in ("", "."):
+                continue
+            if not isinstance(thing, self._h5py.Group):
+                raise KeyError(path)
+            try:
+                link = thing.get(part, getlink=True)
+            except TypeError:  # a kind of link that its writer made up
+                raise KeyError(path) from None
+            if isinstance(link, self._h5py.ExternalLink):
+                raise _Elsewhere(link.filename)
+            if isinstance(link, self._h5py.SoftLink):
+                soft_links += 1
+                if soft_links > _MOST_SOFT_LINKS:
+                    raise KeyError(path)
+                thing = self._file if link.path.startswith("/") else thing
+                parts.extendleft(reversed(link.path.split("/")))
+            else:
+                thing = thing[part]
+        return thing
+
+    def _dataset(self, key: str) -> Any:
+        try:
+            thing = self._followed(self._file, key)
+        except _Elsewhere as there:
+            raise self._outside(key, there.file) from None
+        except KeyError:
+            raise self.fault(f"must hold `{key}`; it holds {key_list(self.keys)}") from None
+        except Exception as error:
+            raise self.fault(f"must be a whole HDF5 file: `{key}` cannot be read: {_reason(error)}") from None
+        if not isinstance(thing, self._h5py.Dataset):
+            raise self.fault(f"must hold an array `{key}`, which is a group there")
+        return thing
+
+    def _check_inside(self, dataset: Any, key: str) -> None:
+        """Refuse an array whose values HDF5 would fetch from other files."""
+        if dataset.external:
+            raise self._outside(key, dataset.external[0][0])
+        if not dataset.is_virtual:
+            return
+        for source in dataset.virtual_sources():
+            if source.file_name != ".":
+                raise self._outside(key, source.file_name)
+            part = self._dataset(source.dset_name)
+            if part.is_virtual or part.external:
+                raise self.fault(f"must hold its arrays themselves: `{key}` is made of others that are made of others")
+
+    def _outside(self, key: str, file: object) -> ValueError:
+        return self.fault(f"must hold all of its arrays: `{key}` lies in {shown(file)}; {_COPY}")
+
+    def _check_filters(self, dataset: Any, key: str) -> None:
+        """Refuse what was packed by a filter that is not here, after those of hdf5plugin were made known."""
+        listed = dataset.id.get_create_plist()
+        filters = [listed.get_filter(i) for i in range(listed.get_nfilters())]
+        available = self._h5py.h5z.filter_avail
+        if any(not available(number) for number, *_ in filters):
+            import hdf5plugin  # noqa: F401  # registers its filters
+        for number, _, _, name in filters:
+            if not available(number):
+                called = f" ({name.decode('ascii', 'replace')})" if name else ""
+                raise self.fault(
+                    f"must be packed by a filter that h5py or hdf5plugin has: `{key}` is by filter {number}{called};"
+                    " unpack it with `h5repack -f NONE` where that filter is installed"
+                )
+
+
+class _Elsewhere(Exception):
+    """A link leads to another file, `file`."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self.file = file
+
+
+class _Hdf5Array:
+    """An array in an HDF5 file, as a `Stored`."""
+
+    def __init__(self, file: Hdf5File, key: str, dataset: Any, dtype: np.dtype[Any]) -> None:
+        self.shape: tuple[int, ...] = dataset.shape
+        self.dtype = dtype
+        self._file, self._key, self._dataset = file, key, dataset
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Frames (k, H, W), as `Stored` says."""
+        if len(self.shape) == 2:
+            return self._values(())[None][start:stop]
+        *outer, inner = self.shape[:-2]
+        parts: list[NDArray[Any]] = []
+        while start < stop:
+            row, first = divmod(start, inner)
+            last = min(inner, first + stop - start)
+            place = np.unravel_index(row, outer) if outer else ()
+            parts.append(self._values((*map(int, place), slice(first, last))))
+            start += last - first
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def whole(self) -> NDArray[Any]:
+        """The array."""
+        self._file.take(math.prod(self.shape) * self.dtype.itemsize, self._key)
+        return self._values(())
+
+    def _values(self, part: Any) -> NDArray[Any]:
+        try:
+            numbers = as_numbers(np.asarray(self._dataset[part]))
+        except Exception as error:  # h5py hands on whatever HDF5 and the filters say
+            reason = f"`{self._key}` cannot be read: {_reason(error)}"
+            raise self._file.fault(f"must be a whole HDF5 file: {reason}") from None
+        assert numbers is not None
+        return numbers
+
+
+def _reason(error: Exception) -> str:
+    """HDF5's own words for what is wrong, which it puts into brackets at the end."""
+    text = " ".join(str(error).split())
+    inner = text.partition("(")[2].rpartition(")")[0]
+    return shown(inner or text or type(error).__name__)
