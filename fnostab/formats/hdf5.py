@@ -151,7 +151,7 @@ class Hdf5File:
         h5o = self._h5py.h5o
         root = self._file
         found: list[str] = []
-        waiting = deque([("", root, (h5o.get_info(root.id).addr,))])
+        waiting: deque[tuple[str, Any, tuple[Any, ...]]] = deque([("", root, (h5o.get_info(root.id).addr,))])
         seen = 0
         while waiting:
             prefix, group, above = waiting.popleft()
