@@ -165,8 +165,8 @@ FORMAT: Final = Format(
     name="cxi",
     title="CXI, as cdtools, ptychodus, PyNX and SHARP write it; NXcxi_ptycho",
     container="HDF5",
-    holds="/entry_1/data_1/data (n, H, W), centred counts; /entry_1/data_1/translation (n, 3), the sample's, in metres, "
-    "or x and y of NXcxi_ptycho; detector_1/distance, x_pixel_size, basis_vectors, mask, source_1/energy, "
+    holds="/entry_1/data_1/data (n, H, W), centred counts; /entry_1/data_1/translation (n, 3), the sample's, in "
+    "metres, or x and y of NXcxi_ptycho; detector_1/distance, x_pixel_size, basis_vectors, mask, source_1/energy, "
     "source_1/illumination: optional",
     source="www.cxidb.org/cxi.html, version 1.6; cdtools 0.3.2; ptychodus 1.7; NXcxi_ptycho of the NeXus definitions",
     matches=lambda file: _entry(file) is not None,

@@ -154,15 +154,14 @@ def _chosen(frames: Frames, rows: NDArray[np.int64]) -> Frames:
 
     def read(start: int, stop: int) -> NDArray[Any]:
         part = rows[start:stop]
-        return frames.read(int(part[0]), int(part[-1]) + 1)[part - part[0]]
+        return np.asarray(frames.read(int(part[0]), int(part[-1]) + 1)[part - part[0]])
 
     return replace(frames, n=len(rows), read=read)
 
 
 def _read(path: Path, key: str) -> NDArray[Any]:
     with closing(open_container(path, "data.positions")) as file:
-        array: NDArray[Any] = file.read(key)
-        return array
+        return np.asarray(file.read(key))
 
 
 def first_coherent(probe: NDArray[Any]) -> NDArray[Any]:
