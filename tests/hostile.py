@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hostile_hdf5
 import numpy as np
 
 Maker = Callable[[Path], None]
@@ -543,8 +544,13 @@ STORES = {
     "no patterns at a time": Input(reconstruct("model", "--batch_size", "0"), scan()),
 }
 
+HDF5 = {
+    **{name: Input(argv, make) for name, (argv, make) in hostile_hdf5.FILES.items()},
+    **{name: Input(argv, make, max_bytes=most) for name, (argv, make, most) in hostile_hdf5.LIMITED.items()},
+}
+
 #: Every bad input by its name in the docs.
-INPUTS: Mapping[str, Input] = {**SCANS, **CONFIGS, **STORES}
+INPUTS: Mapping[str, Input] = {**SCANS, **HDF5, **CONFIGS, **STORES}
 
 
 def prepare_store(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A scan whose every axis has another length, to be written in the layouts of other programs, and what a reader gave."""
+"""A scan whose axes all differ in length, to be written in the layouts of other programs; what a reader gave."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -25,6 +25,7 @@ from fnostab.dataset.dataset import SPLITS, Dataset, Split, array_sha256
 from fnostab.dataset.measured import measured_writer
 from fnostab.dataset.simulated import simulated_writer
 from fnostab.dataset.writer import OnPatterns, Writer
+from fnostab.formats.registry import scan_files
 from fnostab.io.cache import cache_folder
 from fnostab.io.files import is_disk_full, open_binary
 from fnostab.io.locks import file_lock
@@ -165,6 +166,8 @@ def _config_sha256(config: DataConfig) -> str:
         for key in ("mask", "positions"):
             if getattr(config, key):
                 values[key] = _file_sha256(getattr(config, key), f"data.{key}")
+        if others := scan_files(config.path, config)[1:]:
+            values["other_files"] = [_file_sha256(str(other), "data.positions") for other in others]
     elif config.probe == "auto":
         values["probe"] = "curved_disk"
     if config.probe not in ("auto", *PROBES):

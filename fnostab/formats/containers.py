@@ -37,8 +37,6 @@ def open_container(path: Path, parameter: str = "data.path") -> ScanFile:
     Raises ValueError, in one line, for a file that cannot be read, is damaged, or is of another kind.
     """
     try:
-        if path.is_dir():
-            raise ValueError(printable(f"`{parameter}` (={path}) must be a file, not a folder: name the file in it"))
         with open_binary(path) as stream:
             head = stream.read(16)
         if head.startswith(_NPZ):

@@ -1,5 +1,6 @@
 """CXI files, as cdtools, ptychodus, PyNX and SHARP write them, and NeXus' NXcxi_ptycho."""
 
+import math
 import re
 from pathlib import Path
 from typing import Final
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from fnostab.config import ReadingConfig
 from fnostab.formats.frames import frames_of
-from fnostab.formats.product import first_coherent, product_beside, read_product, scan_of
+from fnostab.formats.product import first_coherent, read_product, scan_of
 from fnostab.formats.raw import HC_EV_M, Format, OptionalImage, RawScan, ScanFile, Setup
 from fnostab.formats.scan import checked_positions, size_text
 from fnostab.formats.values import by_rows, energy_eV, energy_of_wavelength, in_metres, length_m, present
@@ -43,10 +44,10 @@ def _read(file: ScanFile, reading: ReadingConfig) -> RawScan:
     if not entry or not key:
         raise file.fault("must hold patterns under `/entry_1/data_1/data`")
     setup, good = _setup(file, entry), _good(file, entry)
-    product = product_beside(file, reading)
-    if product is not None:
-        count = int(np.prod(file.stored(key).shape[:-2]))
-        return scan_of(frames_of(file.stored(key), key, count), None, read_product(product), setup, good=good)
+    if reading.positions:
+        product = read_product(Path(reading.positions))
+        count = math.prod(file.stored(key).shape[:-2])
+        return scan_of(frames_of(file.stored(key), key, count), None, product, setup, good=good)
     positions, name = _positions(file, entry, reading)
     return RawScan(
         frames=frames_of(file.stored(key), key, len(positions)),
@@ -156,11 +157,6 @@ def _notes(file: ScanFile, entry: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _companions(file: ScanFile, reading: ReadingConfig) -> tuple[Path, ...]:
-    path = product_beside(file, reading)
-    return (path,) if path else ()
-
-
 FORMAT: Final = Format(
     name="cxi",
     title="CXI, as cdtools, ptychodus, PyNX and SHARP write it; NXcxi_ptycho",
@@ -171,5 +167,4 @@ FORMAT: Final = Format(
     source="www.cxidb.org/cxi.html, version 1.6; cdtools 0.3.2; ptychodus 1.7; NXcxi_ptycho of the NeXus definitions",
     matches=lambda file: _entry(file) is not None,
     read=_read,
-    companions=_companions,
 )

@@ -2,7 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,7 +103,7 @@ class Hdf5File:
             raise self.fault(f"must hold numbers, `{key}` is of a type that NumPy lacks") from None
         numbers = None if empty else as_numbers(np.empty(0, declared))
         if numbers is None:
-            raise self.fault(f"must hold numbers, `{key}` is {'empty' if empty else shown(declared)}")
+            raise self.fault(f"must hold numbers, `{key}` is {'empty' if empty else self._kind(declared)}")
         self._check_filters(dataset, key)
         at_once = max(math.prod(dataset.chunks or ()), math.prod(dataset.shape[-2:])) * declared.itemsize
         if at_once > self._max_bytes:
@@ -123,18 +124,12 @@ class Hdf5File:
         return str(value if isinstance(value, str) else value.ravel()[0])
 
     def attributes(self, key: str) -> Mapping[str, Any]:
-        """The attributes of an array or a group that can be read; none where it is missing."""
+        """The attributes of an array or a group, each read when asked for; none where it is missing or damaged."""
         try:
             thing = self._followed(self._file, key)
-        except (_Elsewhere, KeyError):
+            return _Attributes(thing.attrs, tuple(thing.attrs))
+        except Exception:
             return {}
-        found: dict[str, Any] = {}
-        for name in thing.attrs:
-            try:
-                found[name] = thing.attrs[name]
-            except Exception:
-                continue  # of a type that h5py lacks
-        return found
 
     def fault(self, rule: str) -> ValueError:
         """Make the error of a broken rule about this file."""
@@ -160,15 +155,16 @@ class Hdf5File:
             seen += len(names)
             if seen > MAX_LINKS:
                 raise self.fault(f"must hold at most {MAX_LINKS} groups and arrays")
-            for name in (raw.decode("utf-8", "surrogateescape") for raw in names):
-                path = f"{prefix}/{name}"
+            for raw in names:
                 try:
+                    name = raw.decode()
+                    path = f"{prefix}/{name}"
                     thing = self._followed(group, name)
                 except _Elsewhere:
                     found.append(path)
                     continue
-                except KeyError:
-                    continue  # a soft link to nothing
+                except (KeyError, UnicodeError):
+                    continue  # a soft link to nothing, or a name that nobody can write
                 if isinstance(thing, self._h5py.Dataset):
                     found.append(path)
                 elif isinstance(thing, self._h5py.Group):
@@ -193,7 +189,7 @@ class Hdf5File:
                 raise KeyError(path)
             try:
                 link = thing.get(part, getlink=True)
-            except TypeError:  # a kind of link that its writer made up
+            except (TypeError, UnicodeError):  # a kind of link that its writer made up, or no text
                 raise KeyError(path) from None
             if isinstance(link, self._h5py.ExternalLink):
                 raise _Elsewhere(link.filename)
@@ -236,6 +232,15 @@ class Hdf5File:
     def _outside(self, key: str, file: object) -> ValueError:
         return self.fault(f"must hold all of its arrays: `{key}` lies in {shown(file)}; {_COPY}")
 
+    def _kind(self, dtype: np.dtype[Any]) -> str:
+        """What an array holds that holds no numbers; NumPy's word for most of it is object."""
+        h5py = self._h5py
+        if h5py.check_string_dtype(dtype):
+            return "text"
+        if h5py.check_ref_dtype(dtype):
+            return "references"
+        return "rows of any length" if h5py.check_vlen_dtype(dtype) else shown(dtype)
+
     def _check_filters(self, dataset: Any, key: str) -> None:
         """Refuse what was packed by a filter that is not here, after those of hdf5plugin were made known."""
         listed = dataset.id.get_create_plist()
@@ -258,6 +263,31 @@ class _Elsewhere(Exception):
     def __init__(self, file: str) -> None:
         super().__init__(file)
         self.file = file
+
+
+@dataclass(frozen=True)
+class _Attributes(Mapping[str, Any]):
+    """Attributes by their names; one that h5py cannot read is as one that is not there."""
+
+    attributes: Any
+    names: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        try:
+            return self.attributes[name]
+        except Exception:
+            raise KeyError(name) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 class _Hdf5Array:

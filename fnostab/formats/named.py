@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fnostab.config import ReadingConfig
+from fnostab.config.section import did_you_mean
 from fnostab.formats.containers import open_container
 from fnostab.formats.frames import Stored, frames_of
 from fnostab.formats.matlab import MatlabFile, is_matlab
@@ -19,6 +20,8 @@ from fnostab.formats.scan import checked_positions, key_list
 from fnostab.formats.values import by_rows, energy_eV, energy_of_wavelength, in_metres, length_m, present, units
 
 _PIXELS: Final = ("px", "pixel", "pixels")
+#: Names of a file that are compared with one that is not there.
+_MOST_COMPARED: Final = 2000
 
 
 class _Found(NamedTuple):
@@ -46,8 +49,9 @@ class _Arrays:
                 if key := present(file, said):
                     return _Found(file, key, place.unit, said in place.negative)
         looked = " or ".join(f"`{key}`" for key in place.keys)
-        listed = "; and ".join(key_list(file.keys) for file in self._files)
-        raise self._files[-1].fault(f"must hold {looked}, which `data.paths` names for `{name}`; it holds {listed}")
+        keys = [key for file in self._files for key in file.keys[:_MOST_COMPARED]]
+        rule = f"must hold {looked}, which `data.paths` names for `{name}`; it holds {key_list(keys)}"
+        raise self._files[-1].fault(rule + did_you_mean(place.keys[0], keys))
 
     def needed(self, name: str) -> _Found:
         """As `find`, for an array that was named."""
@@ -173,11 +177,6 @@ def _length(arrays: _Arrays, name: str) -> float | None:
     return length_m(found.file, found.key, found.unit or "m") if found else None
 
 
-def _companions(file: ScanFile, reading: ReadingConfig) -> tuple[Path, ...]:
-    listed = array_paths(reading.paths).file if reading.paths else None
-    return tuple(path for path in (listed, Path(reading.positions) if reading.positions else None) if path)
-
-
 FORMAT: Final = Format(
     name="named",
     title="any HDF5 or NPZ file, by the names of its arrays in `data.paths`",
@@ -188,5 +187,4 @@ FORMAT: Final = Format(
     source="the user's own",
     matches=lambda file: False,
     read=_read,
-    companions=_companions,
 )

@@ -135,11 +135,10 @@ def scan_of(frames: Frames, indexes: NDArray[np.int64] | None, product: Product,
     )
 
 
-def product_beside(file: ScanFile, reading: ReadingConfig) -> Path | None:
-    """The file of positions that belongs to a file of patterns: the given one, or one that has its usual name."""
+def product_of(path: Path, reading: ReadingConfig) -> Path | None:
+    """The file of positions that belongs to the patterns in `path`: the given one, or one beside it, by its name."""
     if reading.positions:
         return Path(reading.positions)
-    path = Path(file.name)
     for ending, other in (("_dp.hdf5", "_para.hdf5"), ("_dp.h5", "_para.h5"), ("diffraction.h5", "product.h5")):
         beside = path.with_name(path.name.removesuffix(ending) + other)
         if path.name.endswith(ending) and beside.is_file():
@@ -192,7 +191,8 @@ def _value(file: ScanFile, thing: str, name: str) -> float | None:
     holder = present(file, thing)
     value: Any = file.read(key) if key else file.attributes(holder or "/").get(name)
     try:
-        found = float(np.asarray(value, np.float64).ravel()[0])
+        with np.errstate(invalid="ignore"):
+            found = float(np.asarray(value, np.float64).ravel()[0])
     except (TypeError, ValueError, IndexError):
         return None
     return found if np.isfinite(found) else None

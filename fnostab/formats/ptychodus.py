@@ -7,7 +7,7 @@ import numpy as np
 
 from fnostab.config import ReadingConfig
 from fnostab.formats.frames import frames_of
-from fnostab.formats.product import product_beside, read_indexes, read_product, scan_of
+from fnostab.formats.product import product_of, read_indexes, read_product, scan_of
 from fnostab.formats.raw import Format, RawScan, ScanFile, Setup, optional_image
 from fnostab.formats.scan import checked_positions
 from fnostab.formats.values import energy_eV, number, present, single
@@ -65,15 +65,13 @@ def _read_pair(file: ScanFile, reading: ReadingConfig) -> RawScan:
 
 
 def _needed_product(file: ScanFile, reading: ReadingConfig) -> Path:
-    path = product_beside(file, reading)
+    path = product_of(Path(file.name), reading)
     if path is None:
-        raise file.fault("must come with its positions: `data.positions` names ptychodus' product, NPZ or HDF5")
+        raise file.fault(
+            "must come with its positions: `data.positions` names ptychodus' product; if they are in this file,"
+            " `data.paths` names them"
+        )
     return path
-
-
-def _companions(file: ScanFile, reading: ReadingConfig) -> tuple[Path, ...]:
-    path = product_beside(file, reading)
-    return () if path is None or present(file, "probe_position_x_px") else (path,)
 
 
 def _good(file: ScanFile) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]] | None:
@@ -90,7 +88,6 @@ FORMAT: Final = Format(
     source=_SOURCE,
     matches=_matches,
     read=_read,
-    companions=_companions,
 )
 
 PAIR: Final = Format(
@@ -102,5 +99,4 @@ PAIR: Final = Format(
     source="github.com/AdvancedPhotonSource/pty-chi, tests/test_utils.py",
     matches=lambda file: "/dp" in file.keys,
     read=_read_pair,
-    companions=_companions,
 )

@@ -48,7 +48,8 @@ def _read(file: ScanFile, reading: ReadingConfig) -> RawScan:
     ends = np.cumsum([part.shape[0] for part in parts])
     height, width = parts[0].shape[1:]
     frames = Frames("/chunks/*/data", len(positions), height, width, parts[0].dtype, _Chunks(parts, ends).read)
-    energy_keV = number(file, _meta(file, "energy"))
+    # Numbers that are not known are zeros there, and `number` gives None.
+    energy_keV = number(file, present(file, "/meta/energy"))
     rebin = number(file, present(file, "/info/rebin")) or 1
     averaged = f"ptypy averaged {rebin:g} x {rebin:g} pixels: counts are {rebin**2:g} times too small"
     return RawScan(
@@ -59,8 +60,8 @@ def _read(file: ScanFile, reading: ReadingConfig) -> RawScan:
         good=_good(file, chunks, parts),
         setup=Setup(
             energy_keV and 1e3 * energy_keV,
-            number(file, _meta(file, "distance")),
-            number(file, _meta(file, "psize")),
+            number(file, present(file, "/meta/distance")),
+            number(file, present(file, "/meta/psize")),
         ),
         warnings=(*_centre_warning(file, height, width), *((averaged,) if rebin > 1 else ())),
     )
@@ -99,24 +100,17 @@ def _good(file: ScanFile, chunks: Sequence[str], parts: Sequence[Stored]) -> NDA
 
 
 def _centre_warning(file: ScanFile, height: int, width: int) -> tuple[str, ...]:
-    """What is wrong if zero frequency is not where it is looked for."""
-    key = _meta(file, "center")
+    """What is wrong if zero frequency is not where it is looked for; ptypy stores one zero for what is not known."""
+    key = present(file, "/meta/center")
     try:
         centre = file.read(key).ravel() if key else np.zeros(0)
-    except ValueError:
+    except ValueError:  # a word, as "fftshift"
         return ()
     off = centre - [height // 2, width // 2] if centre.shape == (2,) else np.zeros(2)
     if not (np.abs(off) > 0.5).any():
         return ()
     row, column = np.rint(centre)
     return (f"zero frequency is at row {row:g}, column {column:g} by `{key}`: give `data.center` {row:g},{column:g}",)
-
-
-def _meta(file: ScanFile, name: str) -> str | None:
-    """The key of a value of ptypy's metadata; it stores zeros where there is none, and says so in an attribute."""
-    key = present(file, f"/meta/{name}")
-    kind = file.attributes(key).get("type") if key else None
-    return None if kind in ("None", b"None") else key
 
 
 FORMAT: Final = Format(

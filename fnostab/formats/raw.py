@@ -12,7 +12,7 @@ from fnostab.formats.frames import Frames, Stored
 from fnostab.io.untrusted import printable
 
 #: Planck's constant times the speed of light, in electronvolts times metres (exact in the SI of 2019).
-_HC_EV_M: Final = 1.602176634e-19**-1 * 6.62607015e-34 * 299792458
+HC_EV_M: Final = 1.602176634e-19**-1 * 6.62607015e-34 * 299792458
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Setup:
         """The pixel of the object that a detector of M pixels a side sees in the far field: wavelength z / (M p)."""
         if not (self.energy_eV and self.distance_m and self.detector_pixel_m):
             return None
-        return _HC_EV_M / self.energy_eV * self.distance_m / (M * self.detector_pixel_m)
+        return HC_EV_M / self.energy_eV * self.distance_m / (M * self.detector_pixel_m)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Format:
 
     name: str
     title: str
-    container: Literal["NPZ", "HDF5"]
+    container: Literal["NPZ", "HDF5", "NPZ or HDF5"]
     holds: str
     source: str
     matches: Callable[[ScanFile], bool]

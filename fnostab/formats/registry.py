@@ -11,15 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fnostab.config import ReadingConfig
-from fnostab.formats import own, ptychopinn, tike
+from fnostab.formats import cxi, matlab, named, own, ptychodus, ptychopinn, ptypy, tike
+from fnostab.formats.containers import open_container
 from fnostab.formats.npz import NpzFile
+from fnostab.formats.paths import array_paths
+from fnostab.formats.product import product_of
 from fnostab.formats.raw import Format, RawScan, ScanFile, in_file
 from fnostab.formats.scan import key_list, size_text
 from fnostab.io.files import DAMAGE, open_binary
 from fnostab.io.untrusted import shown
 
 #: The formats that come with the package; the first one that a file looks like counts.
-_OWN: Final = (own.FORMAT, tike.FORMAT, ptychopinn.FORMAT)
+_OWN: Final = (
+    own.FORMAT,
+    tike.FORMAT,
+    ptychopinn.FORMAT,
+    cxi.FORMAT,
+    matlab.FORMAT,
+    ptychodus.FORMAT,
+    ptychodus.PAIR,
+    ptypy.FORMAT,
+    named.FORMAT,
+)
 _GROUP: Final = "fnostab.formats"
 
 
@@ -58,9 +71,11 @@ def open_scan(path: str | Path, reading: ReadingConfig) -> Iterator[tuple[Format
         file.close()
 
 
-def open_container(path: Path, parameter: str = "data.path") -> ScanFile:
-    """Open a file of arrays by what its first bytes say it is."""
-    return NpzFile(path, parameter)
+def scan_files(path: str | Path, reading: ReadingConfig) -> tuple[Path, ...]:
+    """All files that a scan is read from, `path` first; raises ValueError for `data.paths` that cannot be."""
+    named_in = array_paths(reading.paths).file if reading.paths else None
+    others = (named_in, product_of(Path(path), reading))
+    return (Path(path), *(other for other in others if other is not None))
 
 
 def read_mask(path: str | Path) -> NDArray[np.bool_]:
@@ -98,9 +113,11 @@ def _format_of(file: ScanFile, reading: ReadingConfig) -> Format:
         if reading.format not in known:
             raise ValueError(f"`data.format` (={shown(reading.format)}) must be auto or one of {', '.join(known)}")
         return known[reading.format]
+    if reading.paths:
+        return named.FORMAT
     container = "NPZ" if isinstance(file, NpzFile) else "HDF5"
     for format in known.values():
-        if format.container == container and format.matches(file):
+        if container in format.container and format.matches(file):
             return format
     raise file.fault(
         "must be of a known format (`fnostab data formats` lists them), or `data.paths` must name its arrays; it holds"

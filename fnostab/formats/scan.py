@@ -155,7 +155,7 @@ def as_numbers(array: NDArray[Any]) -> NDArray[Any] | None:
 
 def key_list(keys: Iterable[str]) -> str:
     """Write the first keys of a file, for a message of one line."""
-    names = sorted(key if len(key) <= 40 else f"{key[:40]}..." for key in keys)
+    names = sorted(key if len(key) <= 72 else f"{key[:72]}..." for key in keys)
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "nothing"
 
 

@@ -33,10 +33,11 @@ def present(file: ScanFile, *names: str) -> str | None:
 def single(values: Any) -> float | None:
     """One finite positive number from an array or attribute that holds it, if need be several times; else None."""
     try:
-        numbers = np.abs(np.asarray(values, np.float64).ravel())
+        with np.errstate(all="ignore"):
+            numbers = np.abs(np.asarray(values, np.float64).ravel())
     except (TypeError, ValueError):
         return None
-    if not numbers.size or not np.isfinite(numbers).all() or np.ptp(numbers) > _SAME * numbers[0]:
+    if not numbers.size or not np.isfinite(numbers).all() or numbers.max() > (1 + _SAME) * numbers.min():
         return None
     return float(numbers[0]) or None
 
