@@ -16,9 +16,11 @@ from known_scan import (
     result_of,
 )
 
-from fnostab.config import ReadingConfig
+from fnostab.config import ReadingConfig, resolve_config
 from fnostab.dataset import import_scan
 from fnostab.formats.result import write_result
+from fnostab.workflows.reconstruct import reconstruct_scan
+from fnostab.workflows.train import train_arm
 
 pytest.importorskip("ptychodus", reason="needs ptychodus: make test-interop installs it")
 
@@ -159,3 +161,22 @@ def test_it_opens_what_is_written_here_and_sees_the_same_object(name, layout, pr
     assert opened.metadata.photon_energy_eV == pytest.approx(ENERGY_EV)
     assert opened.probes.get_array().shape == (1, 2, N, N)
     assert r_factor(simulated(opened), known) < 0.02
+
+
+def test_its_scan_goes_to_a_network_and_comes_back_as_its_product(known, product, assembled, tmp_path):
+    io.save_diffraction_data(tmp_path / "d.h5", assembled)
+    H5ProductFileIO().write(tmp_path / "p.h5", product)
+    given = {"data": str(tmp_path / "d.h5"), "data.positions": str(tmp_path / "p.h5")}
+    trained = train_arm(resolve_config({"preset": "scan", "N": N, "epochs": 1, "width": 4, **given}), lambda line: None)
+    model, reading = f"runs:/{trained.run_id}/model", ReadingConfig(positions=str(tmp_path / "p.h5"))
+    found = reconstruct_scan(model, tmp_path / "d.h5", tmp_path / "recon.h5", layout="ptychodus", reading=reading)
+    opened = H5ProductFileIO().read(tmp_path / "recon.h5")
+    np.testing.assert_array_equal(opened.object_.get_layer(0), found.stitched.object)
+    assert opened.metadata.photon_energy_eV == ENERGY_EV
+    assert opened.metadata.detector_distance_m == DISTANCE_M
+    ordered = sorted(product.probe_positions, key=lambda position: position.index)
+    moved_m = [
+        (there.x_m - here.x_m, there.y_m - here.y_m)
+        for there, here in zip(opened.probe_positions, ordered, strict=True)
+    ]
+    np.testing.assert_allclose(moved_m, np.tile(moved_m[0], (len(ordered), 1)), atol=1e-3 * PIXEL_M)
