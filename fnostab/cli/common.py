@@ -63,13 +63,13 @@ def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probe", default="auto", metavar="NPZ", help="file with another probe")
     for key, field in ReadingConfig.model_fields.items():
         names = dict.fromkeys([f"--{key.replace('_', '-')}", f"--{key}"])
-        parser.add_argument(*names, dest=f"reading:{key}", metavar="VALUE", type=unless_open, help=field.description)
+        parser.add_argument(*names, dest=f"reading:{key}", metavar="VALUE", help=field.description)
 
 
 def scan_values(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_scan_arguments` was given, by dotted key."""
     options = {name.partition(":")[2]: value for name, value in vars(arguments).items() if name.startswith("reading:")}
-    given = {f"data.{key}": value for key, value in options.items() if value is not None}
+    given = {f"data.{key}": value for key, value in options.items() if value}  # "" leaves an option open
     return {"data.quantity": arguments.quantity, "data.probe": arguments.probe, **given}
 
 

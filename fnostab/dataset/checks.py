@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from fnostab.dataset.detector import Window, light_centre
@@ -18,6 +19,8 @@ _OFF_CENTRE: Final = 0.08
 _LEAST_KEPT: Final = 0.5
 #: One pixel should hold less than this share of all light.
 _BRIGHTEST: Final = 0.03
+#: A pixel without light is dead where its surroundings, so many pixels wide, have this share of the brightest light.
+_AROUND_PX, _BRIGHT = 9, 0.02
 #: Frames with a smaller or larger share of the median frame's light are empty or wild.
 _EMPTY, _WILD = 0.01, 100.0
 #: A step under this share of the probe's width moves it hardly at all; over the whole width, nothing overlaps.
@@ -46,9 +49,36 @@ def scan_warnings(scan: Scan, light: Light) -> tuple[str, ...]:
     return tuple(line for check in _CHECKS for line in check(scan, light))
 
 
+def _hot_pixel(scan: Scan, light: Light) -> Iterator[str]:
+    """One pixel with much of all light."""
+    kept = light.kept if scan.mask is None else light.kept * scan.mask
+    share = float(kept.max() / kept.sum())
+    if share > _BRIGHTEST:
+        row, column = np.unravel_index(int(kept.argmax()), kept.shape)
+        yield (
+            f"one pixel, row {row}, column {column} of the patterns, holds {100 * share:.0f} % of all light: a hot"
+            " pixel? `data.mask` or `data.mask_value` leave it out"
+        )
+
+
+def _dead_pixels(scan: Scan, light: Light) -> Iterator[str]:
+    """Pixels in the bright part of the patterns that never saw a count."""
+    kept = light.kept
+    around = ndimage.uniform_filter(kept, _AROUND_PX)
+    dead = (kept == 0) & (around > _BRIGHT * around.max())
+    if scan.mask is not None:
+        dead &= scan.mask
+    if dead.any():
+        row, column = np.argwhere(dead)[0]
+        yield (
+            f"{dead.sum()} pixels in the bright part of the patterns (the first: row {row}, column {column}) never saw"
+            " a count: a gap or dead pixels? `data.mask` leaves them out"
+        )
+
+
 def _order(scan: Scan, light: Light) -> Iterator[str]:
     """Light in the corners of the whole detector: zero frequency is where it is not taken to be."""
-    seen, (H, W) = light.seen, light.seen.shape
+    seen, (H, W) = _without_hot_pixels(light.seen), light.seen.shape
     corner = light.window.fft_ordered
     ordered = np.fft.fftshift(seen) if corner else seen
     middle = ordered[H // 4 : H - H // 4, W // 4 : W - W // 4].sum()
@@ -72,24 +102,12 @@ def _centre(scan: Scan, light: Light) -> Iterator[str]:
     """The light's centre off zero frequency."""
     N = light.window.N
     good = np.ones((N, N), np.bool_) if scan.mask is None else scan.mask
-    found = light_centre(light.kept, good)
+    found = light_centre(_without_hot_pixels(light.kept), good)
     off = [index - N // 2 for index in found]
     if max(map(abs, off)) > max(2, _OFF_CENTRE * N):
         yield (
             f"the light's centre lies {off[0]:+d} rows and {off[1]:+d} columns off zero frequency, row and column"
             f" {N // 2}: give `data.center` row,column on the detector, or auto"
-        )
-
-
-def _hot_pixel(scan: Scan, light: Light) -> Iterator[str]:
-    """One pixel with much of all light."""
-    kept = light.kept if scan.mask is None else light.kept * scan.mask
-    share = float(kept.max() / kept.sum())
-    if share > _BRIGHTEST:
-        row, column = np.unravel_index(int(kept.argmax()), kept.shape)
-        yield (
-            f"one pixel, row {row}, column {column} of the patterns, holds {100 * share:.0f} % of all light: a hot"
-            " pixel? `data.mask` or `data.mask_value` leave it out"
         )
 
 
@@ -136,6 +154,11 @@ def _step(scan: Scan, light: Light) -> Iterator[str]:
         )
 
 
+def _without_hot_pixels(seen: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Light without pixels that outshine all others: they would decide where the light is."""
+    return np.where(seen > _BRIGHTEST * seen.sum(), 0, seen)
+
+
 def _width(intensity: NDArray[np.floating]) -> float:
     """The diameter in pixels of a disk as large as the area that holds most of `intensity`: its participation ratio."""
     area = float(intensity.sum(dtype=np.float64)) ** 2 / float(np.square(intensity, dtype=np.float64).sum())
@@ -143,5 +166,5 @@ def _width(intensity: NDArray[np.floating]) -> float:
 
 
 _CHECKS: Final[tuple[Callable[[Scan, Light], Iterator[str]], ...]] = (
-    *(_order, _centre, _hot_pixel, _frames, _full, _few_counts, _step),
+    *(_hot_pixel, _dead_pixels, _order, _centre, _frames, _full, _few_counts, _step),
 )

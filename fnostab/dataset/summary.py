@@ -15,15 +15,16 @@ from fnostab.optics import energy
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Summarise a dataset.
 
-    Counts are those of the training patterns; `step_px` is the median distance from a training position to its nearest
-    neighbour on the same object, NaN if there is none; `lit_fraction` is the share of the rectangle around the windows
+    Counts are those of the training patterns; `step_px` is the median distance from a training position to the nearest
+    other one on the same object, NaN if there is none; `lit_fraction` is the share of the rectangle around the windows
     on the first training object that has over 1 % of the strongest light there.
     """
     counts = dataset.train.counts
     per_pattern = counts.sum(axis=(1, 2), dtype=np.float64)
     index = dataset.train.object_index
     objects = [dataset.train.positions_px[index == k] for k in np.unique(index)]
-    steps = [cKDTree(positions).query(positions, k=2)[0][:, 1] for positions in objects if len(positions) > 1]
+    places = [np.unique(positions, axis=0) for positions in objects]
+    steps = [cKDTree(each).query(each, k=2)[0][:, 1] for each in places if len(each) > 1]
     light = _light(objects[0], dataset.probe)
     return {
         "source": dataset.config.path or f"simulated {dataset.config.objects}, phase {dataset.config.phase}",

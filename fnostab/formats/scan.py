@@ -83,7 +83,7 @@ def checked_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]
     if len(positions) < MIN_POSITIONS:
         raise ValueError(
             f"`{name}` (={len(positions)} positions) must be at least {MIN_POSITIONS} positions; for single patterns,"
-            " load the model itself"
+            " load the model itself (docs/using-a-model.md)"
         )
     if not np.isfinite(positions).all():
         raise ValueError(f"`{name}` (={positions[~np.isfinite(positions)][0]}) must be finite")
@@ -134,7 +134,7 @@ def checked_modes(array: NDArray[Any], key: str) -> NDArray[np.complex64]:
 
 def checked_image(array: NDArray[Any], key: str) -> NDArray[np.complex64]:
     """Return one finite complex image (H, W)."""
-    image = _without_leading_ones(array, 2)
+    image = np.squeeze(array) if array.ndim > 2 else array
     if image.ndim != 2 or image.dtype.kind not in "iufc" or not image.size:
         raise ValueError(f"`{key}` (={size_text(array)} {array.dtype}) must be one array of numbers with two axes")
     with np.errstate(over="ignore"):
@@ -162,10 +162,3 @@ def key_list(keys: Iterable[str]) -> str:
 def size_text(array: Any) -> str:
     """Write the shape of an array for a message: `64 x 64`."""
     return " x ".join(str(length) for length in array.shape) or "a scalar"
-
-
-def _without_leading_ones(array: NDArray[Any], ndim: int) -> NDArray[Any]:
-    """Drop leading axes of length one until `ndim` axes are left."""
-    while array.ndim > ndim and array.shape[0] == 1:
-        array = array[0]
-    return array
