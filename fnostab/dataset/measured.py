@@ -36,7 +36,7 @@ def measured_writer(config: DataConfig) -> Writer:
     scan = import_configured(config)
     members = _splits(config, scan.positions_px)
     check_groups(config.gridsize, {split: np.zeros(len(index), np.int64) for split, index in members.items()})
-    if not scan.counts.any(axis=(1, 2))[members["train"]].any():
+    if not np.asarray(scan.counts.any(axis=(1, 2)))[members["train"]].any():
         raise ValueError(f"`data.path` (={config.path}) must hold counts in its training patterns")
     return _writer(scan, members, config.N)
 
