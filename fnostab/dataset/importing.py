@@ -15,9 +15,10 @@ from fnostab.config import METRES, ReadingConfig
 from fnostab.dataset.checks import Light, scan_warnings
 from fnostab.dataset.detector import BadPixels, Window, light_centre
 from fnostab.dataset.orientations import ORIENTATIONS
+from fnostab.formats.mask import read_mask
 from fnostab.formats.npz import read_modes
 from fnostab.formats.raw import RawScan, Setup
-from fnostab.formats.registry import open_scan, read_mask
+from fnostab.formats.registry import open_scan
 from fnostab.formats.scan import (
     MIN_POSITIONS,
     Quantity,
@@ -238,7 +239,8 @@ def _modes(
             notes.append(f"the probe was resampled from {P} x {P} to {N} x {N} pixels, with the same field of view")
         if bin > 1:
             modes = np.asarray(optics.crop_patterns(modes, P // bin))
-        modes = np.stack([optics.resample_probe(mode, N) for mode in modes])
+        if modes.shape[-1] != N:
+            modes = np.stack([optics.resample_probe(mode, N) for mode in modes])
     return _brightest(modes, reading, notes)
 
 

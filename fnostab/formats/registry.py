@@ -2,13 +2,10 @@
 
 import functools
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Final
 
 from fnostab.config import ReadingConfig
 from fnostab.formats import cxi, matlab, named, own, ptychodus, ptychopinn, ptypy, tike
@@ -17,8 +14,7 @@ from fnostab.formats.npz import NpzFile
 from fnostab.formats.paths import array_paths
 from fnostab.formats.product import product_of
 from fnostab.formats.raw import Format, RawScan, ScanFile, in_file
-from fnostab.formats.scan import key_list, size_text
-from fnostab.io.files import DAMAGE, open_binary
+from fnostab.formats.scan import key_list
 from fnostab.io.untrusted import shown
 
 #: The formats that come with the package; the first one that a file looks like counts.
@@ -76,35 +72,6 @@ def scan_files(path: str | Path, reading: ReadingConfig) -> tuple[Path, ...]:
     named_in = array_paths(reading.paths).file if reading.paths else None
     others = (named_in, product_of(Path(path), reading))
     return (Path(path), *(other for other in others if other is not None))
-
-
-def read_mask(path: str | Path) -> NDArray[np.bool_]:
-    """Read a detector's mask (H, W), True where a pixel counts, from the key `mask` or `good_pixels` of an NPZ file, or
-    turned round from its `bad_pixels`; from an NPY file, whose array is a mask. Raises ValueError, in one line.
-    """
-    path = Path(path)
-    try:
-        with open_binary(path) as stream:
-            is_npy = stream.read(6) == b"\x93NUMPY"
-        if is_npy:
-            array, bad = np.load(path, allow_pickle=False), False
-            return _as_mask(array, bad, f"`data.mask` (={path})")
-    except OSError as error:
-        raise ValueError(f"`data.mask` (={path}) must be a readable file: {error.strerror}") from None
-    except (*DAMAGE, MemoryError):
-        raise ValueError(f"`data.mask` (={path}) must be a whole NPY or NPZ file") from None
-    with closing(open_container(path, "data.mask")) as file:
-        key = next((key for key in ("mask", "good_pixels", "bad_pixels") if key in file.keys), None)
-        if key is None:
-            raise file.fault(f"must hold `mask` or `bad_pixels`; it holds {key_list(file.keys)}")
-        return _as_mask(file.read(key), key == "bad_pixels", f"`data.mask` (={path})")
-
-
-def _as_mask(array: NDArray[Any], bad: bool, name: str) -> NDArray[np.bool_]:
-    mask = np.squeeze(array)
-    if mask.ndim != 2 or mask.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must be a mask of two axes, (H, W), not {size_text(array)} {array.dtype}")
-    return np.asarray((mask != 0) != bad)
 
 
 def _format_of(file: ScanFile, reading: ReadingConfig) -> Format:
