@@ -11,7 +11,7 @@ from scipy.sparse.linalg import ArpackError
 
 from fnostab import metrics
 from fnostab.dataset import Dataset, Split
-from fnostab.optics import far_field_amplitude
+from fnostab.optics import Beam, Illumination
 from fnostab.scan import LEAST_SHARED, Reassembly, reassemble, stitched_r_factor
 
 #: Objects are about 1; squares of numbers beyond this, and their sums, overflow in single precision.
@@ -74,19 +74,17 @@ def can_be_stitched(patches: NDArray[np.complex64] | torch.Tensor) -> bool:
     return bool(torch.as_tensor(patches).abs().max() < _LARGEST)
 
 
-def evaluate(
-    patches: NDArray[np.complex64], dataset: Dataset, probe: NDArray[np.complex64], probe_learnt: bool
-) -> Evaluation:
-    """Evaluate the predicted `patches` (n, N, N) of all test patterns, with the `probe` (N, N) as it was learnt.
+def evaluate(patches: NDArray[np.complex64], dataset: Dataset, probe: Illumination, probe_learnt: bool) -> Evaluation:
+    """Evaluate the predicted `patches` (n, N, N) of all test patterns, with the beam, or `probe`, as it was learnt.
 
     Metrics that compare an object with the truth, or with a scan's reference, are means over the test objects.
     """
-    test = dataset.test
+    test, beam = dataset.test, Beam.of(probe)
     amplitudes = np.sqrt(test.counts) / dataset.scale
     groups = [np.flatnonzero(test.object_index == index) for index in np.unique(test.object_index)]
-    found = [reconstruct(patches[group], test.part(group), dataset, probe, probe_learnt) for group in groups]
+    found = [reconstruct(patches[group], test.part(group), dataset, beam, probe_learnt) for group in groups]
     shares = [float(amplitudes[group].sum(dtype=np.float64)) for group in groups]
-    predicted = far_field_amplitude(torch.from_numpy(patches), torch.from_numpy(probe)).numpy()
+    predicted = beam.amplitude(torch.from_numpy(patches)).numpy()
     results = {
         "r_factor": float(np.average([one.r_factor for one in found], weights=shares)),
         "r_factor_patch": metrics.r_factor(predicted, amplitudes),
@@ -96,25 +94,26 @@ def evaluate(
     for key in metrics.SCALARS if comparisons else ():
         results[key] = float(np.mean([comparison[key] for comparison in comparisons]))
     if dataset.test_objects is not None:
-        ours, twin = metrics.orientation(patches, test.patches_of(dataset.test_objects), probe)
+        ours, twin = metrics.orientation(patches, test.patches_of(dataset.test_objects), beam.probe.numpy())
         results |= {"object_correlation": ours, "twin_correlation": twin}
     else:
         # The knowledge of nothing on the whole scan: what `r_factor` is to be compared with.
-        nothing = _knowing_nothing(probe, amplitudes, amplitudes, probe_learnt=False)
+        nothing = _knowing_nothing(beam, amplitudes, amplitudes, probe_learnt=False)
         results["r_factor_constant"], results["r_factor_mean_pattern"] = nothing
     return Evaluation(found, results)
 
 
 def reconstruct(
-    patches: NDArray[np.complex64], split: Split, dataset: Dataset, probe: NDArray[np.complex64], probe_learnt: bool
+    patches: NDArray[np.complex64], split: Split, dataset: Dataset, probe: Illumination, probe_learnt: bool
 ) -> Reconstruction:
     """Put the predicted `patches` (n, N, N) of one object together and compare it with what it should be, if known.
 
     `split` holds their patterns. Where the probe is learnt, and against the reference object that came with a scan, a
     phase ramp and a common shift are free; else only the global phase and the scale are.
     """
-    stitched = reassemble(patches, split.positions_px, probe)
-    r_factor = stitched_r_factor(stitched, split.positions_px, probe, np.sqrt(split.counts) / dataset.scale)
+    beam = Beam.of(probe)
+    stitched = reassemble(patches, split.positions_px, beam.probe)
+    r_factor = stitched_r_factor(stitched, split.positions_px, beam, np.sqrt(split.counts) / dataset.scale)
     lit = stitched.light > metrics.LIT_SHARE * stitched.light.max()
     whole = dataset.reference
     if dataset.test_objects is not None:
@@ -186,13 +185,14 @@ class Stitched(NamedTuple):
     shared_light: float = math.nan
 
 
-def stitch_patches(patches: torch.Tensor, split: Split, scale: float, probe: torch.Tensor) -> Stitched:
+def stitch_patches(patches: torch.Tensor, split: Split, scale: float, probe: Illumination) -> Stitched:
     """Stitch the predicted `patches` (n, N, N) of each object in `split`, on their device, as `evaluate` does.
 
     R-factors of several objects are weighted by their light, the other numbers are means. NaN if the numbers are too
     large or too wild to be stitched.
     """
-    if not (can_be_stitched(patches) and can_be_stitched(probe)):
+    beam = Beam.of(probe)
+    if not all(map(can_be_stitched, (patches, *beam.modes))):
         return Stitched()
     found, shares = [], []
     for index in np.unique(split.object_index):
@@ -200,10 +200,10 @@ def stitch_patches(patches: torch.Tensor, split: Split, scale: float, probe: tor
         part = split.part(group)
         amplitudes = np.sqrt(part.counts) / scale
         try:
-            stitched = reassemble(patches[torch.from_numpy(group).to(patches.device)], part.positions_px, probe)
+            stitched = reassemble(patches[torch.from_numpy(group).to(patches.device)], part.positions_px, beam.probe)
         except ArpackError:  # the phases of patches that have next to nothing in common
             return Stitched()
-        r = stitched_r_factor(stitched, part.positions_px, probe.cpu(), amplitudes)
+        r = stitched_r_factor(stitched, part.positions_px, beam, amplitudes)
         found.append((r, stitched.consistency, stitched.shared_light))
         shares.append(float(amplitudes.sum(dtype=np.float64)))
     r, *agreement = np.array(found).T
@@ -224,12 +224,12 @@ def baselines(dataset: Dataset, probe_learnt: bool) -> dict[str, float]:
         floor = metrics.photon_noise_r_factor(dataset.train.counts.mean(axis=0, dtype=np.float64), fitted=True)
     else:
         truth = torch.from_numpy(dataset.val.patches_of(dataset.val_objects))
-        floor = metrics.r_factor(far_field_amplitude(truth, torch.from_numpy(dataset.probe)).numpy(), amplitudes)
-    constant, mean_pattern = _knowing_nothing(dataset.probe, amplitudes, training, probe_learnt)
+        floor = metrics.r_factor(dataset.beam.amplitude(truth).numpy(), amplitudes)
+    constant, mean_pattern = _knowing_nothing(dataset.beam, amplitudes, training, probe_learnt)
     stitched = constant, mean_pattern
     if dataset.measured:
         whole = np.sqrt(dataset.test.counts) / dataset.scale
-        stitched = _knowing_nothing(dataset.probe, whole, whole, probe_learnt)
+        stitched = _knowing_nothing(dataset.beam, whole, whole, probe_learnt)
     return {
         "val_loss_constant": constant,
         "val_loss_mean_pattern": mean_pattern,
@@ -240,18 +240,12 @@ def baselines(dataset: Dataset, probe_learnt: bool) -> dict[str, float]:
 
 
 def _knowing_nothing(
-    probe: NDArray[np.complex64], amplitudes: NDArray[np.floating], training: NDArray[np.floating], probe_learnt: bool
+    beam: Beam, amplitudes: NDArray[np.floating], training: NDArray[np.floating], probe_learnt: bool
 ) -> tuple[float, float]:
     """R-factors against `amplitudes` of the best constant object, and of the mean of `training` everywhere."""
-    constant = metrics.constant_object_r_factor(_empty_beam(probe), amplitudes)
+    constant = metrics.constant_object_r_factor(beam.alone().numpy(), amplitudes)
     mean_pattern = metrics.mean_pattern_r_factor(amplitudes, training)
     return min(constant, mean_pattern) if probe_learnt else constant, mean_pattern
-
-
-def _empty_beam(probe: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Far-field amplitude (N, N) of the probe alone."""
-    field = torch.from_numpy(np.array(probe))
-    return np.asarray(far_field_amplitude(torch.ones_like(field), field).numpy())
 
 
 def in_mean_phase(obj: NDArray[np.complex64], lit: NDArray[np.bool_]) -> NDArray[np.complex64]:

@@ -4,12 +4,13 @@ One convention everywhere: the exit wave is probe times object patch, the far fi
 are stored with zero frequency at the array centre, index N // 2.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Complex64, Float, Float32, Float64, Inexact, Shaped
+from jaxtyping import Bool, Complex, Complex64, Float, Float32, Float64, Inexact, Shaped
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erf
 
@@ -29,6 +30,65 @@ def far_field_amplitude(
     """
     field: torch.Tensor = torch.fft.fftshift(torch.fft.fft2(probe * patches, norm="ortho"), dim=(-2, -1))
     return field.abs()
+
+
+@dataclass(frozen=True, eq=False)
+class Beam:
+    """What lights the object and what sees it: the modes of the probe, and the good pixels of the detector.
+
+    `modes` are complex (N, N), the strongest first as a rule, or (n, N, N) if they are shifted for each of n patches;
+    `mask` is bool (N, N), zero frequency at N // 2, False at pixels that count nowhere, or None if all count. Modelled
+    amplitudes are 0 there, as measured ones are: so nothing that compares the two needs to know of the mask.
+    """
+
+    modes: tuple[Inexact[torch.Tensor, "*n N N"], ...]
+    mask: Bool[torch.Tensor, "N N"] | None = None
+
+    @classmethod
+    def of(cls, probe: "Illumination", mask: Bool[NDArray[np.bool_], "N N"] | None = None) -> "Beam":
+        """Make a beam of a probe (N, N), or of its modes (k, N, N); a `Beam` is taken as it is."""
+        if isinstance(probe, Beam):
+            return probe
+        modes = probe if isinstance(probe, torch.Tensor) else torch.from_numpy(np.array(probe))
+        return cls(
+            tuple(modes) if modes.ndim == 3 else (modes,), None if mask is None else torch.from_numpy(np.array(mask))
+        )
+
+    @property
+    def probe(self) -> Inexact[torch.Tensor, "..."]:
+        """The first mode; patches are stitched with it as their weight."""
+        return self.modes[0]
+
+    def amplitude(self, patches: Inexact[torch.Tensor, "... N N"]) -> Float[torch.Tensor, "... N N"]:
+        """Propagate patches to the detector and return the amplitude there: sqrt(sum_k |FFT2(P_k O)|^2).
+
+        The intensities of modes add up (Thibault and Menzel 2013, Nature 494, 68); that of one is
+        `far_field_amplitude`. Masked pixels are 0. Differentiable in patches and modes, also where there is no light.
+        """
+        each = [far_field_amplitude(patches, mode) for mode in self.modes]
+        total: torch.Tensor = each[0] if len(each) == 1 else torch.linalg.vector_norm(torch.stack(each), dim=0)
+        return total if self.mask is None else total.masked_fill(~self.mask, 0)
+
+    def alone(self) -> Float[torch.Tensor, "N N"]:
+        """The amplitude (N, N) at the detector without an object."""
+        return self.amplitude(torch.ones_like(self.probe))
+
+    def detached(self, device: torch.device | str = "cpu") -> "Beam":
+        """Return this beam on `device`, without gradients."""
+        modes = tuple(mode.detach().to(device) for mode in self.modes)
+        return Beam(modes, None if self.mask is None else self.mask.to(device))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """What files hold: `probe` (N, N), `modes` (k, N, N) if there are several, and `mask`, if there is one."""
+        beam = self.detached()
+        found = {"probe": beam.probe.numpy()}
+        if len(beam.modes) > 1:
+            found["modes"] = torch.stack(beam.modes).numpy()
+        return found if beam.mask is None else found | {"mask": beam.mask.numpy()}
+
+
+#: A `Beam`; or a probe, complex (N, N), or its modes, (k, N, N), before a detector without bad pixels.
+Illumination = Beam | Inexact[NDArray[Any], "*k _ _"] | Inexact[torch.Tensor, "*k _ _"]
 
 
 def fourier_shift(
@@ -144,9 +204,16 @@ def photon_scale(amplitudes: ArrayLike | torch.Tensor, nphotons: float) -> float
     return float(np.sqrt(nphotons / mean))
 
 
-def measured_scale(counts: Float32[NDArray[np.float32], "n N N"], probe: Probe) -> float:
-    """Find the scale at which an object of ones gives as many counts as measured patterns (n, N, N) hold on average."""
-    return photon_scale(np.abs(probe), float(counts.sum(dtype=np.float64)) / len(counts))
+def measured_scale(counts: Float32[NDArray[np.float32], "n N N"], probe: Illumination) -> float:
+    """Find the scale at which an object of ones gives as many counts as measured patterns (n, N, N) hold on average.
+
+    Counts at masked pixels are 0, and only the light that the good ones would see is compared with them.
+    """
+    beam, mean = Beam.of(probe), float(counts.sum(dtype=np.float64)) / len(counts)
+    if beam.mask is not None:
+        return photon_scale(beam.alone(), mean)
+    # By Parseval the exit waves hold the pattern's energy; `photon_scale` takes the mean over the modes.
+    return photon_scale(np.abs(torch.stack(beam.modes).numpy()), mean / len(beam.modes))
 
 
 def poisson_counts(

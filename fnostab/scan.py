@@ -6,7 +6,7 @@ the corner of a window on the canvas, and a remainder by which exit wave and pro
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 
-from fnostab.optics import far_field_amplitude, fourier_shift
+from fnostab.optics import Beam, Illumination, fourier_shift
 
 Waves = Complex[torch.Tensor, "n N N"]
 Probes = Complex[torch.Tensor, "... N N"]
@@ -247,19 +247,20 @@ def _consistency(
 def stitched_r_factor(
     reassembly: Reassembly,
     positions_px: ArrayLike,
-    probe: ArrayLike | torch.Tensor,
+    probe: Illumination,
     amplitudes: Shaped[NDArray[Any], "n N N"],
     batch_size: int = 256,
 ) -> float:
     """Compare the patterns of the ONE reassembled object with the measured amplitudes.
 
-    `amplitudes` are centred and may be memory-mapped; `positions_px` (n, 2) lie on the reassembly's canvas; `probe` is
-    complex (N, N), in the amplitudes' scale. Returns R = sum |A_model - A| / sum A. Raises ValueError if a position
-    leaves the canvas.
+    `amplitudes` are centred, 0 at masked pixels, and may be memory-mapped; `positions_px` (n, 2) lie on the
+    reassembly's canvas; `probe` is a `Beam` or complex (N, N), in the amplitudes' scale. Returns R = sum |A_model - A|
+    / sum A. Raises ValueError if a position leaves the canvas.
     """
     canvas = torch.from_numpy(reassembly.object)
-    light_field = torch.as_tensor(probe).to(canvas)
-    N = light_field.shape[-1]
+    beam = Beam.of(probe).detached()
+    modes = [mode.to(canvas) for mode in beam.modes]
+    N = modes[0].shape[-1]
     corners, remainders = split_positions(positions_px)
     corners = corners - np.array(reassembly.origin_px)
     if (corners < 0).any() or (corners + N > np.array(canvas.shape)).any():
@@ -269,7 +270,8 @@ def stitched_r_factor(
         batch = slice(start, start + batch_size)
         measured = torch.from_numpy(np.array(amplitudes[batch], dtype=np.float32))
         windows = read_windows(canvas, torch.from_numpy(corners[batch]), N)
-        model = far_field_amplitude(windows, shifted(light_field, remainders[batch]))
+        at_positions = replace(beam, modes=tuple(shifted(mode, remainders[batch]) for mode in modes))
+        model = at_positions.amplitude(windows)
         difference += float((model - measured).abs().sum(dtype=torch.float64))
         total += float(measured.sum(dtype=torch.float64))
     return difference / total

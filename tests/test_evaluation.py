@@ -147,7 +147,7 @@ def test_photon_noise_is_estimated_for_a_scan_from_its_mean_pattern(tmp_path):
 
 def test_with_a_learnt_probe_a_constant_object_is_no_worse_than_one_pattern_everywhere(tmp_path):
     scan, _ = _scan(tmp_path)
-    poor = replace(scan, probe=np.roll(scan.probe, 5, axis=0) ** 2)
+    poor = replace(scan, modes=np.roll(scan.modes, 5, axis=1) ** 2)
     known, learnt = baselines(poor, False), baselines(poor, True)
     assert known["val_loss_constant"] > learnt["val_loss_constant"] == known["val_loss_mean_pattern"]
 
@@ -162,7 +162,7 @@ def test_the_stitched_object_is_measured_by_knowing_nothing_of_the_same_patterns
         known = baselines(scan, learnt)
         assert known["r_stitched_mean_pattern"] == whole["r_factor_mean_pattern"] != known["val_loss_mean_pattern"]
     assert baselines(scan, False)["r_stitched_constant"] == whole["r_factor_constant"]
-    poor = replace(scan, probe=np.roll(scan.probe, 5, axis=0) ** 2)
+    poor = replace(scan, modes=np.roll(scan.modes, 5, axis=1) ** 2)
     assert baselines(poor, True)["r_stitched_constant"] == known["r_stitched_mean_pattern"]
 
 

@@ -80,7 +80,7 @@ def test_the_loss_is_that_of_all_four_patches_of_every_group(overlap_weight, mon
         measured = counts.sqrt() / dataset.scale
         norm = np.sqrt(dataset.train.counts).sum(dtype=float) / len(dataset.train.counts) / dataset.scale
         alone = (far_field_amplitude(predicted, module.probe) - measured).abs().sum() / len(counts) / norm
-        object_of_batch = stitched_amplitude(predicted, module.probe, batch.positions_px, batch.extent_px)
+        object_of_batch = stitched_amplitude(predicted, module.beam, batch.positions_px, batch.extent_px)
         together = (object_of_batch - measured).abs().sum() / len(counts) / norm
         expected = (1 - overlap_weight) * alone + overlap_weight * together
         assert float(module.training_step(batch, 0).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)

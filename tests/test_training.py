@@ -467,12 +467,12 @@ def test_stitching_true_patches_predicts_their_patterns_whatever_their_phases():
     probe = torch.from_numpy(np.array(dataset.probe))
     phases = torch.exp(1j * torch.linspace(0, 1, 8))[:, None, None]
     extent = tuple(np.ptp(positions.numpy(), axis=0).astype(int).tolist())
-    stitched = stitched_amplitude(phases * patches, probe, positions, extent)
+    stitched = stitched_amplitude(phases * patches, dataset.beam, positions, extent)
     expected = far_field_amplitude(patches, probe)
     assert (stitched - expected).abs().sum() < 0.02 * expected.sum()
     disagreeing = patches * (1 + 0.5 * torch.randn(8, 32, 32, generator=torch.Generator().manual_seed(1)))
     own = far_field_amplitude(disagreeing, probe)
-    assert (stitched_amplitude(disagreeing, probe, positions, extent) - own).abs().sum() > 0.1 * own.sum()
+    assert (stitched_amplitude(disagreeing, dataset.beam, positions, extent) - own).abs().sum() > 0.1 * own.sum()
 
 
 def test_the_shipped_model_gives_what_training_computed(tmp_path):

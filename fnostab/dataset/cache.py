@@ -1,7 +1,8 @@
 """The cache of datasets: each is built once from its `DataConfig`, and memory-mapped when it is read.
 
 An entry is a directory of `.npy` files and a `meta.json`, named by the SHA-256 of the resolved config and of the files
-that it names; it appears whole or not at all. Its content hash is a pure function of the names, types, shapes and bytes
+that it names; it appears whole or not at all. Only scans have `mask.npy` and `further_modes.npy`, and only those with
+bad pixels or several modes of the probe. Its content hash is a pure function of the names, types, shapes and bytes
 of its arrays and of its two scalars.
 """
 
@@ -97,6 +98,8 @@ def _build(entry: Path, config: DataConfig, write: Writer, progress: OnPatterns)
         written = write(partial, progress)
         arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in partial.glob("*.npy")}
         mean_counts = float(arrays["train_counts"].mean(dtype=np.float64))
+        if "mask" in arrays:
+            mean_counts /= float(arrays["mask"].mean())
         content = _content(arrays, {"scale": written.scale, "input_scale": 1 / math.sqrt(mean_counts)})
         meta = {
             "sha256": _json_sha256(content),
@@ -127,9 +130,10 @@ def _load(entry: Path, config: DataConfig) -> Dataset | None:
         arrays = {name: array if name.endswith("_counts") else np.array(array) for name, array in arrays.items()}
         parts = [field.name for field in fields(Split)]
         found: dict[str, Any] = {split: Split(*(arrays[f"{split}_{part}"] for part in parts)) for split in SPLITS}
-        found |= {name: arrays.get(name) for name in ("val_objects", "test_objects", "reference")}
+        found |= {name: arrays.get(name) for name in ("val_objects", "test_objects", "reference", "mask")}
         found |= {name: tuple(map(str, meta.get(name, ()))) for name in ("notes", "warnings")}
-        return Dataset(config, entry.name, meta["sha256"], arrays["probe"], **meta["scalars"], **found)
+        modes = np.concatenate([arrays["probe"][None], *(arrays[name] for name in arrays if name == "further_modes")])
+        return Dataset(config, entry.name, meta["sha256"], modes, **meta["scalars"], **found)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -1,4 +1,4 @@
-"""A dataset as a run sees it: three splits of patterns, the probe, and the truth where it is known."""
+"""A dataset as a run sees it: three splits of patterns, probe and mask, and the truth where it is known."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fnostab.config import DataConfig
 from fnostab.dataset.groups import Groups, check_groups, group_patterns
+from fnostab.optics import Beam
 from fnostab.scan import extract_patches
 
 SPLITS: Final = ("train", "val", "test")
@@ -48,9 +49,11 @@ class Split:
 class Dataset:
     """A dataset as a run sees it.
 
-    The forward model is A = sqrt(counts) / `scale` ~ |FFT2(probe * patch)|, orthonormal, with |patch| about 1; the
-    network's input is sqrt(counts) * `input_scale`, whose mean square over the training patterns is 1. `probe` is
-    complex64 (N, N); `val_objects` and `test_objects` are the truth, complex64 (k, H, W), or None for a measured scan.
+    The forward model is A = sqrt(counts) / `scale` ~ `beam.amplitude(patch)`, with |patch| about 1; the network's input
+    is sqrt(counts) * `input_scale`, whose mean square over the good pixels of the training patterns is 1. `modes`,
+    complex64 (k, N, N), are the probe's, which add up incoherently; `mask`, bool (N, N), is True at the good pixels of
+    the detector, and counts are 0 at the others, or None where all are good. `val_objects` and `test_objects` are the
+    truth, complex64 (k, H, W), or None for a measured scan.
     `reference` is the object that came with a measured scan, complex64 (H, W) in the frame of the test positions (to
     half a pixel) and 0 where it does not reach, or None. `notes` and `warnings` of a measured scan are for people, as
     `Scan` has them. `config_sha256` names the cache entry, `sha256` is the hash of the content.
@@ -59,7 +62,7 @@ class Dataset:
     config: DataConfig
     config_sha256: str
     sha256: str
-    probe: NDArray[np.complex64]
+    modes: NDArray[np.complex64]
     scale: float
     input_scale: float
     train: Split
@@ -68,8 +71,19 @@ class Dataset:
     val_objects: NDArray[np.complex64] | None
     test_objects: NDArray[np.complex64] | None
     reference: NDArray[np.complex64] | None
+    mask: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def probe(self) -> NDArray[np.complex64]:
+        """The first mode of the probe, complex64 (N, N)."""
+        return np.asarray(self.modes[0])
+
+    @property
+    def beam(self) -> Beam:
+        """Modes and mask, as tensors on the CPU."""
+        return Beam.of(self.modes, self.mask)
 
     @property
     def measured(self) -> bool:
@@ -82,8 +96,8 @@ class Dataset:
 
     @property
     def probe_sha256(self) -> str:
-        """Hash of the probe's bytes."""
-        return array_sha256(self.probe)
+        """Hash of the bytes of all modes of the probe."""
+        return array_sha256(self.modes)
 
 
 def array_sha256(array: NDArray[Any]) -> str:

@@ -48,10 +48,14 @@ def _writer(scan: Scan, members: dict[str, NDArray[np.int64]], N: int) -> Writer
 
     def write(directory: Path, progress: OnPatterns) -> Written:
         scan = held.pop()
-        probe = np.asarray(scan.probe)
+        modes, mask = np.asarray(scan.modes), scan.mask
         first = scan.positions_px.min(axis=0)
         positions = scan.positions_px - first
-        np.save(directory / "probe.npy", probe)
+        np.save(directory / "probe.npy", modes[0])
+        if len(modes) > 1:
+            np.save(directory / "further_modes.npy", modes[1:])
+        if mask is not None:
+            np.save(directory / "mask.npy", mask)
         if scan.object is not None:
             shape = np.ceil(positions.max(axis=0)).astype(int) + N
             np.save(directory / "reference.npy", _window(scan.object, np.rint(first).astype(int), shape))
@@ -63,7 +67,7 @@ def _writer(scan: Scan, members: dict[str, NDArray[np.int64]], N: int) -> Writer
                 progress(done + written, total)
             done += len(index)
         warnings = (*scan.warnings, *_repeated(positions, members))
-        return Written(optics.measured_scale(scan.counts, probe), scan.notes, warnings)
+        return Written(optics.measured_scale(scan.counts, optics.Beam.of(modes, mask)), scan.notes, warnings)
 
     return write
 

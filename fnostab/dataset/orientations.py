@@ -11,6 +11,7 @@ from fnostab.config import Orientation
 from fnostab.dataset.dataset import Dataset
 from fnostab.dataset.neighbours import central
 from fnostab.difference_map import difference_map
+from fnostab.optics import Beam
 from fnostab.scan import reassemble
 
 _Positions = NDArray[np.float64]
@@ -49,20 +50,22 @@ def combined(first: Orientation, second: Orientation) -> Orientation:
 def orientation_r_factors(
     amplitudes: NDArray[np.float32],
     positions_px: _Positions,
-    probe: NDArray[np.complex64],
+    beam: Beam,
 ) -> dict[Orientation, float]:
     """R-factors of a conventional reconstruction of the middle of a scan, by orientation of its positions.
 
-    `amplitudes` (n, N, N) are in the scale of `probe` (N, N), `positions_px` (n, 2). Empty where the patterns share too
+    `amplitudes` (n, N, N) are in the scale of `beam`, `positions_px` (n, 2). Empty where the patterns share too
     little light to tell. It takes seconds.
     """
-    N = len(probe)
+    N = amplitudes.shape[-1]
     smaller = min(N, _LARGEST_N)
     members = central(np.arange(len(amplitudes)), positions_px, _PATTERNS)
     measured = np.ascontiguousarray(optics.crop_patterns(amplitudes[members], smaller))
-    beam = probe if smaller == N else optics.crop_probe(probe, smaller)
+    if smaller < N:
+        mask = None if beam.mask is None else optics.crop_patterns(beam.mask.numpy(), smaller)
+        beam = Beam.of(np.stack([optics.crop_probe(mode.numpy(), smaller) for mode in beam.modes]), mask)
     positions = positions_px[members] * (smaller / N)
-    if reassemble(np.ones_like(measured), positions, beam, n_sync=0).shared_light < _LEAST_SHARED:
+    if reassemble(np.ones_like(measured), positions, beam.probe, n_sync=0).shared_light < _LEAST_SHARED:
         return {}
     return {name: difference_map(measured, turned(positions), beam).r_factor for name, turned in ORIENTATIONS.items()}
 
@@ -80,5 +83,5 @@ def r_by_orientation(dataset: Dataset) -> dict[str, float]:
     test = dataset.test
     members = central(np.arange(len(test.counts)), test.positions_px, _PATTERNS)
     amplitudes = np.asarray(np.sqrt(test.counts[members]) / dataset.scale, np.float32)
-    found = orientation_r_factors(amplitudes, test.positions_px[members], dataset.probe)
+    found = orientation_r_factors(amplitudes, test.positions_px[members], dataset.beam)
     return {str(name): r for name, r in found.items()}

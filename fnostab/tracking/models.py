@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import mlflow
 import mlflow.pytorch
@@ -31,6 +31,8 @@ from fnostab.tracking.store import open_store
 _SIGNATURE: Final = "float32 counts (-1, N, N) to float32 (-1, N, N, 2)"
 #: The gridsize of a network, by the axes of its input: groups have one more.
 _GRIDSIZES: Final = {3: 1, 4: 2}
+#: What `probe.npz` beside a network may hold, besides `probe`.
+_BESIDE: Final = ("modes", "start_probe", "mask", "mean_counts", "scale")
 _NO_PICKLES: Final = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 
@@ -39,9 +41,11 @@ class ShippedModel:
     """A network as `log_model` ships it, on the CPU, and what it was trained with.
 
     `uri` is what was asked for, `source` the same with an alias replaced by its version and a folder by its full path,
-    `run_id` the run that trained it. `probe` complex64 (N, N) is the probe as that run left it, `mean_counts` the
-    counts of its mean training pattern, `scale` that of A = sqrt(counts) / scale ~ |FFT2(probe * patch)|; None where
-    the model does not bring it. With a `gridsize` of 2 it takes groups of four neighbouring patterns.
+    `run_id` the run that trained it. `modes` complex64 (k, N, N) are the probe's as that run left them, `start_probe`
+    complex64 (N, N) the one that it learnt them from; `mask` bool (N, N) is True at the pixels that it counted,
+    `mean_counts` are the counts of its mean training pattern, `scale` that of A = sqrt(counts) / scale ~ |FFT2(probe *
+    patch)|; None where the model does not bring it. With a `gridsize` of 2 it takes groups of four neighbouring
+    patterns.
     """
 
     uri: str
@@ -49,10 +53,17 @@ class ShippedModel:
     run_id: str | None
     N: int
     gridsize: int
-    probe: NDArray[np.complex64] | None
-    mean_counts: float | None
-    scale: float | None
     network: torch.nn.Module
+    modes: NDArray[np.complex64] | None = None
+    start_probe: NDArray[np.complex64] | None = None
+    mask: NDArray[np.bool_] | None = None
+    mean_counts: float | None = None
+    scale: float | None = None
+
+    @property
+    def probe(self) -> NDArray[np.complex64] | None:
+        """The first mode of the probe, complex64 (N, N), or None."""
+        return None if self.modes is None else self.modes[0]
 
     @torch.inference_mode()
     def predict(self, counts: NDArray[np.float32]) -> NDArray[np.complex64]:
@@ -90,9 +101,8 @@ def load_model(uri: str) -> ShippedModel:
             with _refused(uri, "a model whose files can be read"):
                 folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=fetched))
         network = _load_network(folder, uri)
-        probe, scalars = _read_beside(folder / "extra_files" / "probe.npz", uri, N)
-    mean_counts, scale = scalars.get("mean_counts"), scalars.get("scale")
-    return ShippedModel(uri, source, description.run_id, N, gridsize, probe, mean_counts, scale, network)
+        beside = _read_beside(folder / "extra_files" / "probe.npz", uri, N)
+    return ShippedModel(uri, source, description.run_id, N, gridsize, network, **beside)
 
 
 def log_to_projects_run(files: Sequence[Path], metrics: Mapping[str, float], tags: Mapping[str, str]) -> str | None:
@@ -183,24 +193,28 @@ def _pickles_refused() -> Iterator[None]:
             os.environ[_NO_PICKLES] = before
 
 
-def _read_beside(path: Path, uri: str, N: int) -> tuple[NDArray[np.complex64] | None, dict[str, float]]:
-    """The probe and the numbers in the NPZ file beside the network; none if it is not there."""
+def _read_beside(path: Path, uri: str, N: int) -> dict[str, Any]:
+    """What the NPZ file beside the network holds, under the names of `ShippedModel`; nothing if it is not there."""
     if not path.exists():
-        return None, {}
+        return {}
     try:
-        probe = read_probe(path, "model")
+        found: dict[str, Any] = {"modes": read_probe(path, "model")[None]}
         with contextlib.closing(NpzFile(path, "model")) as file:
-            found = {key: file.read(key) for key in file.keys if key in ("mean_counts", "scale")}
+            found |= {key: file.read(key) for key in file.keys if key in _BESIDE}
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if probe.shape != (N, N):
-        raise _fault(uri, f"a model whose probe is {N} x {N} as its patterns, not {probe.shape}")
-    scalars: dict[str, float] = {}
-    for key, array in found.items():
-        scalars[key] = float(array.real.ravel()[0]) if array.size == 1 else math.nan
-        if not 0 < scalars[key] < math.inf:
+    for key in found.keys() & {"mean_counts", "scale"}:
+        array = found[key]
+        found[key] = float(array.real.ravel()[0]) if array.size == 1 else math.nan
+        if not 0 < found[key] < math.inf:
             raise _fault(uri, f"a model whose {key} is one positive number, not {array}")
-    return probe, scalars
+    for key in found.keys() & {"modes", "start_probe", "mask"}:
+        shape = found[key].shape
+        if shape[-2:] != (N, N) or len(shape) != 2 + (key == "modes") or not np.isfinite(found[key]).all():
+            name = "probe" if key == "modes" else key
+            raise _fault(uri, f"a model whose {name} is finite and {N} x {N} as its patterns, not {shape}")
+        found[key] = found[key].astype(bool if key == "mask" else np.complex64)
+    return found
 
 
 def _fault(uri: str, rule: str) -> ConfigError:

@@ -16,7 +16,7 @@ from fnostab.dataset.groups import Groups
 from fnostab.gradients import layer_norms
 from fnostab.models import build_generator
 from fnostab.models.layers import block_statistics, fingerprints, first_bad_layer, norm_statistics
-from fnostab.optics import far_field_amplitude
+from fnostab.optics import Beam
 from fnostab.training.batches import Batch
 from fnostab.training.collectives import all_gather, all_gather_complex
 from fnostab.training.optimizers import make_optimizer, update_moments, warmup_cosine
@@ -35,7 +35,7 @@ _POISSON_FLOOR = 1e-3
 
 
 class PtychoModule(lightning.LightningModule):
-    """A generator, the probe, and the loss between predicted and measured far-field amplitudes.
+    """A generator, the probe's modes, and the loss between predicted and measured far-field amplitudes.
 
     The loss is the R-factor's numerator over one dataset constant (`mae`), or half the Poisson deviance of the counts
     over the mean counts a pattern (`poisson`); with `loss_scale=batch` over those of each batch, which gives batches of
@@ -50,20 +50,25 @@ class PtychoModule(lightning.LightningModule):
 
     lit: torch.Tensor
     watched: torch.Tensor
+    mask: torch.Tensor | None
 
     def __init__(self, config: ArmConfig, dataset: Dataset) -> None:
         super().__init__()
         self.config = config
         self.generator = build_generator(config.model, config.data.N, config.data.group_size)
-        probe = torch.view_as_real(torch.from_numpy(np.array(dataset.probe)))
+        learnt = config.train.learn_probe
+        # The first mode has a name of its own: checkpoints of runs with one hold no more.
+        first, *further = (nn.Parameter(torch.view_as_real(mode).clone(), learnt) for mode in dataset.beam.modes)
         alone = config.train.devices * config.train.nodes == 1
         groups = config.train.batch_size // config.data.group_size
         self._replay = Replay(self.generator, groups, enabled=config.train.cuda_graph and alone)
-        self.probe_parameter = nn.Parameter(probe, requires_grad=config.train.learn_probe)
+        self.probe_parameter, self.further_modes = first, nn.ParameterList(further)
+        self.register_buffer("mask", dataset.beam.mask, persistent=False)
         self.scale = dataset.scale
         self.input_scale = dataset.input_scale
         counts = dataset.train.counts
         self.mean_amplitude_sum = float(np.sqrt(counts).sum(dtype=np.float64)) / len(counts) / dataset.scale
+        self._good_pixels = counts[0].size if dataset.mask is None else int(dataset.mask.sum())
         self.mean_counts = float(counts.sum(dtype=np.float64)) / len(counts)
         # The blocks are observed on the same few patterns before the first step and after each epoch.
         members = dataset.val.groups(config.data.gridsize).in_order[:_WATCHED_PATTERNS]
@@ -81,13 +86,22 @@ class PtychoModule(lightning.LightningModule):
         self._bad = torch.zeros((), dtype=torch.bool)
 
     @property
+    def beam(self) -> Beam:
+        """The current modes of the probe, and the good pixels."""
+        return Beam(tuple(torch.view_as_complex(mode) for mode in self._modes), self.mask)
+
+    @property
+    def _modes(self) -> list[nn.Parameter]:
+        return [self.probe_parameter, *self.further_modes]
+
+    @property
     def probe(self) -> torch.Tensor:
-        """The current probe, complex (N, N)."""
-        return torch.view_as_complex(self.probe_parameter)
+        """The first mode of the current probe, complex (N, N)."""
+        return self.beam.probe
 
     @property
     def probe_array(self) -> NDArray[np.complex64]:
-        """The current probe, on the host."""
+        """The first mode of the current probe, on the host."""
         return np.asarray(self.probe.detach().cpu().numpy())
 
     def forward(self, sqrt_counts: torch.Tensor) -> torch.Tensor:
@@ -110,7 +124,7 @@ class PtychoModule(lightning.LightningModule):
         overlap = self.config.train.overlap_weight
         loss = torch.zeros((), device=self.device)
         if overlap < 1:
-            loss = loss + (1 - overlap) * self._data_loss(far_field_amplitude(patches, self.probe), batch)
+            loss = loss + (1 - overlap) * self._data_loss(self.beam.amplitude(patches), batch)
         if overlap > 0:
             loss = loss + overlap * self._data_loss(self._stitched_amplitude(patches, batch), batch)
         return loss
@@ -125,12 +139,12 @@ class PtychoModule(lightning.LightningModule):
     def _stitched_amplitude(self, patches: torch.Tensor, batch: Batch) -> torch.Tensor:
         """This rank's part of `stitched_amplitude` of the patches of all ranks."""
         if batch.world_size == 1:
-            return stitched_amplitude(patches, self.probe, batch.positions_px, batch.extent_px)
+            return stitched_amplitude(patches, self.beam, batch.positions_px, batch.extent_px)
         # Each rank's loss depends on the patches of all ranks, so `all_gather` sums a patch's gradients over them. Each
         # rank's loss counts `world_size` times, and DDP averages.
         waves = all_gather_complex(patches, batch.global_size, batch.group_size)
         positions_px = all_gather(batch.positions_px, batch.global_size, batch.group_size)
-        return batch.share(stitched_amplitude(waves, self.probe, positions_px, batch.extent_px))
+        return batch.share(stitched_amplitude(waves, self.beam, positions_px, batch.extent_px))
 
     def _data_loss(self, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Distance of predicted amplitudes (B, N, N) from the batch's, over what a pattern holds on average."""
@@ -141,7 +155,7 @@ class PtychoModule(lightning.LightningModule):
         share = batch.world_size / batch.global_size
         if self.config.train.loss == "mae":
             return (predicted - batch.sqrt_counts / self.scale).abs().sum() * (share / amplitude_sum)
-        floor = _POISSON_FLOOR * self.mean_counts / predicted[0].numel()
+        floor = _POISSON_FLOOR * self.mean_counts / self._good_pixels
         rate = (self.scale * predicted).square() + floor
         counts = batch.sqrt_counts.square() + floor
         return (rate - counts + counts * (counts / rate).log()).sum() * (share / counts_sum)
@@ -172,8 +186,9 @@ class PtychoModule(lightning.LightningModule):
         self.layer_norms = layer_norms(self.generator) if self.trainer.global_step % every == 0 else {}
         stats: ClipStats = clip_gradients_(self.generator, clip.algo, clip.val, clip.granularity)
         norm = stats.norm_preclip
-        if self.probe_parameter.grad is not None:  # not clipped, but must be finite too
-            norm = norm + 0 * self.probe_parameter.grad.sum()
+        for mode in self._modes:
+            if mode.grad is not None:  # not clipped, but must be finite too
+                norm = norm + 0 * mode.grad.sum()
         loss = self._loss
         if self.trainer.world_size > 1:
             loss = self.trainer.strategy.reduce(loss.clone(), reduce_op="mean")
@@ -224,9 +239,9 @@ class PtychoModule(lightning.LightningModule):
         """The optimizer over network and, if learnt, probe; with the schedule stepped at every optimizer step."""
         optim, train = self.config.optim, self.config.train
         groups: list[dict[str, Any]] = [{"params": list(self.generator.parameters()), "lr": optim.lr}]
-        if train.learn_probe:
-            largest = float(self.probe.detach().abs().max())
-            groups.append({"params": [self.probe_parameter], "lr": train.probe_lr * largest, "weight_decay": 0.0})
+        for mode in self._modes if train.learn_probe else ():
+            largest = float(torch.view_as_complex(mode.detach()).abs().max())
+            groups.append({"params": [mode], "lr": train.probe_lr * largest, "weight_decay": 0.0})
         optimizer = make_optimizer(optim, groups)
         if optim.schedule == "constant":
             return optimizer

@@ -1,6 +1,7 @@
 """The one object that the overlapping patches of a batch, or of a whole scan, make together while a run trains."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from fnostab import metrics
 from fnostab.dataset import Split
-from fnostab.optics import far_field_amplitude, fourier_shift
+from fnostab.optics import Beam, fourier_shift
 from fnostab.scan import read_windows, stitch
 
 #: Iterations that settle the phases of a batch; they start from the phases that the network gives, nearly agreeing.
@@ -18,32 +19,33 @@ _DARK = 1e-3
 
 
 def stitched_amplitude(
-    patches: torch.Tensor, probe: torch.Tensor, positions_px: torch.Tensor, extent_px: tuple[int, int]
+    patches: torch.Tensor, beam: Beam, positions_px: torch.Tensor, extent_px: tuple[int, int]
 ) -> torch.Tensor:
     """Far-field amplitudes (B, N, N) of the one object that overlapping `patches` (B, N, N) make together.
 
     The patches' free global phases are settled first, by a few iterations that pass no gradient; then the least-squares
-    object of `scan.stitch` is read back at each of the `positions_px` (B, 2), whose rounded rows and columns span
-    `extent_px`.
+    object of `scan.stitch`, weighted by the first mode of `beam`, is read back at each of the `positions_px` (B, 2),
+    whose rounded rows and columns span `extent_px`.
     """
     size = patches.shape[-1]
     corners = positions_px.round()
     remainder = positions_px - corners
     corners = (corners - corners.amin(0)).long()
     height, width = extent_px[0] + size, extent_px[1] + size
-    probes = fourier_shift(probe.expand_as(patches), remainder)
-    waves = fourier_shift(probe * patches, remainder)
+    modes = tuple(fourier_shift(mode.expand_as(patches), remainder) for mode in beam.modes)
+    probes = modes[0]
+    waves = fourier_shift(beam.probe * patches, remainder)
     phase = patches.new_ones(len(patches))
     for iteration in range(_PHASE_ITERATIONS + 1):
         last = iteration == _PHASE_ITERATIONS
         with torch.set_grad_enabled(last and torch.is_grad_enabled()):
             numerator, light = stitch(waves * phase[:, None, None], probes, corners, (height, width))
             canvas = numerator / (light + _DARK * light.amax().detach())
-            windows = probes * read_windows(canvas, corners, size)
+            views = read_windows(canvas, corners, size)
             if not last:
-                inner = (waves.conj() * windows).sum((1, 2))
+                inner = (waves.conj() * (probes * views)).sum((1, 2))
                 phase = inner / inner.abs().clamp_min(1e-12)
-    return far_field_amplitude(windows, windows.new_ones(()))
+    return replace(beam, modes=modes).amplitude(views)
 
 
 def stitched_amplitude_ssim(

@@ -9,7 +9,6 @@ from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset
 from fnostab.dataset.groups import Groups
 from fnostab.evaluation import Stitched, stitch_patches
-from fnostab.optics import far_field_amplitude
 from fnostab.training.batches import Batch, share
 from fnostab.training.collectives import all_gather_complex
 from fnostab.training.stitching import stitched_amplitude_ssim
@@ -47,7 +46,7 @@ class Validation:
         if batch.counted is not None:
             patches, batch = patches[batch.counted], batch.take(batch.counted)
         measured = batch.sqrt_counts / module.scale
-        numerator = (far_field_amplitude(patches, module.probe) - measured).abs().sum()
+        numerator = (module.beam.amplitude(patches) - measured).abs().sum()
         deviation, distance = object_std(patches, module.lit).sum(), measured.new_zeros(())
         if self._truth is not None:
             truth = self._truth.patches(batch.positions_px, batch.object_index)
@@ -78,8 +77,7 @@ class Validation:
             found["val_amp_ssim"] = stitched_amplitude_ssim(patches.abs(), module.probe, self._split, self._objects)
         if self._stitches_after(module.trainer):
             patches = self._scan(module) if patches is None else patches
-            probe = module.probe.detach().to(patches.device)
-            stitched = stitch_patches(patches, self._stitched, module.scale, probe)
+            stitched = stitch_patches(patches, self._stitched, module.scale, module.beam.detached(patches.device))
         agreement = {"patch_consistency": stitched.consistency, "shared_light": stitched.shared_light}
         return found | {"r_stitched": stitched.r} | agreement
 

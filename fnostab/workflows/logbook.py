@@ -14,6 +14,7 @@ from fnostab.evaluation import Evaluation, Reconstruction, can_be_stitched, reco
 from fnostab.health import VERDICT_VERSION, History, Stability, Verdict
 from fnostab.health.history import plain
 from fnostab.io.endings import Interrupted
+from fnostab.optics import Beam
 from fnostab.report.axes import to_rgb
 from fnostab.report.run import frc_figure, reconstruction_figure, training_figure
 from fnostab.study.names import tracked
@@ -93,21 +94,20 @@ class Logbook:
         patches = module.reconstruct(part)
         if not can_be_stitched(patches):
             return None
-        return reconstruct(patches, part, self._dataset, module.probe_array, self._config.train.learn_probe)
+        return reconstruct(patches, part, self._dataset, module.beam.detached(), self._config.train.learn_probe)
 
-    def log_reconstructions(self, evaluation: Evaluation, probe: NDArray[np.complex64]) -> None:
+    def log_reconstructions(self, evaluation: Evaluation, beam: Beam) -> None:
         """Write the test objects, with pictures of them."""
         if not self.keeps_all:
             return
         for index, one in enumerate(evaluation.reconstructions):
             title = f"{self._title}: test object {index}, R = {one.r_factor:.4f}"
             key = "reconstruction" if index == 0 else None
-            self._log_picture(f"recon/object_{index}.png", key, reconstruction_figure, one, probe, title)
+            self._log_picture(f"recon/object_{index}.png", key, reconstruction_figure, one, beam.probe.numpy(), title)
             path = self._folder / f"object_{index}.npz"
             stitched = one.stitched
-            np.savez_compressed(
-                path, object=stitched.object, light=stitched.light, origin_px=stitched.origin_px, probe=probe
-            )
+            arrays: dict[str, Any] = {"object": stitched.object, "light": stitched.light, **beam.to_arrays()}
+            np.savez_compressed(path, origin_px=stitched.origin_px, **arrays)
             self._tracker.log_artifact(path, "recon")
         if evaluation.compared:
             self._log_picture("figures/frc.png", "frc", frc_figure, evaluation.reconstructions, self._title)
@@ -118,9 +118,16 @@ class Logbook:
             return
         probe_path = self._folder / "probe.npz"
         # What a reconstruction of another scan needs to know of the training; see `tracking.models`.
-        np.savez(probe_path, probe=module.probe_array, mean_counts=module.mean_counts, scale=module.scale)
+        beside: dict[str, Any] = module.beam.to_arrays()
+        if self._config.train.learn_probe:
+            beside["start_probe"] = self._dataset.probe
+        np.savez(probe_path, mean_counts=module.mean_counts, scale=module.scale, **beside)
+        if "modes" in beside:
+            self._report(
+                f"the model exports the first of {len(beside['modes'])} modes as its probe, and all as its modes"
+            )
         data, test = self._config.data, self._dataset.test
-        shipped = CountsToObject(module.generator, module.input_scale, data.group_size).cpu().eval()
+        shipped = CountsToObject(module.generator, module.input_scale, data.group_size, module.mask).cpu().eval()
         example = np.array(test.counts[:_EXAMPLE_PATTERNS])
         if data.gridsize > 1:
             members = test.groups(data.gridsize).members

@@ -25,7 +25,7 @@ from fnostab.evaluation import (
 from fnostab.formats.result import Result, needs_pixel_size, resolve_layout, write_result
 from fnostab.formats.scan import Quantity, Scan
 from fnostab.io.files import atomic_write
-from fnostab.optics import measured_scale
+from fnostab.optics import Beam, measured_scale
 from fnostab.report.axes import try_to_draw
 from fnostab.report.run import reconstruction_figure
 from fnostab.scan import Reassembly, reassemble, stitched_r_factor
@@ -79,19 +79,21 @@ def reconstruct_scan(
     """Reconstruct the scan in `data` with the model at `model_uri` and write `out`, and a PNG beside it.
 
     The patterns are cropped to the model's N as for training, and for a model of gridsize 2 put into groups of four
-    neighbours, always the same. The model's probe is what its patches fit, so it is the
-    one that they are stitched with; the scan's own, or that of the NPZ file `probe`, only where the model brings none.
-    `print_line` takes lines for people: a warning for a scan whose probe or counts are not what the model was trained
-    with, where overlap consistency means nothing, and why there is no PNG where the object could not be drawn.
+    neighbours, always the same. The model's probe, with all its modes, is what its patches fit, so it is the one that
+    they are stitched with; the scan's own, or that of the NPZ file `probe`, only where the model brings none. A pixel
+    counts if it is good in the masks of both.
+
+    `print_line` takes lines for people: a warning for a scan whose probe, mask or counts are not what the model was
+    trained with, where overlap consistency means nothing, and why there is no PNG where the object could not be drawn.
     Amplitudes are in the model's units; a model without `scale` counts as one that was trained on this scan. Under
     `mlflow run` the files and the numbers go to its run.
 
     `out` is CXI if it ends in .cxi, .h5 or .hdf5, a product of ptychodus (.npz, .h5, .hdf5) with `layout` ptychodus;
     both need the object's pixel in metres. Else it is NPZ with `object` complex64 (H, W), its `light` float32 (H, W),
     `origin_px` (2,) in the frame of `positions_px` (n, 2), which start at 0; `pixel_size_m`, NaN if it is unknown;
-    `probe` complex64 (N, N); `r_factor`, `consistency`, `frc_halves_one_seventh`, `frc_halves_half_bit` and the URI
-    `model`. Either file appears whole or not at all. Raises `ConfigError`, in one line and before anything is written,
-    for bad input.
+    `probe` complex64 (N, N), the first of `modes` (k, N, N) if there are several; `r_factor`, `consistency`,
+    `frc_halves_one_seventh`, `frc_halves_half_bit` and the URI `model`. Either file appears whole or not at all.
+    Raises `ConfigError`, in one line and before anything is written, for bad input.
     """
     out, data = Path(out), Path(data)
     layout = _check_arguments(out, data, quantity, batch_size, layout)
@@ -103,7 +105,7 @@ def reconstruct_scan(
             f"`object_pixel_m` (=null) must be given for a file of the layout {layout}, which is in metres, since "
             f"{data} does not tell it; or energy_keV, distance_m and detector_pixel_m"
         )
-    used = model.probe if model.probe is not None else np.asarray(scan.probe)
+    beam = _beam(scan, model)
     _compare(scan, model, print_line)
     print_line(f"reconstructing {len(scan.counts)} patterns of {model.N} x {model.N} with {model.source}")
     positions = scan.positions_px - scan.positions_px.min(axis=0)
@@ -111,10 +113,12 @@ def reconstruct_scan(
     patches = _predict(model, scan.counts, groups, batch_size, on_patterns)
     if not can_be_stitched(patches):
         raise ConfigError(f"`model` (={model_uri}) must predict finite patches of this scan, and does not")
+    used = beam.probe.numpy()
     stitched = reassemble(patches, positions, used)
-    scale = model.scale or measured_scale(scan.counts, used)
-    amplitudes = np.sqrt(scan.counts) / scale
-    r_factor = stitched_r_factor(stitched, positions, used, amplitudes)
+    counts = scan.counts if beam.mask is None else np.where(beam.mask.numpy(), scan.counts, np.float32(0))
+    scale = model.scale or measured_scale(counts, beam)
+    amplitudes = np.sqrt(counts) / scale
+    r_factor = stitched_r_factor(stitched, positions, beam, amplitudes)
     halves = half_scan_frc(patches, positions, used, groups.group_of)
     numbers = {
         "r_factor": r_factor,
@@ -131,9 +135,9 @@ def reconstruct_scan(
         stitched.origin_px,
         positions,
         scan.positions_px.min(axis=0),
-        used[np.newaxis],
+        np.stack([mode.numpy() for mode in beam.modes]),
         scale=scale,
-        mean_counts=float(scan.counts.sum(dtype=np.float64)) / len(scan.counts),
+        mean_counts=float(counts.sum(dtype=np.float64)) / len(counts),
         pixel_size_m=scan.pixel_size_m,
         energy_eV=scan.energy_eV,
         distance_m=scan.distance_m,
@@ -232,6 +236,13 @@ def _import(
     return scan
 
 
+def _beam(scan: Scan, model: ShippedModel) -> Beam:
+    """The model's modes, or else the scan's, and the pixels that are good for both."""
+    modes = np.asarray(scan.modes) if model.modes is None else model.modes
+    masks = [mask for mask in (scan.mask, model.mask) if mask is not None]
+    return Beam.of(modes, np.logical_and.reduce(masks) if masks else None)
+
+
 def _compare(scan: Scan, model: ShippedModel, print_line: PrintLine) -> None:
     """Warn if the scan's probe or its counts are not those that the model was trained with."""
     if model.probe is None:
@@ -239,12 +250,20 @@ def _compare(scan: Scan, model: ShippedModel, print_line: PrintLine) -> None:
             "warning: the model brings no probe: the scan's is used, and the R-factor means little if it is another"
         )
     else:
-        difference = probe_difference(np.asarray(scan.probe), model.probe)
+        # A probe that was learnt differs from the one that its own scan brings.
+        known = [model.probe, *([] if model.start_probe is None else [model.start_probe])]
+        difference = min(probe_difference(np.asarray(scan.probe), probe) for probe in known)
         if difference >= _PROBE_TOLERANCE:
             print_line(
                 f"warning: the scan's probe differs from the model's by {100 * difference:.1f} % (after the best "
                 "complex factor); the model's is used. Where it was not learnt from such a probe, train the model anew"
             )
+    good = [np.ones((model.N, model.N), bool) if mask is None else mask for mask in (scan.mask, model.mask)]
+    if differing := int((good[0] != good[1]).sum()):
+        print_line(
+            f"warning: the masks of the scan and of the model differ in {differing} pixels: only those count that are "
+            "good in both. Where they are many, train the model anew"
+        )
     if model.scale is None:
         print_line(
             "warning: the model does not say its scale: the R-factor holds if it was trained on this measured scan"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fnostab import optics
 from fnostab.config import ConfigError, DataConfig
@@ -15,7 +14,6 @@ from fnostab.dataset.orientations import orientation_r_factors
 from fnostab.formats.own import write_scan
 from fnostab.formats.raw import Format
 from fnostab.formats.registry import formats
-from fnostab.formats.scan import Scan
 from fnostab.health.config import DEFAULTS
 from fnostab.workflows import PrintLine
 
@@ -71,7 +69,10 @@ def find_orientation(config: DataConfig, print_line: PrintLine) -> DataConfig:
         scan = import_configured(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    found = orientation_r_factors(_amplitudes(scan), scan.positions_px, np.asarray(scan.probe))
+    beam = optics.Beam.of(np.asarray(scan.modes), scan.mask)
+    scale = optics.measured_scale(scan.counts, beam)
+    amplitudes = np.asarray(np.sqrt(scan.counts) / scale, np.float32)
+    found = orientation_r_factors(amplitudes, scan.positions_px, beam)
     if not found:
         raise ConfigError("`data.orient` (=auto) must be given: the patterns share too little light to tell")
     ranked = sorted(found, key=lambda name: found[name])
@@ -85,8 +86,3 @@ def find_orientation(config: DataConfig, print_line: PrintLine) -> DataConfig:
         )
     print_line(f"orientation: {best}; train with data.orient={best}")
     return config.model_copy(update={"orient": best})
-
-
-def _amplitudes(scan: Scan) -> NDArray[np.float32]:
-    scale = optics.measured_scale(scan.counts, np.asarray(scan.probe))
-    return np.asarray(np.sqrt(scan.counts) / np.float32(scale))

@@ -240,13 +240,14 @@ class _Training:
         patches = module.reconstruct(self.dataset.test)
         if not can_be_stitched(patches):
             return None
-        found = evaluate(patches, self.dataset, module.probe_array, self.config.train.learn_probe)
+        beam = module.beam.detached()
+        found = evaluate(patches, self.dataset, beam, self.config.train.learn_probe)
         for name in ("object_correlation", "twin_correlation"):
             setattr(self.logbook.history, name, found.metrics.get(name, math.nan))
         for one in found.reconstructions:
             if warning := consistency_warning(one.stitched):
                 self.report(warning)
-        self.logbook.log_reconstructions(found, module.probe_array)
+        self.logbook.log_reconstructions(found, beam)
         return found
 
 
