@@ -112,7 +112,7 @@ def reconstruct(
     phase ramp and a common shift are free; else only the global phase and the scale are.
     """
     beam = Beam.of(probe)
-    stitched = reassemble(patches, split.positions_px, beam.probe)
+    stitched = reassemble(patches, split.positions_px, beam.weight)
     r_factor = stitched_r_factor(stitched, split.positions_px, beam, np.sqrt(split.counts) / dataset.scale)
     lit = stitched.light > metrics.LIT_SHARE * stitched.light.max()
     whole = dataset.reference
@@ -200,7 +200,7 @@ def stitch_patches(patches: torch.Tensor, split: Split, scale: float, probe: Ill
         part = split.part(group)
         amplitudes = np.sqrt(part.counts) / scale
         try:
-            stitched = reassemble(patches[torch.from_numpy(group).to(patches.device)], part.positions_px, beam.probe)
+            stitched = reassemble(patches[torch.from_numpy(group).to(patches.device)], part.positions_px, beam.weight)
         except ArpackError:  # the phases of patches that have next to nothing in common
             return Stitched()
         r = stitched_r_factor(stitched, part.positions_px, beam, amplitudes)

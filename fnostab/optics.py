@@ -56,8 +56,20 @@ class Beam:
 
     @property
     def probe(self) -> Inexact[torch.Tensor, "..."]:
-        """The first mode; patches are stitched with it as their weight."""
+        """The first mode."""
         return self.modes[0]
+
+    @property
+    def weight(self) -> Inexact[torch.Tensor, "..."]:
+        """The probe that patches are stitched with, complex (N, N): of several modes sqrt(sum_k |P_k|^2).
+
+        The least-squares object of the exit waves P_k O_j of all modes k and patches j, sum conj(P_k) P_k O_j over sum
+        |P_k|^2, is that of this one.
+        """
+        if len(self.modes) == 1:
+            return self.modes[0]
+        total: torch.Tensor = torch.linalg.vector_norm(torch.stack(self.modes), dim=0)
+        return total.to(self.probe.dtype)
 
     def amplitude(self, patches: Inexact[torch.Tensor, "... N N"]) -> Float[torch.Tensor, "... N N"]:
         """Propagate patches to the detector and return the amplitude there: sqrt(sum_k |FFT2(P_k O)|^2).

@@ -65,7 +65,7 @@ def orientation_r_factors(
         mask = None if beam.mask is None else optics.crop_patterns(beam.mask.numpy(), smaller)
         beam = Beam.of(np.stack([optics.crop_probe(mode.numpy(), smaller) for mode in beam.modes]), mask)
     positions = positions_px[members] * (smaller / N)
-    if reassemble(np.ones_like(measured), positions, beam.probe, n_sync=0).shared_light < _LEAST_SHARED:
+    if reassemble(np.ones_like(measured), positions, beam.weight, n_sync=0).shared_light < _LEAST_SHARED:
         return {}
     return {name: difference_map(measured, turned(positions), beam).r_factor for name, turned in ORIENTATIONS.items()}
 

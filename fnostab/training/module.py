@@ -74,7 +74,7 @@ class PtychoModule(lightning.LightningModule):
         members = dataset.val.groups(config.data.gridsize).in_order[:_WATCHED_PATTERNS]
         watched = torch.from_numpy(np.sqrt(dataset.val.counts[members]))
         self.register_buffer("watched", watched, persistent=False)
-        self.register_buffer("lit", torch.from_numpy(metrics.lit_region(dataset.probe)), persistent=False)
+        self.register_buffer("lit", torch.from_numpy(metrics.lit_region(dataset.beam.weight.numpy())), persistent=False)
         self.truth_std = _truth_std(dataset)
         self._validation = Validation(config, dataset)
         self._truth = None

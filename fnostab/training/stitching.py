@@ -24,7 +24,7 @@ def stitched_amplitude(
     """Far-field amplitudes (B, N, N) of the one object that overlapping `patches` (B, N, N) make together.
 
     The patches' free global phases are settled first, by a few iterations that pass no gradient; then the least-squares
-    object of `scan.stitch`, weighted by the first mode of `beam`, is read back at each of the `positions_px` (B, 2),
+    object of `scan.stitch`, weighted by the light of all modes, is read back at each of the `positions_px` (B, 2),
     whose rounded rows and columns span `extent_px`.
     """
     size = patches.shape[-1]
@@ -32,9 +32,11 @@ def stitched_amplitude(
     remainder = positions_px - corners
     corners = (corners - corners.amin(0)).long()
     height, width = extent_px[0] + size, extent_px[1] + size
-    modes = tuple(fourier_shift(mode.expand_as(patches), remainder) for mode in beam.modes)
-    probes = modes[0]
-    waves = fourier_shift(beam.probe * patches, remainder)
+    probes = fourier_shift(beam.weight.expand_as(patches), remainder)
+    waves = fourier_shift(beam.weight * patches, remainder)
+    modes: tuple[torch.Tensor, ...] = (probes,)
+    if len(beam.modes) > 1:
+        modes = tuple(fourier_shift(mode.expand_as(patches), remainder) for mode in beam.modes)
     phase = patches.new_ones(len(patches))
     for iteration in range(_PHASE_ITERATIONS + 1):
         last = iteration == _PHASE_ITERATIONS

@@ -113,13 +113,13 @@ def reconstruct_scan(
     patches = _predict(model, scan.counts, groups, batch_size, on_patterns)
     if not can_be_stitched(patches):
         raise ConfigError(f"`model` (={model_uri}) must predict finite patches of this scan, and does not")
-    used = beam.probe.numpy()
-    stitched = reassemble(patches, positions, used)
+    used, weight = beam.probe.numpy(), beam.weight.numpy()
+    stitched = reassemble(patches, positions, weight)
     counts = scan.counts if beam.mask is None else np.where(beam.mask.numpy(), scan.counts, np.float32(0))
     scale = model.scale or measured_scale(counts, beam)
     amplitudes = np.sqrt(counts) / scale
     r_factor = stitched_r_factor(stitched, positions, beam, amplitudes)
-    halves = half_scan_frc(patches, positions, used, groups.group_of)
+    halves = half_scan_frc(patches, positions, weight, groups.group_of)
     numbers = {
         "r_factor": r_factor,
         "r_factor_mean_pattern": metrics.mean_pattern_r_factor(amplitudes, amplitudes),
