@@ -8,7 +8,7 @@ import pytest
 
 from fnostab import optics
 from fnostab.config import DataConfig, ReadingConfig
-from fnostab.dataset import import_scan, importing, load_or_build
+from fnostab.dataset import import_scan, load_or_build, patterns
 from fnostab.formats import frames
 from fnostab.scan import extract_patches, grid_positions
 
@@ -256,7 +256,7 @@ def test_positions_are_turned_and_the_object_is_left_out_then(imported):
 
 
 def test_patterns_that_fill_the_memory_are_refused_before_they_are_read(refused, monkeypatch):
-    monkeypatch.setattr(importing.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 300_000})())
+    monkeypatch.setattr(patterns.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 300_000})())
     refused(r"`data.N` \(=32\) must be smaller, .* 49 patterns take 0 MiB")
 
 

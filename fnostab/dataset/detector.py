@@ -87,23 +87,23 @@ class BadPixels:
         self._most_of_eight_bits = np.iinfo(frames.dtype).max if frames.dtype in (np.uint8, np.int8) else None
         self.full_at: int | None = None
 
-    def taken_out(self, start: int, chunk: NDArray[Any], window: Window) -> NDArray[Any]:
-        """Set bad pixels of frames (k, H, W), from number `start` on, to 0; raises ValueError if they are refused."""
+    def taken_out(self, numbers: NDArray[np.int64], chunk: NDArray[Any], window: Window) -> NDArray[Any]:
+        """Set the bad pixels of frames (k, H, W), of these `numbers`, to 0; raises ValueError if they are refused."""
         if not chunk.size:
             return chunk
         if self._most_of_eight_bits is not None and chunk.max() == self._most_of_eight_bits:
             self.full_at = self._most_of_eight_bits
         flags = np.zeros((), np.bool_)
         if self._floats and not np.isfinite(chunk).all():
-            flags = flags | self._checked(~np.isfinite(chunk), "finite", start, chunk, window)
+            flags = flags | self._checked(~np.isfinite(chunk), "finite", numbers, chunk, window)
         if chunk.dtype.kind in "if" and (chunk < 0).any():
             if self._rule == "clip":
                 chunk = np.where(chunk < 0, 0, chunk)
             else:
-                flags = flags | self._checked(chunk < 0, ">= 0", start, chunk, window)
+                flags = flags | self._checked(chunk < 0, ">= 0", numbers, chunk, window)
         if self._largest and np.nanmax(chunk) >= min(self._largest):
             full = np.isin(chunk, self._largest)
-            flags = flags | self._checked(full, "under its type's largest value, a gap's", start, chunk, window)
+            flags = flags | self._checked(full, "under its type's largest value, a gap's", numbers, chunk, window)
         if self._value is not None:
             flags = flags | (chunk == self._value)
         if not flags.any():
@@ -112,7 +112,7 @@ class BadPixels:
         return np.where(flags, np.zeros((), chunk.dtype), chunk)
 
     def _checked(
-        self, flags: NDArray[np.bool_], rule: str, start: int, chunk: NDArray[Any], window: Window
+        self, flags: NDArray[np.bool_], rule: str, numbers: NDArray[np.int64], chunk: NDArray[Any], window: Window
     ) -> NDArray[np.bool_]:
         if self._value is not None:
             flags = flags & (chunk != self._value)
@@ -126,7 +126,7 @@ class BadPixels:
         frame, row, column = (int(index) for index in first)
         ways = "mask leaves such pixels out" + (", clip takes negative counts as 0" if rule == ">= 0" else "")
         raise ValueError(
-            f"`{self._key}` (={chunk[first]} at pattern, row, column {start + frame}, {row}, {column}) must be {rule};"
+            f"`{self._key}` (={chunk[first]} at pattern, row, column {numbers[frame]}, {row}, {column}) must be {rule};"
             f" `data.bad_pixels` {ways}"
         )
 
