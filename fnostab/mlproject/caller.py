@@ -12,7 +12,10 @@ from fnostab.cli import main
 from fnostab.cli.common import say
 
 #: Options that name a file or folder to read, which may also be one of the project's.
-_INPUTS: Final = ("--data", "--data.path", "--data.probe", "--probe", "--arms", "--model", "--config")
+_INPUTS: Final = (
+    *("--data", "--data.path", "--data.probe", "--probe", "--arms", "--model", "--config"),
+    *("--data.positions", "--positions", "--data.mask", "--mask", "--data.paths", "--paths"),
+)
 
 
 def run_for_caller(command: str) -> int:
