@@ -151,7 +151,9 @@ class NpzFile:
         raise self.fault("must be an NPZ file (.npz or .npz.bz2)")
 
     def _checked_member(self, key: str) -> zipfile.ZipInfo:
-        """Refuse what NumPy never writes, before anything of it is unpacked."""
+        """Refuse what is not there, and what NumPy never writes, before anything of it is unpacked."""
+        if key not in self.keys:
+            raise self.fault(f"must hold `{key}`; it holds {key_list(self.keys)}")
         if self.keys.count(key) > 1:
             raise self.fault(f"must hold each array once, `{key}` is there {self.keys.count(key)} times")
         member = self._zip.getinfo(f"{key}.npy")

@@ -76,13 +76,17 @@ def scan_files(path: str | Path, reading: ReadingConfig) -> tuple[Path, ...]:
 
 def _format_of(file: ScanFile, reading: ReadingConfig) -> Format:
     known = {format.name: format for format in formats()}
+    container = "NPZ" if isinstance(file, NpzFile) else "HDF5"
     if reading.format != "auto":
         if reading.format not in known:
             raise ValueError(f"`data.format` (={shown(reading.format)}) must be auto or one of {', '.join(known)}")
+        if container not in known[reading.format].container:
+            raise file.fault(
+                f"must be {known[reading.format].container} to be read as {reading.format}, not {container}"
+            )
         return known[reading.format]
     if reading.paths:
         return named.FORMAT
-    container = "NPZ" if isinstance(file, NpzFile) else "HDF5"
     for format in known.values():
         if container in format.container and format.matches(file):
             return format
