@@ -23,6 +23,10 @@ from raw_scans import (
     given,
 )
 
+from benchmarks.siemens_cxi import SETUP, write_cxi
+from fnostab.dataset import import_scan
+
+STAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "siemens-star-small.npz.bz2"
 TRANSLATION = np.c_[CORNERS[:, ::-1], np.zeros(N_FRAMES)] * PIXEL_M
 DETECTOR, SOURCE = "entry_1/instrument_1/detector_1", "entry_1/instrument_1/source_1"
 ARRAYS = {
@@ -162,7 +166,10 @@ def test_what_is_not_used_is_said(path: Path) -> None:
 
 def test_broken_rules_are_named(path: Path) -> None:
     translation = "entry_1/sample_1/geometry_1/translation"
+    signalling = TRANSLATION.astype("f4")
+    signalling[3, 0] = np.array(0x7FA00000, "u4").view("f4")
     for change, rule in (
+        ({translation: signalling}, r"translation` \(=nan\) must be finite"),
         (
             {translation: None},
             r"must hold positions, as `/entry_1/data_1/translation`; if they are in ptychodus' product",
@@ -182,3 +189,13 @@ def test_data_unit_stands_above_the_units_of_the_file(path: Path) -> None:
     cxi(path, {**ARRAYS, translation: TRANSLATION * 1e6}, {translation: "mm"})
     assert given(path).raw.positions.max() == pytest.approx(TRANSLATION.max() * 1e3)
     assert given(path, unit="um").raw.positions.max() == pytest.approx(TRANSLATION.max() * 1e6)
+
+
+@pytest.mark.skipif(not STAR.is_file(), reason=f"the measured Siemens star is not in {STAR.parent}")
+def test_the_siemens_star_as_cxi_is_the_scan_of_its_npz_file(tmp_path: Path) -> None:
+    write_cxi(STAR, tmp_path / "star.cxi")
+    npz, cxi = import_scan(STAR, 64), import_scan(tmp_path / "star.cxi", 64)
+    np.testing.assert_array_equal(cxi.counts, npz.counts)
+    np.testing.assert_array_equal(cxi.modes, npz.modes)
+    assert np.abs(cxi.positions_px - npz.positions_px).max() < 1e-3
+    assert cxi.pixel_size_m == pytest.approx(SETUP.object_pixel_m(64))

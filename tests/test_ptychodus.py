@@ -212,6 +212,16 @@ def test_the_training_file_has_everything(tmp_path: Path) -> None:
     assert got.raw.object_pixel_m == PIXEL_M
 
 
+def test_an_export_for_ptychopinn_has_bad_pixels(tmp_path: Path) -> None:
+    middles = CORNERS + H / 2
+    arrays = {"diff3d": SQUARE, "xcoords": middles[:, 1], "ycoords": middles[:, 0], "bad_pixels": BAD}
+    np.savez(tmp_path / "pinn.npz", **arrays)
+    got = given(tmp_path / "pinn.npz")
+    assert got.format == "ptychopinn"
+    assert_scan(got, origin=True)
+    np.testing.assert_array_equal(got.raw.good, ~BAD)
+
+
 def test_broken_rules_are_named(tmp_path: Path) -> None:
     path = patterns(tmp_path / "patterns.npz")
     for changes, rule in (

@@ -21,6 +21,7 @@ from raw_scans import (
 )
 
 from fnostab.config import ReadingConfig
+from fnostab.dataset import import_scan
 from fnostab.formats.registry import open_scan
 
 
@@ -75,12 +76,18 @@ def test_zeros_that_stand_for_nothing_are_no_values(tmp_path: Path) -> None:
     assert (setup.energy_eV, setup.distance_m, setup.detector_pixel_m) == (None, DISTANCE_M, None)
 
 
-def test_a_centre_elsewhere_and_averaged_pixels_are_warned_of(tmp_path: Path) -> None:
-    got = given(ptyd(tmp_path / "scan.ptyd", meta={"center": [1.2, 3.0]}, info={"rebin": 2}))
-    assert got.raw.warnings == (
-        "zero frequency is at row 1, column 3 by `/meta/center`: give `data.center` 1,3",
-        "ptypy averaged 2 x 2 pixels: counts are 4 times too small",
-    )
+def test_a_centre_elsewhere_is_that_of_the_patterns(tmp_path: Path) -> None:
+    path = ptyd(tmp_path / "scan.ptyd", meta={"center": [2.2, 4.0]})
+    assert given(path).raw.notes == ("zero frequency is at row 2, column 4, as the file says",)
+    scan = import_scan(path, 4, probe_needed=False)
+    np.testing.assert_array_equal(scan.counts, SQUARE[:, 0:4, 2:6])
+    for nowhere in ([7.0, 2.0], [np.nan, 2.0], [2.9, 3.4]):
+        assert given(ptyd(path, meta={"center": nowhere})).raw.centre is None
+
+
+def test_averaged_pixels_are_warned_of(tmp_path: Path) -> None:
+    got = given(ptyd(tmp_path / "scan.ptyd", info={"rebin": 2}))
+    assert got.raw.warnings == ("ptypy averaged 2 x 2 pixels: counts are 4 times too small",)
 
 
 def test_broken_rules_are_named(tmp_path: Path) -> None:

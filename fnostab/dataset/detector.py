@@ -136,5 +136,7 @@ def light_centre(light: NDArray[np.float64], good: NDArray[np.bool_]) -> tuple[i
     bright = np.where(good, light, 0)
     bright = np.clip(bright - 0.01 * bright.max(), 0, None)
     total = bright.sum()
+    if not total:
+        return light.shape[0] // 2, light.shape[1] // 2
     rows, columns = (float((bright.sum(axis=1 - axis) * np.arange(bright.shape[axis])).sum()) for axis in (0, 1))
     return round(rows / total), round(columns / total)

@@ -32,7 +32,7 @@ def window_of(raw: RawScan, grid: Grid, reading: ReadingConfig) -> tuple[Window,
     frames, notes = raw.frames, []
     shape = frames.height, frames.width
     corner = raw.fft_ordered if reading.fft_order == "auto" else reading.fft_order == "corner"
-    centre = frames.height // 2, frames.width // 2
+    centre = raw.centre or (frames.height // 2, frames.width // 2)
     if reading.center == "auto":
         if corner:
             raise ValueError("`data.center` (=auto) must be left out for patterns in FFT order, whose centre is known")

@@ -23,6 +23,7 @@ def _read(file: ScanFile, reading: ReadingConfig) -> RawScan:
         quantity=None,
         probe=optional_image(file, "probeGuess"),
         object=optional_image(file, "objectGuess"),
+        good=file.read("bad_pixels") == 0 if "bad_pixels" in file.keys else None,
         scan_index=index.ravel().astype("i8") if index is not None and index.size == len(positions) else None,
         warnings=both if len(present) > 1 else (),
     )
@@ -33,7 +34,7 @@ FORMAT: Final = Format(
     title="PtychoPINN's, and what ptychodus exports for it",
     container="NPZ",
     holds="diffraction or diff3d (n, M, M), centred, amplitudes or counts; xcoords and ycoords (n,), window middles; "
-    "probeGuess, objectGuess, scan_index: optional",
+    "probeGuess, objectGuess, bad_pixels (M, M), scan_index: optional",
     source="github.com/hoidn/PtychoPINN, ptycho/raw_data.py",
     matches=lambda file: any(key in file.keys for key in _PATTERNS) and {"xcoords", "ycoords"} <= set(file.keys),
     read=_read,

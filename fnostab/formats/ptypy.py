@@ -51,6 +51,7 @@ def _read(file: ScanFile, reading: ReadingConfig) -> RawScan:
     # Numbers that are not known are zeros there, and `number` gives None.
     energy_keV = number(file, present(file, "/meta/energy"))
     rebin = number(file, present(file, "/info/rebin")) or 1
+    centre = _centre(file, height, width)
     averaged = f"ptypy averaged {rebin:g} x {rebin:g} pixels: counts are {rebin**2:g} times too small"
     return RawScan(
         frames=frames,
@@ -63,7 +64,9 @@ def _read(file: ScanFile, reading: ReadingConfig) -> RawScan:
             number(file, present(file, "/meta/distance")),
             number(file, present(file, "/meta/psize")),
         ),
-        warnings=(*_centre_warning(file, height, width), *((averaged,) if rebin > 1 else ())),
+        centre=centre,
+        notes=(f"zero frequency is at row {centre[0]}, column {centre[1]}, as the file says",) if centre else (),
+        warnings=(averaged,) if rebin > 1 else (),
     )
 
 
@@ -99,18 +102,18 @@ def _good(file: ScanFile, chunks: Sequence[str], parts: Sequence[Stored]) -> NDA
     return good
 
 
-def _centre_warning(file: ScanFile, height: int, width: int) -> tuple[str, ...]:
-    """What is wrong if zero frequency is not where it is looked for; ptypy stores one zero for what is not known."""
+def _centre(file: ScanFile, height: int, width: int) -> tuple[int, int] | None:
+    """The pixel of zero frequency if it is not the middle one; ptypy stores one zero for what is not known."""
     key = present(file, "/meta/center")
     try:
         centre = file.read(key).ravel() if key else np.zeros(0)
     except ValueError:  # a word, as "fftshift"
-        return ()
-    off = centre - [height // 2, width // 2] if centre.shape == (2,) else np.zeros(2)
-    if not (np.abs(off) > 0.5).any():
-        return ()
-    row, column = np.rint(centre)
-    return (f"zero frequency is at row {row:g}, column {column:g} by `{key}`: give `data.center` {row:g},{column:g}",)
+        return None
+    inside = centre.shape == (2,) and (centre >= 0).all() and (centre < [height, width]).all()
+    if not inside or (np.abs(centre - [height // 2, width // 2]) <= 0.5).all():
+        return None
+    row, column = np.rint(centre).astype(int).tolist()
+    return min(row, height - 1), min(column, width - 1)
 
 
 FORMAT: Final = Format(

@@ -48,7 +48,8 @@ class RawScan:
     detector pixel counts. `object_pixel_m` is the object's pixel at the file's pattern size, where the file tells it;
     else `setup` may. `object` has its first pixel at position (0, 0), or, with `object_middle`, its middle,
     (H / 2, W / 2), at that place among the windows' middles, in `unit`. `scan_index` int (n,) tells several scans of
-    one file apart. `photons_per_pattern` are the counts of the mean pattern, for patterns that are none.
+    one file apart. `photons_per_pattern` are the counts of the mean pattern, for patterns that are none. `centre` is
+    the (row, column) of zero frequency, where it is not the detector's middle.
     """
 
     frames: Frames
@@ -66,6 +67,7 @@ class RawScan:
     object_pixel_m: float | None = None
     scan_index: NDArray[np.int64] | None = None
     photons_per_pattern: float | None = None
+    centre: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -71,15 +71,17 @@ def checked_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]
     parts = list(arrays.values())
     if any(part.dtype.kind not in "iuf" for part in parts):
         raise ValueError(f"`{name}` (={parts[0].dtype}) must be real numbers")
+    with np.errstate(all="ignore"):  # NaN and infinity are refused below
+        parts = [part.astype(np.float64) for part in parts]
     if len(parts) == 2:
         rows, cols = (part.reshape(-1) for part in parts)
         if len(rows) != len(cols):
             raise ValueError(f"`{name}` (={sizes}) must be as many rows as columns")
-        positions = np.stack([rows, cols], axis=1).astype(np.float64)
+        positions = np.stack([rows, cols], axis=1)
     elif parts[0].ndim < 2 or parts[0].shape[-1] != 2:
         raise ValueError(f"`{name}` (={sizes}) must be row and column of n positions, (n, 2)")
     else:
-        positions = parts[0].reshape(-1, 2).astype(np.float64)
+        positions = parts[0].reshape(-1, 2)
     if len(positions) < MIN_POSITIONS:
         raise ValueError(
             f"`{name}` (={len(positions)} positions) must be at least {MIN_POSITIONS} positions; for single patterns,"
