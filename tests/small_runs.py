@@ -16,11 +16,15 @@ from fnostab.training.trainer import make_trainer
 
 
 def write_small_scan(path, **arrays):
-    """Write a simulated scan of 32 x 32 pixels and 49 positions to a file, as if measured; returns its dataset."""
+    """Write a simulated scan of 32 x 32 pixels and 49 positions to a file, as if measured; returns its dataset.
+
+    `arrays` stand in for those of the scan, or are written besides.
+    """
     keys = {"preset": "smoke", "data.object_size": 64, "data.stride_test_px": 5, "data.max_train_patches": 8}
     source = load_or_build(resolve_config(keys).data)
     counts, positions_px = source.test.counts, source.test.positions_px
-    write_scan(path, counts=counts, probe=source.probe * source.scale, positions_px=positions_px, **arrays)
+    given = {"counts": counts, "probe": source.probe * source.scale, "positions_px": positions_px}
+    write_scan(path, **given | arrays)
     return source
 
 

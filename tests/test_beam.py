@@ -10,7 +10,7 @@ import torch
 from small_runs import KillAfter, fit, new_module
 
 from fnostab.config import ConfigError, resolve_config
-from fnostab.dataset import import_scan, load_or_build, r_by_orientation
+from fnostab.dataset import describe, import_scan, load_or_build, r_by_orientation
 from fnostab.difference_map import difference_map
 from fnostab.evaluation import baselines, evaluate, stitch_patches
 from fnostab.formats.own import write_scan
@@ -107,6 +107,8 @@ def test_a_scan_with_modes_and_a_mask_is_a_dataset_with_them(source, write):
     np.testing.assert_allclose(dataset.modes, modes * np.float32(source.scale), rtol=1e-5)
     np.testing.assert_array_equal(dataset.probe, dataset.modes[0])
     np.testing.assert_array_equal(dataset.mask, mask)
+    told = describe(dataset)
+    assert (told["probe_modes"], told["masked_pixels"]) == (3, (~mask).sum())
     whole = load_or_build(_config(write("whole.npz")).data)
     assert whole.mask is None
     assert whole.modes.shape == (1, N, N)

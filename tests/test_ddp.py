@@ -120,9 +120,13 @@ def test_two_processes_train_like_one_with_the_same_batches(tmp_path, overrides)
     assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize("gridsize", [1, 2])
-def test_two_processes_stitch_a_scan_like_one(tmp_path, gridsize):
-    write_small_scan(tmp_path / "scan.npz")
+@pytest.mark.parametrize(("gridsize", "modes"), [(1, 1), (2, 1), (1, 2)])
+def test_two_processes_stitch_a_scan_like_one(tmp_path, gridsize, modes):
+    source = write_small_scan(tmp_path / "scan.npz")
+    if modes > 1:
+        probe = np.stack([source.probe, 0.5 * np.roll(source.probe, 3, axis=0)]) * source.scale
+        mask = np.random.default_rng(0).random((32, 32)) > 0.2
+        write_small_scan(tmp_path / "scan.npz", probe=probe, mask=mask)
     keys = _SHARED | {"preset": "scan", "data": str(tmp_path / "scan.npz"), "N": 32, "model.width": 4, "epochs": 2}
     keys |= {"data.gridsize": gridsize}
     alone, _ = _train(keys | {"optim.lr": 1e-4, "train.probe_lr": 1e-4}, tmp_path / "one", 1)

@@ -25,7 +25,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     objects = [dataset.train.positions_px[index == k] for k in np.unique(index)]
     places = [np.unique(positions, axis=0) for positions in objects]
     steps = [cKDTree(each).query(each, k=2)[0][:, 1] for each in places if len(each) > 1]
-    light = _light(objects[0], dataset.probe)
+    light = _light(objects[0], dataset.beam.weight.numpy())
     return {
         "source": dataset.config.path or f"simulated {dataset.config.objects}, phase {dataset.config.phase}",
         "sha256": dataset.sha256,
@@ -39,7 +39,9 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "scale": dataset.scale,
         "input_scale": dataset.input_scale,
         "probe_sha256": dataset.probe_sha256,
-        "probe_energy": float(energy(dataset.probe)),
+        "probe_energy": float(energy(dataset.modes).sum()),
+        "probe_modes": len(dataset.modes),
+        "masked_pixels": 0 if dataset.mask is None else int((~dataset.mask).sum()),
         "step_px": float(np.median(np.concatenate(steps))) if steps else math.nan,
         "lit_fraction": float((light > 0.01 * light.max()).mean()),
     }
