@@ -69,10 +69,11 @@ def corners_px(raw: RawScan, grid: Grid, reading: ReadingConfig) -> NDArray[np.f
             f"`data.unit` (={unit}) must be px where the object's pixel is not known: give `data.object_pixel_m`, or"
             " `data.energy_keV`, `data.distance_m` and `data.detector_pixel_m`"
         )
-    positions = raw.positions if unit == "px" else raw.positions * grid.pixels_a(unit)
-    if raw.reference == "middle":
-        positions = positions - grid.M / 2
-    positions = positions * grid.scale
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite has no extent, and is refused
+        positions = raw.positions if unit == "px" else raw.positions * grid.pixels_a(unit)
+        if raw.reference == "middle":
+            positions = positions - grid.M / 2
+        positions = positions * grid.scale
     if grid.bin > 1:  # the window is narrower by that factor, about the same middle
         positions = positions + grid.N * (grid.bin - 1) / 2
     turned = ORIENTATIONS[reading.orient](positions)

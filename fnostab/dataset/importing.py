@@ -23,6 +23,8 @@ from fnostab.formats.scan import Quantity, Scan, checked_image, checked_modes
 _AS_IT_IS: Final = ReadingConfig()
 #: Modes with a smaller share of the light are left out, unless they are asked for.
 _LEAST_LIGHT: Final = 0.01
+#: Nothing is so far away, and positions against it would lose their fractions of a pixel.
+_FAR_PX: Final = 1e9
 
 
 def import_scan(
@@ -151,7 +153,11 @@ def _object(
         return None, np.zeros(2)
     origin = np.zeros(2)
     if raw.object_middle is not None:
-        origin = np.array(raw.object_middle) * grid.pixels_a(unit_of(raw, reading)) - np.array(obj.shape) / 2
+        with np.errstate(over="ignore", invalid="ignore"):
+            origin = np.array(raw.object_middle) * grid.pixels_a(unit_of(raw, reading)) - np.array(obj.shape) / 2
+        if not np.abs(origin).max() <= _FAR_PX:
+            notes.append(f"`{raw.object.key}` is left out: its middle is given {np.abs(origin).max():.3g} pixels away")
+            return None, np.zeros(2)
     resampled = obj if grid.scale == 1 else _resampled(obj, grid.N * grid.bin, grid.M)
     return resampled, origin * grid.scale
 

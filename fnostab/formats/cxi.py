@@ -71,7 +71,7 @@ def _positions(file: ScanFile, entry: str, reading: ReadingConfig) -> tuple[NDAr
     if key:
         array = by_rows(file.read(key))
         first = name = key
-        xy = checked_positions({key: array[..., :2] if array.shape[-1] == 3 else array})
+        xy = checked_positions({key: array[..., :2] if array.shape[-1:] == (3,) else array})
     else:
         groups = (f"{entry}/data", f"{entry}/data_1", f"{entry}/sample_1/transformations")
         axes = next(
@@ -93,9 +93,17 @@ def _basis(file: ScanFile, entry: str) -> NDArray[np.float64]:
     key = present(file, f"{entry}/instrument_1/detector_1/basis_vectors")
     if key is None:
         return _BASIS
-    array = file.read(key).astype(np.float64)
+    array = file.read(key)
     steps = array.T if array.shape == (3, 2) else array
-    if steps.shape != (2, 3) or not np.isfinite(steps).all() or not steps.any(axis=1).all():
+    if array.dtype.kind in "iuf":
+        with np.errstate(all="ignore"):
+            steps = steps.astype(np.float64)
+    if (
+        steps.dtype != np.float64
+        or steps.shape != (2, 3)
+        or not np.isfinite(steps).all()
+        or not steps.any(axis=1).all()
+    ):
         raise ValueError(
             f"`{key}` (={size_text(array)}) must be the two steps of the detector's pixels, (2, 3) or (3, 2)"
         )
@@ -137,7 +145,7 @@ def _good(file: ScanFile, entry: str) -> NDArray[np.bool_] | None:
         return None
     mask = file.read(key)
     good = (mask == 0) | (mask == _HAS_SIGNAL)
-    return np.asarray(good.reshape(-1, *good.shape[-2:]).all(axis=0)) if good.ndim > 2 else good
+    return np.asarray(good.all(axis=tuple(range(good.ndim - 2))))
 
 
 def _probe(file: ScanFile, entry: str) -> OptionalImage | None:

@@ -94,7 +94,7 @@ def frames_of(stored: Stored, key: str, n: int) -> Frames:
         raise ValueError(f"{text} must be single patterns, not groups of {shape[3]}: use the file from before grouping")
     if len(shape) == 2 and n == 1:
         shape = (1, *shape)
-    if len(shape) not in (3, 4):
+    if len(shape) not in (3, 4) or 0 in shape:
         raise ValueError(f"{text} must be n patterns, (n, M, M)")
     frames = Frames(key, math.prod(shape[:-2]), shape[-2], shape[-1], stored.dtype, stored.read)
     if stored.shape[-2:] != shape[-2:]:  # an axis of length one is among the last two

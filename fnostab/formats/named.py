@@ -1,6 +1,5 @@
 """Any HDF5 or NPZ file whose arrays `data.paths` names."""
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -156,7 +155,7 @@ def _good(arrays: _Arrays) -> NDArray[np.bool_] | None:
     for name, is_good in (("mask", True), ("bad_pixels", False)):
         if found := arrays.find(name):
             part = (found.file.stored(found.key).whole() != 0) == is_good
-            part = part.reshape(math.prod(part.shape[:-2]), *part.shape[-2:]).all(axis=0)
+            part = part.all(axis=tuple(range(part.ndim - 2)))
             good = part if good is None else good & part
     return good
 

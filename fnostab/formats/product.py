@@ -13,7 +13,7 @@ from fnostab.formats.containers import open_container
 from fnostab.formats.frames import Frames
 from fnostab.formats.raw import OptionalImage, RawScan, ScanFile, Setup
 from fnostab.formats.scan import checked_positions, key_list
-from fnostab.formats.values import by_rows, energy_eV, number, present, single
+from fnostab.formats.values import by_rows, energy_eV, number, present, real, single
 
 #: Where ptychodus puts into CXI files what its other products have at their root.
 _CXI: Final = {
@@ -40,7 +40,7 @@ class Product:
     indexes: NDArray[np.int64] | None
     probe: OptionalImage | None
     object: OptionalImage | None
-    object_middle: tuple[float, float]
+    object_middle: tuple[float, ...]
     pixel_m: float | None
     side: int | None
     setup: Setup
@@ -65,7 +65,7 @@ def read_product(path: Path) -> Product:
         probe, obj = (present(file, name, _CXI[name]) for name in ("probe", "object"))
         shape = _shape(file, probe)
         *_, rows_px, columns_px = (1, 1, *shape)
-        width, height = (_value(file, "object", f"pixel_{side}_m") for side in ("width", "height"))
+        width, height = (single(_value(file, "object", f"pixel_{side}_m")) for side in ("width", "height"))
         if width and height and abs(width * columns_px / (height * rows_px) - 1) > _SAME_PIXEL:
             raise file.fault(f"must be of a detector with square pixels: the object's are {height:g} x {width:g} m")
         if len(shape) == 4 and shape[0] > 1:
@@ -76,7 +76,7 @@ def read_product(path: Path) -> Product:
             indexes=read_indexes(file, indexes) if indexes else None,
             probe=OptionalImage(probe, lambda: first_coherent(_read(path, probe))) if probe else None,
             object=OptionalImage(obj, lambda: _read(path, obj)) if obj else None,
-            object_middle=(_value(file, "object", "center_y_m") or 0.0, _value(file, "object", "center_x_m") or 0.0),
+            object_middle=tuple(real(_value(file, "object", f"center_{axis}_m")) or 0.0 for axis in "yx"),
             pixel_m=width or height,
             side=columns_px if shape else None,
             setup=_setup(file),
@@ -123,7 +123,7 @@ def scan_of(frames: Frames, indexes: NDArray[np.int64] | None, product: Product,
         reference="middle",
         probe=product.probe,
         object=obj,
-        object_middle=product.object_middle,
+        object_middle=(product.object_middle[0], product.object_middle[1]),
         object_pixel_m=product.pixel_m and product.pixel_m * side / M,
         setup=Setup(
             setup.energy_eV or product.setup.energy_eV,
@@ -182,20 +182,13 @@ def _shape(file: ScanFile, key: str | None) -> tuple[int, ...]:
         shape = file.stored(key).shape if key else ()
     except ValueError:
         return ()
-    return shape if len(shape) >= 2 else ()
+    return shape if len(shape) >= 2 and 0 not in shape else ()
 
 
-def _value(file: ScanFile, thing: str, name: str) -> float | None:
-    """A number that is an attribute of `thing` in HDF5, an array of its own in NPZ and CXI; signs are kept."""
+def _value(file: ScanFile, thing: str, name: str) -> Any:
+    """A value that is an attribute of `thing` in HDF5, an array of its own in NPZ and CXI; None if it is missing."""
     key = present(file, f"{thing}_{name}", f"/entry_1/ptychodus/{thing}_{name}")
-    holder = present(file, thing)
-    value: Any = file.read(key) if key else file.attributes(holder or "/").get(name)
-    try:
-        with np.errstate(invalid="ignore"):
-            found = float(np.asarray(value, np.float64).ravel()[0])
-    except (TypeError, ValueError, IndexError):
-        return None
-    return found if np.isfinite(found) else None
+    return file.read(key) if key else file.attributes(present(file, thing) or "/").get(name)
 
 
 def _setup(file: ScanFile) -> Setup:

@@ -41,7 +41,12 @@ def _read(file: ScanFile, reading: ReadingConfig) -> RawScan:
     chunks = _chunk_names(file)
     parts = [file.stored(f"{chunk}/data") for chunk in chunks]
     for chunk, part in zip(chunks, parts, strict=True):
-        if len(part.shape) != 3 or part.shape[1:] != parts[0].shape[1:] or part.dtype.kind not in "biuf":
+        if (
+            len(part.shape) != 3
+            or 0 in part.shape
+            or part.shape[1:] != parts[0].shape[1:]
+            or part.dtype.kind not in "biuf"
+        ):
             rule = "must be patterns (m, H, W), all chunks' of one size"
             raise ValueError(f"`{chunk}/data` (={size_text(part)} {part.dtype}) {rule}")
     positions = _positions(file, chunks, parts)
@@ -52,7 +57,7 @@ def _read(file: ScanFile, reading: ReadingConfig) -> RawScan:
     energy_keV = number(file, present(file, "/meta/energy"))
     rebin = number(file, present(file, "/info/rebin")) or 1
     centre = _centre(file, height, width)
-    averaged = f"ptypy averaged {rebin:g} x {rebin:g} pixels: counts are {rebin**2:g} times too small"
+    averaged = f"ptypy averaged {rebin:g} x {rebin:g} pixels: counts are too small by the square of that"
     return RawScan(
         frames=frames,
         positions=in_metres(positions, file, f"{chunks[0]}/positions", reading),
@@ -98,7 +103,8 @@ def _good(file: ScanFile, chunks: Sequence[str], parts: Sequence[Stored]) -> NDA
     for stored in weights:
         n = stored.shape[0] if len(stored.shape) == 3 else 1
         for _, some in Frames("weights", n, shape[0], shape[1], stored.dtype, stored.read).chunks():
-            good &= (some > 0).all(axis=0)
+            with np.errstate(invalid="ignore"):  # NaN is no weight
+                good &= (some > 0).all(axis=0)
     return good
 
 

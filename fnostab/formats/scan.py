@@ -94,7 +94,7 @@ def checked_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]
 
 def check_extent(positions_px: NDArray[np.float64], key: str) -> None:
     """Refuse positions that all lie in one pixel, or further apart than any scan reaches."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # of NaN and infinity, which are refused
         extent = float(np.ptp(positions_px, axis=0).max())
     if not 1 <= extent <= MAX_EXTENT_PX:
         raise ValueError(
@@ -139,10 +139,10 @@ def checked_image(array: NDArray[Any], key: str) -> NDArray[np.complex64]:
     image = np.squeeze(array) if array.ndim > 2 else array
     if image.ndim != 2 or image.dtype.kind not in "iufc" or not image.size:
         raise ValueError(f"`{key}` (={size_text(array)} {array.dtype}) must be one array of numbers with two axes")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         image = np.ascontiguousarray(image, dtype=np.complex64)
-    if not np.isfinite(image).all():
-        raise ValueError(f"`{key}` (={image[~np.isfinite(image)][0]}) must be finite")
+        if not np.isfinite(image).all():
+            raise ValueError(f"`{key}` (={image[~np.isfinite(image)][0]}) must be finite")
     return image
 
 

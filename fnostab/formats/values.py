@@ -30,16 +30,20 @@ def present(file: ScanFile, *names: str) -> str | None:
     return next((key for key in candidates if key in keys), None)
 
 
+def real(values: Any) -> float | None:
+    """One finite number from an array or attribute that holds it, if need be several times; else None."""
+    given = np.asarray(values)
+    if given.dtype.kind not in "biuf" or not given.size:
+        return None
+    with np.errstate(all="ignore"):
+        numbers = given.astype(np.float64).ravel()
+        same = np.isfinite(numbers).all() and np.ptp(numbers) <= _SAME * abs(numbers[0])
+    return float(numbers[0]) if same else None
+
+
 def single(values: Any) -> float | None:
-    """One finite positive number from an array or attribute that holds it, if need be several times; else None."""
-    try:
-        with np.errstate(all="ignore"):
-            numbers = np.abs(np.asarray(values, np.float64).ravel())
-    except (TypeError, ValueError):
-        return None
-    if not numbers.size or not np.isfinite(numbers).all() or numbers.max() > (1 + _SAME) * numbers.min():
-        return None
-    return float(numbers[0]) or None
+    """One number as `real` gives it, without its sign; None for zero, which stands for what is not known."""
+    return abs(real(values) or 0) or None
 
 
 def number(file: ScanFile, key: str | None) -> float | None:
@@ -82,7 +86,8 @@ def in_metres(
     unit = units(file, key) or otherwise.lower()
     if unit not in _LENGTHS:
         raise ValueError(f"`{key}` (=in {shown(unit)}) must be in a unit of length; `data.unit` says which, if not")
-    return positions * _LENGTHS[unit]
+    with np.errstate(all="ignore"):  # what overflows has no extent in pixels, and is refused for that
+        return positions * _LENGTHS[unit]
 
 
 def energy_eV(file: ScanFile, key: str | None, otherwise: str | None = None) -> float | None:
