@@ -14,7 +14,7 @@ from jaxtyping import Bool, Complex, Complex64, Float, Float32, Float64, Inexact
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erf
 
-from fnostab.formats.npz import read_probe
+from fnostab.formats.probe import read_probe
 
 Probe = Complex64[NDArray[np.complex64], "N N"]
 
@@ -191,7 +191,7 @@ def _soft_edge(distance: NDArray[Any], N: int) -> NDArray[Any]:
 
 
 def from_npz(path: str | Path) -> Probe:
-    """Read a probe, complex64 (N, N), from an NPZ file; `formats.npz.read_probe` says from which keys, and raises."""
+    """Read a probe, complex64 (N, N), from a file; `formats.probe.read_probe` says from which keys, and raises."""
     return read_probe(path)
 
 

@@ -15,6 +15,7 @@ import pytest
 from fnostab.formats import hdf5, npz
 from fnostab.formats.containers import open_container
 from fnostab.formats.hdf5 import Hdf5File, is_hdf5
+from fnostab.formats.probe import read_modes
 
 FRAMES = np.arange(6 * 4 * 5, dtype=np.uint16).reshape(6, 4, 5)
 
@@ -321,3 +322,21 @@ def test_another_kind_of_file_is_refused_with_what_to_do(tmp_path: Path, content
     with pytest.raises(ValueError, match=advice) as refused:
         open_container(path)
     assert str(refused.value).startswith(f"`data.path` (={path}) must be an NPZ file (.npz or .npz.bz2) or HDF5 (")
+
+
+def test_commands_that_read_no_hdf5_do_not_load_it() -> None:
+    modules = "import sys, fnostab.cli, fnostab.dataset, fnostab.formats.registry"
+    code = f"{modules}; print({{'h5py', 'hdf5plugin'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "key", ["probe", "probeGuess", "entry_1/instrument_1/source_1/illumination", "entry_1/image_1/data"]
+)
+def test_a_probe_is_read_from_hdf5_too(tmp_path: Path, key: str) -> None:
+    modes = (np.random.default_rng(1).normal(size=(2, 6, 6)) + 1j).astype(np.complex64)
+    written(tmp_path / "probe.h5", lambda f: f.create_dataset(key, data=modes[None])).close()
+    np.testing.assert_array_equal(read_modes(tmp_path / "probe.h5"), modes)
+    with pytest.raises(ValueError, match=r"must hold the key `probe` or `probeGuess`; it holds /light"):
+        read_modes(written(tmp_path / "light.h5", lambda f: f.create_dataset("light", data=modes)).path)

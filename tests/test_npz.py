@@ -11,6 +11,7 @@ import pytest
 from fnostab.dataset import import_scan
 from fnostab.formats import npz
 from fnostab.formats.own import write_scan
+from fnostab.formats.probe import read_probe
 
 N_POSITIONS, M = 12, 16
 
@@ -213,14 +214,14 @@ def declared(shape: str) -> bytes:
 def test_a_header_that_lies_about_the_size_is_refused(tmp_path: Path, shape: str) -> None:
     (tmp_path / "probe.npz").write_bytes(declared(shape))
     with pytest.raises(ValueError, match=r"^`data.probe` \(=.*\) must be a whole NPZ file: "):
-        npz.read_probe(tmp_path / "probe.npz")
+        read_probe(tmp_path / "probe.npz")
 
 
 def test_an_array_that_is_longer_than_its_header_says_is_refused(tmp_path: Path) -> None:
     """A damaged shape would else give fewer numbers, whose checksum nothing compares."""
     (tmp_path / "probe.npz").write_bytes(declared("(3, 3)"))
     with pytest.raises(ValueError, match=r"must be a whole NPZ file: `probe` is longer than its header says$"):
-        npz.read_probe(tmp_path / "probe.npz")
+        read_probe(tmp_path / "probe.npz")
 
 
 def test_a_header_of_python_2_is_read_without_a_warning(tmp_path: Path) -> None:
@@ -263,13 +264,13 @@ def test_a_bz2_bomb_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["probe", "probeGuess"])
 def test_a_probe_is_read_under_either_key(tmp_path: Path, key: str) -> None:
-    read = npz.read_probe(saved(tmp_path / "probe.npz", {key: probe()[None]}))
+    read = read_probe(saved(tmp_path / "probe.npz", {key: probe()[None]}))
     np.testing.assert_array_equal(read, probe(), strict=True)
 
 
 def test_a_probe_file_without_probe_names_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^`data.probe` \(=.*\) must hold the key `probe` .* holds light$"):
-        npz.read_probe(saved(tmp_path / "probe.npz", {"light": probe()}))
+        read_probe(saved(tmp_path / "probe.npz", {"light": probe()}))
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ def test_a_probe_is_read_back_from_npz(tmp_path, packed):
     [
         ({"light": np.ones((4, 4))}, "must hold the key `probe`"),
         ({"probe": np.ones((4, 5))}, "must be one square array"),
-        ({"probe": np.ones((2, 4, 4))}, "must be one array"),
+        ({"probe": np.ones((2, 4, 5))}, "must be one square array, .* or its modes"),
         ({"probe": np.full((4, 4), np.nan)}, "must be finite"),
         ({"probe": np.zeros((4, 4))}, "must hold some light"),
         ({"probe": np.full((4, 4), "x")}, "must hold numbers"),

@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from fnostab.config import CONFIG_KEYS, FLAT_KEYS, PRESETS, ConfigError, ReadingConfig, read_config_file, resolve_config
 from fnostab.dataset import import_scan
-from fnostab.formats.npz import read_probe
 from fnostab.formats.own import write_scan
+from fnostab.formats.probe import read_probe
 from fnostab.formats.scan import MIN_POSITIONS, Scan
 from fnostab.metrics import SCALARS, compare_objects
 

@@ -60,7 +60,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, without: frozenset[str
 def add_scan_arguments(parser: argparse.ArgumentParser) -> None:
     """What is said of a scan's file besides its name: `--quantity`, `--probe`, and every key of `ReadingConfig`."""
     parser.add_argument("--quantity", default="auto", help="counts or amplitude, where the file leaves it open")
-    parser.add_argument("--probe", default="auto", metavar="NPZ", help="file with another probe")
+    parser.add_argument("--probe", default="auto", metavar="FILE", help="file with another probe")
     for key, field in ReadingConfig.model_fields.items():
         names = dict.fromkeys([f"--{key.replace('_', '-')}", f"--{key}"])
         parser.add_argument(*names, dest=f"reading:{key}", metavar="VALUE", help=field.description)

@@ -14,7 +14,7 @@ from fnostab.config import ReadingConfig
 from fnostab.dataset.checks import scan_warnings
 from fnostab.dataset.grid import Grid, corners_px, grid_of, setup_of, unit_of
 from fnostab.dataset.patterns import read_patterns, window_of
-from fnostab.formats.npz import read_modes
+from fnostab.formats.probe import read_modes
 from fnostab.formats.raw import RawScan
 from fnostab.formats.registry import open_scan
 from fnostab.formats.scan import Quantity, Scan, checked_image, checked_modes

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fnostab import optics
 from fnostab.config import DataConfig
-from fnostab.formats.npz import read_modes
+from fnostab.formats.probe import read_modes
 
 #: Called with the patterns done and their total.
 OnPatterns = Callable[[int, int], None]

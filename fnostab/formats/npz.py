@@ -9,7 +9,7 @@ import math
 import warnings
 import zipfile
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -18,7 +18,7 @@ import psutil
 from numpy.typing import NDArray
 
 from fnostab.formats.frames import InMemory, Stored
-from fnostab.formats.scan import as_numbers, checked_modes, key_list
+from fnostab.formats.scan import as_numbers, key_list
 from fnostab.io.files import DAMAGE, open_binary
 from fnostab.io.untrusted import printable, shown
 
@@ -240,25 +240,3 @@ class _NpyStream:
         self._stream = self._file.open_member(self._member)
         self._stream.read(self._offset)
         self._next = 0
-
-
-def read_probe(path: str | Path, parameter: str = "data.probe") -> NDArray[np.complex64]:
-    """Read the first mode of the probe in an NPZ file, complex64 (M, M); raises as `read_modes` does."""
-    return np.asarray(read_modes(path, parameter)[0])
-
-
-def read_modes(path: str | Path, parameter: str = "data.probe") -> NDArray[np.complex64]:
-    """Read the probe of an NPZ file, key `probe` or `probeGuess`.
-
-    Returns its modes, complex64 (k, M, M); axes of length one are dropped. Raises ValueError, in one line, as `NpzFile`
-    does, if neither key is there, or if the probe is not square, finite, and somewhere not zero.
-    """
-    with closing(NpzFile(path, parameter)) as npz:
-        key = next((key for key in ("probe", "probeGuess") if key in npz.keys), None)
-        if key is None:
-            raise npz.fault(f"must hold the key `probe` or `probeGuess`; it holds {key_list(npz.keys)}")
-        array = npz.read(key)
-    try:
-        return checked_modes(array, key)
-    except ValueError as error:
-        raise ValueError(printable(f"{error}, in {path}")) from None

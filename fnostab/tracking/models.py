@@ -20,7 +20,8 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
 from fnostab.config import ConfigError
-from fnostab.formats.npz import NpzFile, read_probe
+from fnostab.formats.npz import NpzFile
+from fnostab.formats.probe import read_probe
 from fnostab.io.files import damage
 from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import one_line, translated_store_errors
