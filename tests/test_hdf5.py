@@ -12,7 +12,7 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from fnostab.formats import hdf5, npz
+from fnostab.formats import links, npz
 from fnostab.formats.containers import open_container
 from fnostab.formats.hdf5 import Hdf5File, is_hdf5
 from fnostab.formats.probe import read_modes
@@ -116,7 +116,7 @@ def test_soft_links_that_multiply_end_at_once(tmp_path: Path) -> None:
 
 
 def test_more_links_than_anyone_has_are_refused_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hdf5, "MAX_LINKS", 200)
+    monkeypatch.setattr(links, "MAX_LINKS", 200)
     for fill in (
         lambda f: [f.create_group(f"g/{i}") for i in range(250)],
         lambda f: [f.__setitem__(f"{i}/{j}", h5py.SoftLink(f"/{i + 1}")) for i in range(12) for j in range(2)],

@@ -1,7 +1,6 @@
 """HDF5 files, which are read without trust: nothing outside of the file is opened, and nothing is read unasked."""
 
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fnostab.formats import links
+from fnostab.formats.links import Elsewhere, TooManyLinks, arrays_in, followed
 from fnostab.formats.npz import memory_limit
 from fnostab.formats.scan import as_numbers, key_list
 from fnostab.io.files import open_binary
 from fnostab.io.untrusted import printable, shown
 
-#: A file of more groups, arrays and links is refused: listing them takes seconds.
-MAX_LINKS: Final = 50_000
-#: Soft links that are followed on the way to one array, as many as Linux follows.
-_MOST_SOFT_LINKS: Final = 40
 #: Bytes of unpacked chunks that HDF5 keeps, so that frames which share a chunk unpack it once; and its number of slots.
 _CACHE_BYTES: Final = 2**27
 _CACHE_SLOTS: Final = 12_007
@@ -47,8 +44,8 @@ class Hdf5File:
     `keys` are the full paths of its arrays, also those by soft links, which begin with a slash; links to other files
     are among them, and refused when they are read. `parameter` is what the user calls the file, for the messages. What
     is read as a whole must not add up to more than `max_bytes` (by default the limit of NPZ files). Raises ValueError,
-    in one line, if the file is missing, damaged, truncated or has more than `MAX_LINKS` links, or if what is asked for
-    is missing, not numeric, outside of the file, larger than the limit, or packed by an unknown filter.
+    in one line, if the file is missing, damaged, truncated or has too many links, or if what is asked for is missing,
+    not numeric, outside of the file, larger than the limit, or packed by an unknown filter.
     """
 
     def __init__(self, path: str | Path, parameter: str = "data.path", max_bytes: int | None = None) -> None:
@@ -79,7 +76,9 @@ class Hdf5File:
         """The paths of all arrays."""
         if self._keys is None:
             try:
-                self._keys = tuple(self._listed())
+                self._keys = tuple(arrays_in(self._file))
+            except TooManyLinks:
+                raise self.fault(f"must hold at most {links.MAX_LINKS} groups and arrays") from None
             except (OSError, RuntimeError, TypeError, KeyError) as error:
                 raise self.fault(f"must be a whole HDF5 file: {_reason(error)}") from None
         return self._keys
@@ -126,7 +125,7 @@ class Hdf5File:
     def attributes(self, key: str) -> Mapping[str, Any]:
         """The attributes of an array or a group, each read when asked for; none where it is missing or damaged."""
         try:
-            thing = self._followed(self._file, key)
+            thing = followed(self._file, key)
             return _Attributes(thing.attrs, tuple(thing.attrs))
         except Exception:
             return {}
@@ -141,72 +140,10 @@ class Hdf5File:
         if self._left < 0:
             raise self.fault(f"must hold at most {self._max_bytes} bytes, `{key}` goes beyond")
 
-    def _listed(self) -> list[str]:
-        """The paths of all arrays, breadth first; a group that a link makes its own part is entered once."""
-        h5o = self._h5py.h5o
-        root = self._file
-        found: list[str] = []
-        waiting: deque[tuple[str, Any, tuple[Any, ...]]] = deque([("", root, (h5o.get_info(root.id).addr,))])
-        seen = 0
-        while waiting:
-            prefix, group, above = waiting.popleft()
-            names: list[bytes] = []
-            group.id.links.iterate(lambda name, names=names: len(names) > MAX_LINKS or names.append(name))
-            seen += len(names)
-            if seen > MAX_LINKS:
-                raise self.fault(f"must hold at most {MAX_LINKS} groups and arrays")
-            for raw in names:
-                try:
-                    name = raw.decode()
-                    path = f"{prefix}/{name}"
-                    thing = self._followed(group, name)
-                except _Elsewhere:
-                    found.append(path)
-                    continue
-                except (KeyError, UnicodeError):
-                    continue  # a soft link to nothing, or a name that nobody can write
-                if isinstance(thing, self._h5py.Dataset):
-                    found.append(path)
-                elif isinstance(thing, self._h5py.Group):
-                    place = h5o.get_info(thing.id).addr
-                    if place not in above:
-                        waiting.append((path, thing, (*above, place)))
-        return found
-
-    def _followed(self, start: Any, path: str) -> Any:
-        """What `path` leads to from the group `start` on, links followed one by one so that none leaves the file.
-
-        Raises `_Elsewhere` where one does, and KeyError for a path to nothing and for links in a circle.
-        """
-        thing = self._file if path.startswith("/") else start
-        parts = deque(path.split("/"))
-        soft_links = 0
-        while parts:
-            part = parts.popleft()
-            if part in ("", "."):
-                continue
-            if not isinstance(thing, self._h5py.Group):
-                raise KeyError(path)
-            try:
-                link = thing.get(part, getlink=True)
-            except (TypeError, UnicodeError):  # a kind of link that its writer made up, or no text
-                raise KeyError(path) from None
-            if isinstance(link, self._h5py.ExternalLink):
-                raise _Elsewhere(link.filename)
-            if isinstance(link, self._h5py.SoftLink):
-                soft_links += 1
-                if soft_links > _MOST_SOFT_LINKS:
-                    raise KeyError(path)
-                thing = self._file if link.path.startswith("/") else thing
-                parts.extendleft(reversed(link.path.split("/")))
-            else:
-                thing = thing[part]
-        return thing
-
     def _dataset(self, key: str) -> Any:
         try:
-            thing = self._followed(self._file, key)
-        except _Elsewhere as there:
+            thing = followed(self._file, key)
+        except Elsewhere as there:
             raise self._outside(key, there.file) from None
         except KeyError:
             raise self.fault(f"must hold `{key}`; it holds {key_list(self.keys)}") from None
@@ -255,14 +192,6 @@ class Hdf5File:
                     f"must be packed by a filter that h5py or hdf5plugin has: `{key}` is by filter {number}{called};"
                     " unpack it with `h5repack -f NONE` where that filter is installed"
                 )
-
-
-class _Elsewhere(Exception):
-    """A link leads to another file, `file`."""
-
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
-        self.file = file
 
 
 @dataclass(frozen=True)
