@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure, tidy
 from results.groups import groups
-from results.panels import COLOURS, LABELS, by_both, column, drawn, scale
+from results.panels import COLOURS, LABELS, by_both, column, dots_of_arms, drawn, scale
 from results.runs import (
     BETTER,
     DEPTHS,
@@ -213,6 +213,26 @@ def curves() -> Figure:
     return figure
 
 
+def five_arms() -> Figure:
+    """The original's five arms: every run's validation loss by epoch, and its object."""
+    figure = new_figure(10.5, 3.8)
+    loss, by_object = figure.subplots(1, 2)
+    runs = read_runs("original_five")
+    every = [value for run in runs for value in run.history["val_loss"]]
+    log_axis(loss, min(every), max(every))
+    for run in runs:
+        losses = run.history["val_loss"]
+        loss.plot(range(1, 1 + len(losses)), losses, color=COLOURS[run.arm], lw=1)
+    for row in ranked("original_five").table:
+        loss.plot([], [], color=COLOURS[row["arm"]], label=row["arm"])
+    loss.axhline(runs[0].history["val_loss_constant"], color="0.5", lw=0.8, ls="--")
+    loss.set_xlabel("epoch", fontsize=9)
+    loss.set_ylabel("val_loss, every seed; dashed: best constant object", fontsize=8.5)
+    loss.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=5, columnspacing=1)
+    dots_of_arms(by_object, "original_five", ranked("original_five"), "r_stitched")
+    return figure
+
+
 #: Figures by the name of their file.
 FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "q1_original": original,
@@ -224,4 +244,6 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "q6_curves": curves,
     "q7_carry_over": carry_over,
     "gridsize": partial(groups, "gridsize"),
+    "gridsize_scan": partial(groups, "gridsize_scan"),
+    "original_five": five_arms,
 }

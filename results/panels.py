@@ -19,6 +19,8 @@ COLOURS: Final = {
     "stable_1": "#E69F00",
     "stable_rms": "#CC79A7",
     "pre_mix": "#999933",
+    "cnn": "#888888",
+    "baseline": "#882255",
 }
 TITLES: Final = {
     "q1_curved_phase": "curved probe, phase",

@@ -37,6 +37,8 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         )
     },
     "gridsize": partial(groups.gridsize, "gridsize"),
+    "gridsize_scan": partial(groups.gridsize, "gridsize_scan"),
+    "original_five": partial(questions.outcome, "original_five"),
     "overlap": partial(questions.schedules, "q6_overlap"),
     "longer": partial(questions.schedules, "q6_longer"),
     "start_sgd": partial(questions.by_rate, "q3_start_sgd"),
