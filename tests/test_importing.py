@@ -233,6 +233,10 @@ def test_the_brightest_modes_are_used_unless_a_number_is_given(imported):
     assert len(imported({"probe": modes}, modes=1).modes) == 1
 
 
+def test_more_modes_than_there_are_are_refused(refused):
+    refused(r"`data.modes` \(=2\) must be at most 1, the modes of the probe", modes=2)
+
+
 @pytest.mark.parametrize("size", [24, 48])
 def test_a_probe_of_another_size_is_resampled_over_the_same_field_of_view(imported, size):
     axis = np.arange(M) - (M - 1) / 2

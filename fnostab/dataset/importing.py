@@ -124,12 +124,14 @@ def _modes(
 
 def _brightest(modes: NDArray[np.complex64], reading: ReadingConfig, notes: list[str]) -> NDArray[np.complex64]:
     """The modes that are used, the brightest first."""
+    if reading.modes is not None and reading.modes > len(modes):
+        raise ValueError(f"`data.modes` (={reading.modes}) must be at most {len(modes)}, the modes of the probe")
     if len(modes) == 1:
         return modes
     light = optics.energy(modes)
     order = np.argsort(-light, kind="stable")
     shares = light[order] / light.sum()
-    k = int((shares > _LEAST_LIGHT).sum()) if reading.modes is None else min(reading.modes, len(modes))
+    k = int((shares > _LEAST_LIGHT).sum()) if reading.modes is None else reading.modes
     notes.append(
         f"{k} of the probe's {len(modes)} modes are used, with {100 * shares[:k].sum():.1f} % of its light;"
         f" the first has {100 * shares[0]:.1f} %"

@@ -148,7 +148,7 @@ def _range(image: NDArray[np.floating]) -> tuple[float, float]:
 
 
 def dataset_figure(dataset: Dataset) -> Figure:
-    """The probe, three training patterns (logarithmic), and the object (or the scan's positions)."""
+    """The probe, two training patterns (logarithmic, masked pixels in grey), and the object (or a scan's positions)."""
     source = Path(dataset.config.path).name or f"{dataset.config.objects}, phase {dataset.config.phase}"
     figure, axes = _figure(2, 3, f"{source}; {len(dataset.train.counts)} training patterns, N={dataset.config.N}")
     _show_pair([axes[0, 0], axes[1, 0]], dataset.probe, "probe", None)
@@ -160,6 +160,9 @@ def dataset_figure(dataset: Dataset) -> Figure:
             axis.set(title=f"{name} positions", xlabel="column / px", ylabel="row / px", aspect="equal")
             axis.invert_yaxis()
     for axis, place in ((axes[0, 2], 0), (axes[1, 2], len(dataset.train.counts) // 2)):
-        counts = np.asarray(dataset.train.counts[place])
-        _show(axis, np.log10(1 + counts), f"pattern {place}", "log10(1 + counts)", None, "magma")
+        pattern = np.log10(1 + np.asarray(dataset.train.counts[place]))
+        if dataset.mask is not None:
+            pattern = np.where(dataset.mask, pattern, np.nan)
+            axis.set_facecolor("0.6")
+        _show(axis, pattern, f"pattern {place}", "log10(1 + counts)", None, "magma")
     return figure
