@@ -184,6 +184,21 @@ def test_frames_are_left_out(imported):
     np.testing.assert_array_equal(found.positions_px, np.delete(_scan()["positions_px"], [0, 3, 4, 5], axis=0))
 
 
+def test_a_wild_frame_and_position_do_not_matter_where_they_are_left_out(imported, refused):
+    counts, positions = COUNTS.copy(), _scan()["positions_px"]
+    counts[3], positions[3] = np.nan, np.nan
+    positions[5] = 1e7
+    wild = {"counts": counts, "positions_px": positions}
+    refused(r"`positions_px` \(=nan at position 3\) must be finite; `data.skip_frames` leaves some out", wild)
+    refused("must span 1 to 32768 px", wild, skip_frames="3")
+    found = imported(wild, skip_frames="3,5")
+    np.testing.assert_array_equal(found.counts, np.delete(COUNTS, [3, 5], axis=0))
+
+
+def test_too_few_frames_that_are_left_are_refused(refused):
+    refused(r"`data.skip_frames` \(=0-40\) must leave 10 patterns or more, not 8", skip_frames="0-40")
+
+
 @pytest.mark.parametrize("skip", ["100", "5-3", "40-60"])
 def test_frames_that_are_not_there_are_no_frames_to_leave_out(refused, skip):
     refused(r"`data.skip_frames` \(=.*\) must be among the frames 0 to 48", skip_frames=skip)

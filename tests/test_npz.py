@@ -139,7 +139,7 @@ BAD_SCANS = {
     "fewer positions": (tike(scan=POSITIONS[:-1]), r"`data` \(=12 patterns\) must match the 11 positions"),
     "too few": (tike(scan=POSITIONS[:9]), r"`scan` \(=9 positions\) must be at least 10"),
     "three columns": (tike(scan=np.ones((12, 3))), r"`scan` \(=12 x 3\) must be row and column"),
-    "nan position": (tike(scan=POSITIONS * np.nan), r"`scan` \(=nan\) must be finite"),
+    "nan position": (tike(scan=POSITIONS * np.nan), r"`scan` \(=nan at position 0\) must be finite"),
     "metres": (tike(scan=POSITIONS * 1e-9), r"`scan` \(=extent 2.2e-08\) must span 1 to 32768 px"),
     "text positions": (tike(scan=np.array(["a"] * 12)), r"must hold numbers, `scan` is <U1"),
     "probe not square": (tike(probe=probe()[:-2]), r"`probe` \(=14 x 16\) must be one square array"),

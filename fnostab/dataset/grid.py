@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fnostab.config import METRES, ReadingConfig
 from fnostab.dataset.orientations import ORIENTATIONS
 from fnostab.formats.raw import RawScan, Setup
-from fnostab.formats.scan import check_extent, check_overlap
+from fnostab.formats.scan import check_extent, check_finite, check_overlap
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,10 @@ def setup_of(raw: RawScan, reading: ReadingConfig) -> Setup:
     )
 
 
-def corners_px(raw: RawScan, grid: Grid, reading: ReadingConfig) -> NDArray[np.float64]:
-    """The windows' corners (n, 2) in pixels of the grid, turned as `reading` says."""
+def corners_px(raw: RawScan, grid: Grid, reading: ReadingConfig, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The corners (n, 2) of the windows of the frames that are `kept`, in pixels of the grid, turned as asked for."""
+    given = raw.positions[kept]
+    check_finite(given, raw.key, np.flatnonzero(kept))
     unit = unit_of(raw, reading)
     if unit != "px" and grid.file_pixel_m is None:
         raise ValueError(
@@ -70,7 +72,7 @@ def corners_px(raw: RawScan, grid: Grid, reading: ReadingConfig) -> NDArray[np.f
             " `data.energy_keV`, `data.distance_m` and `data.detector_pixel_m`"
         )
     with np.errstate(over="ignore", invalid="ignore"):  # what is infinite has no extent, and is refused
-        positions = raw.positions if unit == "px" else raw.positions * grid.pixels_a(unit)
+        positions = given if unit == "px" else given * grid.pixels_a(unit)
         if raw.reference == "middle":
             positions = positions - grid.M / 2
         positions = positions * grid.scale

@@ -17,7 +17,7 @@ from fnostab.dataset.patterns import read_patterns, window_of
 from fnostab.formats.probe import read_modes
 from fnostab.formats.raw import RawScan
 from fnostab.formats.registry import open_scan
-from fnostab.formats.scan import Quantity, Scan, checked_image, checked_modes
+from fnostab.formats.scan import MIN_POSITIONS, Quantity, Scan, checked_image, checked_modes
 
 #: The file is taken at its word.
 _AS_IT_IS: Final = ReadingConfig()
@@ -50,7 +50,7 @@ def import_scan(
         squared = _is_amplitude(raw, quantity, path)
         kept = _kept(raw, reading)
         grid, setup = grid_of(raw, N, reading), setup_of(raw, reading)
-        positions_px = corners_px(raw, grid, reading)
+        positions_px = corners_px(raw, grid, reading, kept)
         modes = _modes(raw, probe, grid, reading, notes)
         if modes is None and probe_needed:
             raise ValueError(f"`data.probe` (=auto) must name a probe: there is none in {path}")
@@ -59,7 +59,7 @@ def import_scan(
         patterns = read_patterns(raw, window, kept, reading, squared)
         scan = Scan(
             counts=patterns.counts,
-            positions_px=(positions_px if obj is None else positions_px - origin_px)[kept],
+            positions_px=positions_px if obj is None else positions_px - origin_px,
             modes=modes,
             object=obj,
             layout=kind.name,
@@ -96,6 +96,9 @@ def _kept(raw: RawScan, reading: ReadingConfig) -> NDArray[np.bool_]:
     elif len(scans) > 1:
         listed = ", ".join(str(index) for index in scans[:20])
         raise ValueError(f"`data.scan_index` (=None) must choose one of the file's {len(scans)} scans: {listed}")
+    if kept.sum() < MIN_POSITIONS:
+        rule = f"must leave {MIN_POSITIONS} patterns or more, not {kept.sum()}"
+        raise ValueError(f"`data.skip_frames` (={reading.skip_frames}) {rule}")
     return kept
 
 

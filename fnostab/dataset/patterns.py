@@ -14,7 +14,7 @@ from fnostab.dataset.detector import BadPixels, Window, light_centre
 from fnostab.dataset.grid import Grid
 from fnostab.formats.mask import read_mask
 from fnostab.formats.raw import RawScan
-from fnostab.formats.scan import MIN_POSITIONS, size_text
+from fnostab.formats.scan import size_text
 
 #: Patterns that tell where the light's centre is, and whether they are counts.
 _SOME: Final = 200
@@ -77,8 +77,6 @@ def read_patterns(
     They are `squared` if they are amplitudes. Raises ValueError, in one line, for patterns that are refused.
     """
     frames, N, n = raw.frames, window.N, int(kept.sum())
-    if n < MIN_POSITIONS:
-        raise ValueError(f"`data.skip_frames` (={reading.skip_frames}) must leave {MIN_POSITIONS} patterns, not {n}")
     _check_memory(n, N)
     counts, bad = np.empty((n, N, N), np.float32), BadPixels(frames, reading)
     seen = np.zeros((frames.height, frames.width))

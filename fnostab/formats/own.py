@@ -12,6 +12,7 @@ from fnostab.formats.frames import InMemory, frames_of
 from fnostab.formats.raw import Format, RawScan, ScanFile, optional_image
 from fnostab.formats.scan import (
     check_extent,
+    check_finite,
     check_overlap,
     checked_image,
     checked_modes,
@@ -71,6 +72,7 @@ def write_scan(
     }
     positions = checked_positions({"positions_px": arrays["positions_px"]})
     frames = frames_of(InMemory(arrays["counts"]), "counts", len(positions))
+    check_finite(positions, "positions_px", np.arange(len(positions)))
     check_extent(positions, "positions_px")
     check_overlap(positions, frames.height, "positions_px")
     for broken, rule in ((~np.isfinite(arrays["counts"]), "finite"), (arrays["counts"] < 0, ">= 0")):

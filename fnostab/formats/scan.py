@@ -64,14 +64,15 @@ class Scan:
 def checked_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
     """Return positions (n, 2) from one array of that shape, or from a row and a column array.
 
-    Those of a raster may keep its axes: (ny, nx, 2), or two of (ny, nx).
+    Those of a raster may keep its axes: (ny, nx, 2), or two of (ny, nx). They may be NaN or infinite: frames can be
+    left out, and `check_finite` looks at those that are kept.
     """
     name = ", ".join(arrays)
     sizes = " and ".join(size_text(array) for array in arrays.values())
     parts = list(arrays.values())
     if any(part.dtype.kind not in "iuf" for part in parts):
         raise ValueError(f"`{name}` (={parts[0].dtype}) must be real numbers")
-    with np.errstate(all="ignore"):  # NaN and infinity are refused below
+    with np.errstate(all="ignore"):
         parts = [part.astype(np.float64) for part in parts]
     if len(parts) == 2:
         rows, cols = (part.reshape(-1) for part in parts)
@@ -87,9 +88,17 @@ def checked_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]
             f"`{name}` (={len(positions)} positions) must be at least {MIN_POSITIONS} positions; for single patterns,"
             " load the model itself (docs/using-a-model.md)"
         )
-    if not np.isfinite(positions).all():
-        raise ValueError(f"`{name}` (={positions[~np.isfinite(positions)][0]}) must be finite")
     return positions
+
+
+def check_finite(positions: NDArray[np.float64], key: str, numbers: NDArray[np.int64]) -> None:
+    """Refuse positions (n, 2), of the frames `numbers`, that are NaN or infinite."""
+    finite = np.isfinite(positions)
+    if not finite.all():
+        frame = int(numbers[~finite.all(axis=1)][0])
+        raise ValueError(
+            f"`{key}` (={positions[~finite][0]} at position {frame}) must be finite; `data.skip_frames` leaves some out"
+        )
 
 
 def check_extent(positions_px: NDArray[np.float64], key: str) -> None:
