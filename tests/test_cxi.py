@@ -164,18 +164,22 @@ def test_what_is_not_used_is_said(path: Path) -> None:
     assert notes == ("only `/entry_1` was read, not entry_2", "`data_dark` was not subtracted")
 
 
-def test_broken_rules_are_named(path: Path) -> None:
-    translation = "entry_1/sample_1/geometry_1/translation"
+def test_positions_that_are_signalling_nan_are_read_without_a_warning(path: Path) -> None:
+    """They are refused where they are used, and frames can be left out."""
     signalling = TRANSLATION.astype("f4")
     signalling[3, 0] = np.array(0x7FA00000, "u4").view("f4")
+    got = given(cxi(path, {**ARRAYS, "entry_1/sample_1/geometry_1/translation": signalling}))
+    assert np.flatnonzero(np.isnan(got.raw.positions).any(axis=1)).tolist() == [3]
+
+
+def test_broken_rules_are_named(path: Path) -> None:
+    translation = "entry_1/sample_1/geometry_1/translation"
     for change, rule in (
-        ({translation: signalling}, r"translation` \(=nan\) must be finite"),
         (
             {translation: None},
             r"must hold positions, as `/entry_1/data_1/translation`; if they are in ptychodus' product",
         ),
         ({translation: TRANSLATION[:-1]}, r"\(=12 patterns\) must match the 11 positions, in .*scan.cxi$"),
-        ({translation: np.full((N_FRAMES, 3), np.nan)}, r"translation` \(=nan\) must be finite"),
         ({f"{DETECTOR}/x_pixel_size": 50e-6}, r"x_pixel_size` \(=5e-05 m\) must be as y_pixel_size, 7.5e-05 m: pixels"),
     ):
         with pytest.raises(ValueError, match=rule):

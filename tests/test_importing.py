@@ -232,6 +232,26 @@ def test_normalised_patterns_need_their_photons(tmp_path):
     np.testing.assert_allclose(found.counts, arrays["counts"], rtol=1e-4, atol=1e-3)
 
 
+def test_amplitudes_normalised_as_ptychopinn_does_are_refused_whatever_their_photons(tmp_path):
+    """Its patterns hold (N / 2)^2 on average, a quarter a pixel, and most pixels next to nothing."""
+    arrays = _scan(counts=np.random.default_rng(0).poisson(_scan()["counts"]))
+    amplitudes = np.sqrt(arrays["counts"] / arrays["counts"].sum(axis=(1, 2)).mean()) * M / 2
+    mid = arrays["positions_px"] + M / 2
+    pinn = {"diffraction": amplitudes, "ycoords": mid[:, 0], "xcoords": mid[:, 1], "probeGuess": arrays["probe"]}
+    np.savez(tmp_path / "scan.npz", **pinn)
+    with pytest.raises(ValueError, match=r"`data.photons_per_pattern` says"):
+        import_scan(tmp_path / "scan.npz", quantity="amplitude")
+
+
+def test_pixels_that_hold_the_same_in_every_pattern_are_warned_of(imported):
+    counts = COUNTS.astype(np.float32)
+    counts[:, 4] = 65535
+    assert any(
+        "32 pixels hold the same count in every pattern" in line for line in imported({"counts": counts}).warnings
+    )
+    assert not any("same count" in line for line in imported().warnings)
+
+
 def test_few_whole_counts_are_counts(imported):
     few = np.random.default_rng(1).poisson(0.2, COUNTS.shape)
     found = imported({"counts": few})

@@ -76,6 +76,18 @@ def _dead_pixels(scan: Scan, light: Light) -> Iterator[str]:
         )
 
 
+def _frozen_pixels(scan: Scan, light: Light) -> Iterator[str]:
+    """Pixels that hold the same count in every frame, and more than most."""
+    lowest = scan.counts.min(axis=0)
+    frozen = (lowest == scan.counts.max(axis=0)) & (lowest > scan.counts.mean(dtype=np.float64))
+    if frozen.any():
+        row, column = np.argwhere(frozen)[0]
+        yield (
+            f"{frozen.sum()} pixels hold the same count in every pattern (the first: row {row}, column {column},"
+            f" {lowest[row, column]:.6g}): a gap? `data.mask_value` {lowest[row, column]:.6g} leaves them out"
+        )
+
+
 def _order(scan: Scan, light: Light) -> Iterator[str]:
     """Light in the corners of the whole detector: zero frequency is where it is not taken to be."""
     seen, (H, W) = _without_hot_pixels(light.seen), light.seen.shape
@@ -166,5 +178,5 @@ def _width(intensity: NDArray[np.floating]) -> float:
 
 
 _CHECKS: Final[tuple[Callable[[Scan, Light], Iterator[str]], ...]] = (
-    *(_hot_pixel, _dead_pixels, _order, _centre, _frames, _full, _few_counts, _step),
+    *(_hot_pixel, _dead_pixels, _frozen_pixels, _order, _centre, _frames, _full, _few_counts, _step),
 )

@@ -145,10 +145,10 @@ def _scale_to_photons(counts: NDArray[np.float32], light: Light, raw: RawScan, r
 
 
 def _are_whole(counts: NDArray[np.float32]) -> bool:
-    """Whether small counts are mostly whole numbers, to the rounding of amplitudes in half precision."""
+    """Whether small counts are mostly whole numbers but 0, to the rounding of amplitudes in half precision."""
     some = counts[:_SOME]
     small = some[(some > 0) & (some < _SMALL_COUNTS)]
-    return bool(len(small) == 0 or np.mean(np.abs(small - np.rint(small)) < _ROUNDING) > 0.5)
+    return bool(len(small) == 0 or np.mean(np.abs(small - np.rint(small).clip(min=1)) < _ROUNDING) > 0.5)
 
 
 def _check_memory(n: int, N: int) -> None:
