@@ -32,7 +32,7 @@ from fnostab.scan import Reassembly, reassemble, stitched_r_factor
 from fnostab.study.names import tracked
 from fnostab.tracking.models import ShippedModel, load_model, log_to_projects_run
 from fnostab.tracking.store import check_store
-from fnostab.workflows import PrintLine
+from fnostab.workflows import PrintLine, print_remarks
 
 #: A scan's probe that differs from the model's by less than this share is taken as the same.
 _PROBE_TOLERANCE: Final = 0.05
@@ -229,10 +229,7 @@ def _import(
     except ValueError as error:
         hint = "; N is the model's" if str(error).startswith("`data.N`") else ""
         raise ConfigError(f"{error}{hint}") from error
-    for line in scan.notes:
-        print_line(f"note: {line}")
-    for line in scan.warnings:
-        print_line(f"warning: {line}")
+    print_remarks(scan, print_line)
     return scan
 
 

@@ -15,7 +15,7 @@ from fnostab.formats.own import write_scan
 from fnostab.formats.raw import Format
 from fnostab.formats.registry import formats
 from fnostab.health.config import DEFAULTS
-from fnostab.workflows import PrintLine
+from fnostab.workflows import PrintLine, print_remarks
 
 #: Opens a bar that shows how many patterns are done.
 OpenBar = Callable[[], AbstractContextManager[OnPatterns]]
@@ -52,10 +52,7 @@ def import_measured(
             dataset = load_or_build(config, progress=progress)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    for line in dataset.notes:
-        print_line(f"note: {line}")
-    for line in dataset.warnings:
-        print_line(f"warning: {line}")
+    print_remarks(dataset, print_line)
     return dataset
 
 
