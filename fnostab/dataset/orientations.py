@@ -48,19 +48,17 @@ def combined(first: Orientation, second: Orientation) -> Orientation:
 
 
 def orientation_r_factors(
-    amplitudes: NDArray[np.float32],
-    positions_px: _Positions,
-    beam: Beam,
+    counts: NDArray[np.float32], positions_px: _Positions, beam: Beam, scale: float
 ) -> dict[Orientation, float]:
     """R-factors of a conventional reconstruction of the middle of a scan, by orientation of its positions.
 
-    `amplitudes` (n, N, N) are in the scale of `beam`, `positions_px` (n, 2). Empty where the patterns share too
-    little light to tell. It takes seconds.
+    The square roots of `counts` (n, N, N), which may be memory-mapped, over `scale` are amplitudes as `beam` makes
+    them; `positions_px` (n, 2). Empty where the patterns share too little light to tell. It takes seconds.
     """
-    N = amplitudes.shape[-1]
+    N = counts.shape[-1]
     smaller = min(N, _LARGEST_N)
-    members = central(np.arange(len(amplitudes)), positions_px, _PATTERNS)
-    measured = np.ascontiguousarray(optics.crop_patterns(amplitudes[members], smaller))
+    members = central(np.arange(len(counts)), positions_px, _PATTERNS)
+    measured = np.sqrt(optics.crop_patterns(counts[members], smaller)) / scale
     if smaller < N:
         mask = None if beam.mask is None else optics.crop_patterns(beam.mask.numpy(), smaller)
         beam = Beam.of(np.stack([optics.crop_probe(mode.numpy(), smaller) for mode in beam.modes]), mask)
@@ -81,7 +79,5 @@ def r_by_orientation(dataset: Dataset) -> dict[str, float]:
     if not dataset.measured:
         return {}
     test = dataset.test
-    members = central(np.arange(len(test.counts)), test.positions_px, _PATTERNS)
-    amplitudes = np.asarray(np.sqrt(test.counts[members]) / dataset.scale, np.float32)
-    found = orientation_r_factors(amplitudes, test.positions_px[members], dataset.beam)
+    found = orientation_r_factors(test.counts, test.positions_px, dataset.beam, dataset.scale)
     return {str(name): r for name, r in found.items()}

@@ -11,8 +11,10 @@ from fnostab.config import ReadingConfig
 from fnostab.formats.frames import Frames, Stored
 from fnostab.io.untrusted import printable
 
+#: One electronvolt (exact in the SI of 2019).
+JOULES_PER_EV: Final = 1.602176634e-19
 #: Planck's constant times the speed of light, in electronvolts times metres (exact in the SI of 2019).
-HC_EV_M: Final = 1.602176634e-19**-1 * 6.62607015e-34 * 299792458
+HC_EV_M: Final = JOULES_PER_EV**-1 * 6.62607015e-34 * 299792458
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fnostab.formats.raw import JOULES_PER_EV
+
 #: What `layout` may be, and how files of it may end.
 LAYOUTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -23,8 +25,6 @@ LAYOUTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "ptychodus": (".npz", ".h5", ".hdf5"),
     }
 )
-
-_JOULES_PER_EV: Final = 1.602176634e-19
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ def _write_cxi(memory: io.BytesIO, result: Result) -> None:
         entry["data_1/translation"] = h5py.SoftLink("/entry_1/sample_1/geometry_1/translation")
         source, detector = entry.create_group("instrument_1/source_1"), entry.create_group("instrument_1/detector_1")
         if result.energy_eV:
-            source["energy"] = result.energy_eV * _JOULES_PER_EV
+            source["energy"] = result.energy_eV * JOULES_PER_EV
         if result.distance_m:
             detector["distance"] = result.distance_m
         for name, axes, array, kind, size in (

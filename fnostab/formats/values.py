@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fnostab.config import METRES, ReadingConfig
-from fnostab.formats.raw import HC_EV_M, ScanFile
+from fnostab.formats.raw import HC_EV_M, JOULES_PER_EV, ScanFile
 from fnostab.io.untrusted import shown
 
 #: Metres in the units of length that files name, in lower case.
@@ -15,7 +15,7 @@ _LENGTHS: Final = {
     **dict.fromkeys(("meter", "metre", "meters", "metres"), 1.0),
     **dict.fromkeys(("micron", "microns", "micrometer", "\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m"), 1e-6),
 }
-_EV_IN_JOULE: Final = 1 / 1.602176634e-19
+_EV_IN_JOULE: Final = 1 / JOULES_PER_EV
 _ENERGIES: Final = {"ev": 1.0, "kev": 1e3, "mev": 1e6, "gev": 1e9, "j": _EV_IN_JOULE, "joule": _EV_IN_JOULE}
 #: Values that say they are one number may differ by this part, as an energy that was read at every position.
 _SAME: Final = 1e-3

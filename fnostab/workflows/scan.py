@@ -68,8 +68,7 @@ def find_orientation(config: DataConfig, print_line: PrintLine) -> DataConfig:
         raise ConfigError(str(error)) from error
     beam = optics.Beam.of(np.asarray(scan.modes), scan.mask)
     scale = optics.measured_scale(scan.counts, beam)
-    amplitudes = np.asarray(np.sqrt(scan.counts) / scale, np.float32)
-    found = orientation_r_factors(amplitudes, scan.positions_px, beam)
+    found = orientation_r_factors(scan.counts, scan.positions_px, beam, scale)
     if not found:
         raise ConfigError("`data.orient` (=auto) must be given: the patterns share too little light to tell")
     ranked = sorted(found, key=lambda name: found[name])
