@@ -76,7 +76,7 @@ class ReadingConfig(Section):
     bin: int = Field(
         1, ge=1, le=64, description="so many by so many detector pixels are added up", json_schema_extra=newer(1)
     )
-    mask: str = Field("", description="file with the detector's mask (.npz, .npy)", json_schema_extra=newer(""))
+    mask: str = Field("", description="file with the detector's mask (NPY, NPZ or HDF5)", json_schema_extra=newer(""))
     mask_value: float | None = Field(None, description="counts that mean a bad pixel", json_schema_extra=newer(None))
     bad_pixels: Literal["refuse", "mask", "clip"] = Field(
         "refuse",

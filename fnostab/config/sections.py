@@ -54,7 +54,7 @@ class DataConfig(ReadingConfig):
     )
     N: int = Field(64, ge=16, le=512, description="pattern and patch size in pixels")
     gridsize: int = Field(1, description="1, or 2: the network takes groups of four overlapping patterns")
-    probe: str = Field("auto", description=f"{', '.join(PROBES)}, or an NPZ file; auto: the scan's own, or curved_disk")
+    probe: str = Field("auto", description=f"{', '.join(PROBES)}, or a file; auto: the scan's own, or curved_disk")
     probe_radius_px: float | None = Field(None, gt=0, description="probe radius; default 15 px at N=64, in proportion")
     probe_curvature_rad: float = Field(
         8.0, ge=-1000, le=1000, description="quadratic phase at the rim of curved_disk and defocused"
