@@ -20,7 +20,7 @@ from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.health.history import STEP_SERIES, History
 from fnostab.io.endings import Interrupted
-from fnostab.training.callbacks import Checkpoints, Interruption, SeriesRecorder
+from fnostab.training.callbacks import Checkpoints, Interruption, Pruning, SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.processes import OUT_OF_MEMORY_EXIT, Meeting, OneMachine, find_environment, followers, leading
 from fnostab.training.trainer import check_devices, fit, make_trainer
@@ -41,14 +41,15 @@ _TINY = _SHARED | {
 _PROBE = {"train.learn_probe": True, "train.probe_lr": 0.3, "optim.name": "sgd", "lr": 0.01}
 
 
-def _train(overrides, folder, devices, extra=(), constant=np.nan):
+def _train(overrides, folder, devices, extra=(), constant=np.nan, stop=lambda: False):
     """Train in this process, and others if need be, without MLflow; returns history and weights."""
     config = resolve_config(overrides | {"devices": devices})
     torch.set_num_threads(1)
     dataset = load_or_build(config.data)
     recorder = SeriesRecorder(History(val_loss_constant=constant), Sink(), config.train.give_up_epoch)
     files = CheckpointFiles(folder)
-    callbacks = [recorder, Checkpoints(files, 1e-3), Interruption(), *extra]
+    pruning = Pruning(recorder.history, stop)
+    callbacks = [recorder, pruning, Checkpoints(files, 1e-3), Interruption(), *extra]
     trainer = make_trainer(config, callbacks, files)
     with leading(trainer, config, Meeting(dataset.sha256, None), COMMAND):
         fit(trainer, config, dataset, None)
@@ -140,6 +141,12 @@ def test_a_run_that_is_given_up_ends_in_both_processes(tmp_path):
     history, _ = _train(overrides, tmp_path, 2, constant=1e-6)
     assert history.events == {"given_up": {"epoch": 2, "epochs": 4}}
     assert len(history.val_loss) == 2
+
+
+def test_a_run_that_is_pruned_ends_in_both_processes(tmp_path):
+    history, _ = _train(_TINY | {"epochs": 4}, tmp_path, 2, stop=lambda: True)
+    assert history.events == {"pruned": {"epoch": 1, "epochs": 4}}
+    assert len(history.val_loss) == 1
 
 
 def test_the_run_fails_with_the_process_that_fails(tmp_path):

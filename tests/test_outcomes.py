@@ -14,6 +14,7 @@ from fnostab.cli import main
 from fnostab.config import resolve_config
 from fnostab.health import VERDICT_VERSION
 from fnostab.training.module import PtychoModule
+from fnostab.workflows.compare import compare_study
 from fnostab.workflows.train import train_arm
 
 #: The names that every run on simulated data has in the store.
@@ -111,6 +112,55 @@ def test_a_run_that_is_given_up_is_evaluated_and_trains_no_more_when_it_is_start
     assert set(run.data.metrics) >= _FINAL - {"samples_per_s"}  # nothing was trained by this process
     assert "samples_per_s" not in run.data.metrics
     assert [len(client.get_metric_history(run.info.run_id, key)) for key in ("train/loss", "val/loss")] == [48, 2]
+
+
+_PRUNED = {"preset": "smoke", "epochs": 4, "study": "pruned", "train.artifacts": "numbers"}
+
+
+def _train_until(epoch, seed=1, **options):
+    """Train with a `watch` that stops the run after `epoch`; gives the result and the epochs that it was told of."""
+    told = []
+
+    def watch(summary):
+        told.append(summary.epoch)
+        return summary.epoch == epoch
+
+    result = train_arm(resolve_config(_PRUNED | {"seed": seed}), lambda line: None, watch=watch, **options)
+    return result, told
+
+
+def test_a_run_that_its_watch_stops_is_finished_and_pruned_and_a_comparison_names_it_missing(fresh_store):
+    result, told = _train_until(2)
+    assert (result.verdict.label, told) == ("pruned", [1, 2])
+    assert result.verdict.reason == "the run was pruned after epoch 2 of 4"
+    run = mlflow.MlflowClient().get_run(result.run_id)
+    assert (run.info.status, run.data.tags["verdict"]) == ("FINISHED", "pruned")
+    assert _json(run, "history.json")["events"] == {"pruned": {"epoch": 2, "epochs": 4}}
+    whole, told = _train_until(4, seed=2)  # after the last epoch there is nothing to stop
+    assert (whole.verdict.label != "pruned", told) == (True, [1, 2, 3, 4])
+    assert compare_study("pruned", register=False).result.missing == [("control", "pruned", [1])]
+
+
+def test_a_pruned_run_is_a_result_that_a_study_keeps_and_a_training_by_hand_replaces(fresh_store):
+    first, _ = _train_until(1)
+    kept, told = _train_until(0, again=False)
+    assert (kept.run_id, kept.verdict.label, told) == (first.run_id, "pruned", [])
+    anew, told = _train_until(0)
+    assert anew.run_id != first.run_id
+    assert told == [1, 2, 3, 4]
+    assert compare_study("pruned", register=False).result.runs[0].run_id == anew.run_id
+
+
+def test_a_pruned_run_that_was_killed_before_its_verdict_trains_no_more(fresh_store, monkeypatch):
+    def killed(*_):
+        raise SystemError("killed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("fnostab.workflows.train.judge", killed)
+        with pytest.raises(SystemError, match="killed"):
+            _train_until(2)
+    result, told = _train_until(0)
+    assert (result.verdict.reason, told) == ("the run was pruned after epoch 2 of 4", [])
 
 
 def test_a_run_without_a_finite_number_has_no_reconstruction_and_no_model(fresh_store, monkeypatch):

@@ -10,7 +10,7 @@ from fnostab.config import ArmConfig
 from fnostab.dataset import load_or_build
 from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
-from fnostab.training.callbacks import Checkpoints, Interruption, SeriesRecorder
+from fnostab.training.callbacks import Checkpoints, Interruption, Pruning, SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.processes import OUT_OF_MEMORY_EXIT, following
 from fnostab.training.trainer import fit, is_out_of_memory, make_trainer, quieten_libraries, set_threads
@@ -39,11 +39,12 @@ def follow(config: ArmConfig) -> None:
     quieten_libraries()
     config = set_threads(config)
     # It decides what the first process decides, from the same numbers: a step that is not finite stops both.
-    # Whether the run is given up, it is told.
+    # Whether the run is given up or pruned, it is told.
     recorder = SeriesRecorder(History(), _Nowhere(), config.train.give_up_epoch)
     files = CheckpointFiles(Path())  # the first process alone writes
     interruption = Interruption(follows=True)
-    callbacks = [recorder, Checkpoints(files, config.train.checkpoint_every_s, config.train.select_by), interruption]
+    checkpoints = Checkpoints(files, config.train.checkpoint_every_s, config.train.select_by)
+    callbacks = [recorder, Pruning(recorder.history), checkpoints, interruption]
     trainer = make_trainer(config, callbacks, files)
     try:
         with following(trainer) as meeting, interruption:

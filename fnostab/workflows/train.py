@@ -28,6 +28,7 @@ from fnostab.training.callbacks import (
     EpochSummary,
     Interruption,
     Pictures,
+    Pruning,
     SeriesRecorder,
 )
 from fnostab.training.checkpoint_files import CheckpointFiles
@@ -49,7 +50,8 @@ from fnostab.workflows import PrintLine, build_dataset, follow
 from fnostab.workflows.logbook import Logbook
 from fnostab.workflows.runfolder import RunFolder
 
-Watch = Callable[[EpochSummary], None]
+#: Is told how a run stands after each epoch; what it answers with True ends there, with the verdict `pruned`.
+Watch = Callable[[EpochSummary], bool | None]
 #: What of a verdict's evidence is a metric as well, so that runs can be compared without reading their artifacts.
 _EVIDENCE = ("grad_norm_median", "grad_norm_max", "plateau_left_epoch")
 
@@ -78,8 +80,9 @@ def train_arm(
     """Train `config`, log everything to MLflow, and return where it is and what was learnt.
 
     `report` takes lines for people, `data_progress` (done, total) patterns while a dataset is built, `watch` an
-    `EpochSummary` an epoch; `tags` are set besides the run's own. An unfinished run of the same identity is continued
-    where its last checkpoint stands; one that has its result is trained anew, or, without `again`, returned as it is.
+    `EpochSummary` an epoch, and may stop the run; `tags` are set besides the run's own. An unfinished run of the same
+    identity is continued where its last checkpoint stands; one that has its result, or was stopped by `watch`, is
+    trained anew, or, without `again`, returned as it is.
     Raises `ConfigError` for bad input, before anything is written; `AlreadyRunning` if another process trains the same
     identity; `Interrupted` after a stop signal, once everything recorded is stored. With several devices, this process
     starts one more for each and leads them; where torchrun or SLURM started all of them, those that do not lead train
@@ -190,9 +193,11 @@ class _Training:
         """Build the network and train it; what is noticed on the way goes into the history."""
         config = self.config
         recorder = SeriesRecorder(self.logbook.history, self.tracker, config.train.give_up_epoch)
-        callbacks = [recorder, ConsoleProgress(self.report, watch), self._checkpoints, interruption]
+        console = ConsoleProgress(self.report, watch)
+        pruning = Pruning(self.logbook.history, lambda: console.stop_wanted)
+        callbacks = [recorder, console, pruning, self._checkpoints, interruption]
         if self.logbook.keeps_all:
-            callbacks.insert(2, Pictures(self.logbook.draw, config.train.picture_every_epochs))
+            callbacks.insert(3, Pictures(self.logbook.draw, config.train.picture_every_epochs))
         trainer = make_trainer(config, callbacks, self._files)
         self._device = trainer.strategy.root_device
         self.logbook.begin(_device_name(self._device), known)

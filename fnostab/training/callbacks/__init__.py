@@ -4,4 +4,5 @@ from fnostab.training.callbacks.checkpoints import Checkpoints as Checkpoints
 from fnostab.training.callbacks.interruption import Interruption as Interruption
 from fnostab.training.callbacks.pictures import Pictures as Pictures
 from fnostab.training.callbacks.progress import ConsoleProgress as ConsoleProgress, EpochSummary as EpochSummary
+from fnostab.training.callbacks.pruning import Pruning as Pruning
 from fnostab.training.callbacks.recorder import SeriesRecorder as SeriesRecorder

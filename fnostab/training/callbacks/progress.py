@@ -30,18 +30,19 @@ class EpochSummary(NamedTuple):
 class ConsoleProgress(lightning.Callback):
     """Shows how training goes: a bar with loss, gradient norm and ETA on a terminal, a line an epoch otherwise.
 
-    `watch`, if given, is called after every epoch.
+    `watch`, if given, is called after every epoch; `stop_wanted` tells whether its last answer was to stop the run.
     """
 
     def __init__(
         self,
         report: Callable[[str], None],
-        watch: Callable[[EpochSummary], None] | None = None,
+        watch: Callable[[EpochSummary], bool | None] | None = None,
         *,
         terminal: bool | None = None,
     ) -> None:
         self._report = report
         self._watch = watch
+        self.stop_wanted = False
         self._terminal = sys.stderr.isatty() if terminal is None else terminal
         self._bar: tqdm[Any] | None = None
         self._started_at = 0.0
@@ -90,8 +91,9 @@ class ConsoleProgress(lightning.Callback):
         steps_left = 0 if trainer.should_stop else int(trainer.estimated_stepping_batches) - trainer.global_step
         left_s = elapsed_s / max(1, done) * steps_left
         if self._watch:
-            self._watch(EpochSummary(trainer.current_epoch + 1, trainer.max_epochs or 0, val_loss, left_s))
-        eta = f", {duration_text(left_s)} left" if left_s > 0 else ""
+            summary = EpochSummary(trainer.current_epoch + 1, trainer.max_epochs or 0, val_loss, left_s)
+            self.stop_wanted = bool(self._watch(summary))
+        eta = f", {duration_text(left_s)} left" if left_s > 0 and not self.stop_wanted else ""
         self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: val_loss {val_loss:.4f}{eta}")
 
     def _say(self, line: str) -> None:

@@ -78,7 +78,7 @@ class SeriesRecorder(lightning.Callback):
     @property
     def had_to_stop(self) -> bool:
         """Whether an event has ended the training."""
-        return not self.history.events.keys().isdisjoint({"non_finite", "given_up"})
+        return not self.history.events.keys().isdisjoint({"non_finite", "given_up", "pruned"})
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Observe the network as it starts, and start the clock; a run that had to stop stops again."""
