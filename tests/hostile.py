@@ -311,7 +311,7 @@ data.nphotons=1e30 data.seed=-1 model.arch=hybird model.width=100000 model.fno_b
 model.modes=40 model.min_resolution=1 model.max_channels=0 model.gamma_init=1e300 model.layerscale_init=-1e300
 model.norm_centred=2 model.norm_bias=maybe clip.algo=nrom clip.val=1e300 clip.granularity=layer optim.name=lion
 optim.lr=0 optim.weight_decay=-0.1 optim.momentum=1 optim.schedule=linear optim.warmup_steps=-1 train.epochs=0
-train.mode=labels
+train.mode=labels model.options=deep model.source_sha256=abc
 train.give_up_after=1 train.select_by=phase_ssim train.batch_size=1e99 train.loss=mse train.learn_probe=maybe
 train.probe_lr=inf
 train.overlap_weight=1.01 train.accelerator=tpu train.devices=0 train.nodes=0 train.strategy=fsdp train.threads=0
@@ -346,7 +346,84 @@ def _laughs(first: str, rest: str) -> str:
 CONFIG = ("train", "--config", "arm.yaml")
 ARMS = ("study", "--preset", "smoke", "--arms", "arms.yaml")
 
+NETWORK = (*TRAIN, "--arch", "./net.py:Net")
+
+
+def network(forward: str = "return self.out(x).movedim(1, -1).unsqueeze(3)", init: str = "", **kinds: str) -> Maker:
+    """Write a file with a network of one convolution, but for what is given."""
+    text = f"""
+import torch
+
+class Net({kinds.get("base", "torch.nn.Module")}):
+    def __init__(self, depth=1{kinds.get("argument", "")}):
+        super().__init__()
+        self.out = torch.nn.Conv2d(1, 2, 1)
+        {init or "pass"}
+
+    def forward(self, x):
+        {forward}
+"""
+    return yaml(text, "net.py")
+
+
 CONFIGS = {
+    **_made(
+        NETWORK,
+        {
+            "a network of a file that is not there": yaml("", "other.py"),
+            "a network's file that is not Python": yaml("class Net\n", "net.py"),
+            "a network's file that raises": yaml("raise RuntimeError('no luck')\n", "net.py"),
+            "a network's file that ends the process": yaml("exit(3)\n", "net.py"),
+            "a network's file without the network": yaml("", "net.py"),
+            "a class that is no network": network(base="object"),
+            "a number for a network": yaml("Net = 3\n", "net.py"),
+            "a network in place of its class": yaml("import torch\nNet = torch.nn.Identity()\n", "net.py"),
+            "a function that makes no network": yaml("def Net():\n    return 3\n", "net.py"),
+            "a network that cannot be built": network(init="raise KeyError('no key')"),
+            "a network with an argument that nothing fills": network(argument=", *, units"),
+            "a network that learns nothing": network(init="self.out.requires_grad_(False)"),
+            "a network with a lazy layer": network(init="self.more = torch.nn.LazyConv2d(2, 1)"),
+            "a network that raises": network("return self.out(x, x)"),
+            "a network that gives channels first": network("return self.out(x)"),
+            "a network that gives two tensors": network("return x, x"),
+            "a network that gives complex numbers": network(
+                "return torch.fft.fft2(self.out(x)).movedim(1, -1)[:,:,:,None]"
+            ),
+            "a network that gives NaN": network("return self.out(x).movedim(1, -1).unsqueeze(3) / 0 * 0"),
+            "a network whose output its parameters do not decide": network(
+                "return torch.stack([x, x], -1).movedim(1, 3)"
+            ),
+            "a network that normalises over the batch": network(
+                "x = self.out(x)\n        return (x - x.mean(0)).movedim(1, -1).unsqueeze(3)"
+            ),
+            "a network that takes batches of three for something else": network(
+                "x = self.out(x).movedim(1, -1).unsqueeze(3)\n        return x[:1] if len(x) == 3 else x"
+            ),
+            "a network that cannot be exported": network(
+                "y = self.out(x).movedim(1, -1).unsqueeze(3)\n        return y if y.sum() > 1e9 else y + 1"
+            ),
+        },
+    ),
+    **_said(
+        {
+            "a network in __main__": (*TRAIN, "--arch", "__main__:Net"),
+            "a network of a module that is not there": (*TRAIN, "--arch", "no_such_package.networks:Net"),
+            "a network without a name": (*TRAIN, "--arch", "./net.py:"),
+            "an option of a built-in network": (*TRAIN, "--model.options.depth", "3"),
+            "an option without a value": (*TRAIN, "--model.options.depth"),
+            "an option that is no name": (*TRAIN, "--model.options.a-b", "3"),
+            "an option that is infinite": (*TRAIN, "--model.options.depth", "-.inf"),
+            "an option of a command that takes none": ("compare", "--study", "a", "--model.options.depth", "3"),
+            "the hash of a built-in network's source": (*TRAIN, "--model.source_sha256", 64 * "0"),
+        }
+    ),
+    **_made(
+        (*NETWORK, "--model.options.width", "3"),
+        {"an option that is a key of the config": network(argument=", width=3")},
+    ),
+    **_made((*NETWORK, "--model.options.size", "3"), {"an option that the network does not take": network()}),
+    **_made((*NETWORK, "--data.gridsize", "2"), {"groups of patterns for a network that takes one": network()}),
+    **_made((*NETWORK, "--model.source_sha256", 64 * "0"), {"a network's file that has changed": network()}),
     **_said({f"a bad value of {key}": (*TRAIN, f"--{key}={value}") for key, value in BAD_VALUES.items()}),
     **_said(
         {

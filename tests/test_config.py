@@ -230,7 +230,7 @@ def test_a_newer_key_changes_the_hash_only_where_it_has_another_value_than_runs_
     others = {"train.give_up_after": 0.5, "train.select_by": "r_stitched", "train.loss_scale": "batch"}
     others |= {"data.val_choice": "block", "data.val": "test", "data.object_mean": 0.2, "data.probe_aperture": "square"}
     others |= {"train.mode": "supervised"}
-    others |= {"data.seeds": 2}
+    others |= {"data.seeds": 2, "model.options": {"depth": 3}, "model.source_sha256": 64 * "a"}
     assert config.left_out == others.keys() | of_scans
     for key, value in others.items():
         changed = resolve_config(as_then | {key: value})

@@ -117,7 +117,7 @@ NAMES = {
     "./missing.py:Net": "must be in a readable file: No such file or directory",
     "./:Net": "must be in a readable file: Is a directory",
     "/dev/zero:Net": "must be in a readable file: it is a device or a pipe",
-    "a\0b.py:Net": "must be in a readable file: embedded null byte",
+    "a\0b.py:Net": "must be package.module:name or ./file.py:name",
     "no_such_package.module:Net": "must be in a module that Python finds, and there is no no_such_package.module",
     "json.no_such_module:Net": "must be in a module that Python finds, and there is no json.no_such_module",
     "json:no_such_name": "must be in json, which has no no_such_name",

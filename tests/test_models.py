@@ -159,7 +159,8 @@ def test_registry_and_config_know_the_same_names():
 
 
 def test_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=rf"^`arch` \(=hybird\) must be one of {', '.join(ARCHITECTURES)}$"):
+    known = ", ".join(ARCHITECTURES)
+    with pytest.raises(ValueError, match=rf"^`model\.arch` \(=hybird\) must be one of {known}, .*mean hybrid\?$"):
         resolve_generator("hybird")
 
 

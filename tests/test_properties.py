@@ -75,6 +75,8 @@ OTHER = {
     "data.seed": 2**40,
     "data.seeds": 2,
     "model.arch": "fno",
+    "model.options": {"depth": 3, "widths": [1, 2.5], "kind": "wide"},
+    "model.source_sha256": 64 * "a",
     "model.width": 7,
     "model.fno_blocks": 8,
     "model.modes": 5,

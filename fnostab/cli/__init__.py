@@ -1,12 +1,13 @@
 """The command line: parses, calls, prints. Heavy modules are imported by the command that needs them."""
 
 import signal
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from fnostab import __version__
 from fnostab.cli import compare, data, reconstruct, registry, study, sync, train, transfer
-from fnostab.cli.common import Parser, fail
+from fnostab.cli.common import Parser, fail, take_options
 from fnostab.config import ConfigError, resolve_config
 from fnostab.io.endings import CommandFailed, Interrupted
 from fnostab.io.files import is_disk_full
@@ -18,9 +19,13 @@ _COMMANDS = (train, sync, study, compare, reconstruct, registry, data, transfer)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for trouble, 2 for bad input, 128 + n for signal n."""
     try:
-        arguments, unknown = _parser().parse_known_args(argv)
+        left, options = take_options(sys.argv[1:] if argv is None else argv)
+        arguments, unknown = _parser().parse_known_args(left)
         if unknown:
             _refuse(unknown)
+        if options and "config" not in arguments:  # it takes no keys
+            raise ConfigError(f"`--{next(iter(options))}` is no argument of this command")
+        vars(arguments).update({f"key:{key}": value for key, value in options.items()})
         code: int = arguments.run(arguments)
         return code
     except ConfigError as error:

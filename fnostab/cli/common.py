@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,11 +11,13 @@ from typing import Any, NoReturn
 from fnostab.config import (
     CONFIG_KEYS,
     FLAT_KEYS,
+    FREE_KEYS,
     PRESETS,
     ArmConfig,
     ConfigError,
     ReadingConfig,
     is_left_open,
+    is_option,
     read_config_file,
     resolve_config,
 )
@@ -54,7 +56,27 @@ def add_config_arguments(parser: argparse.ArgumentParser, without: frozenset[str
         if key in without:
             continue
         group, kind = (short, unless_open) if key in FLAT_KEYS else (other, str)
-        group.add_argument(f"--{key}", dest=f"key:{key}", type=kind, metavar="VALUE", help=texts[key])
+        option = f"{key}.NAME" if key in FREE_KEYS else key  # in the help alone: `take_options` comes first
+        group.add_argument(f"--{option}", dest=f"key:{key}", type=kind, metavar="VALUE", help=texts[key])
+
+
+def take_options(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take the keys that users name themselves, `--model.options.depth 3`, out of `argv`; returns the rest, and them.
+
+    A parser cannot know such keys. Raises `ConfigError` for one without a value.
+    """
+    left: list[str] = []
+    taken: dict[str, str] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not is_option(name):
+            left.append(argument)
+            continue
+        taken[name] = value if equals else next(arguments, "--")
+        if not equals and taken[name].startswith("--"):
+            raise ConfigError(f"argument --{name}: expected one argument")
+    return left, taken
 
 
 def add_scan_arguments(parser: argparse.ArgumentParser) -> None:

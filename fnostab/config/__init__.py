@@ -5,19 +5,25 @@ show a resolved config without loading torch (docs/decisions/0002).
 """
 
 from fnostab.config.arm import ArmConfig as ArmConfig, check_name as check_name
+from fnostab.config.networks import (
+    ARCHITECTURES as ARCHITECTURES,
+    import_name as import_name,
+    namesake as namesake,
+)
 from fnostab.config.presets import PRESETS as PRESETS, standard_arms as standard_arms
 from fnostab.config.reading import METRES as METRES, Orientation as Orientation, ReadingConfig as ReadingConfig
 from fnostab.config.resolve import (
     CONFIG_KEYS as CONFIG_KEYS,
     FLAT_KEYS as FLAT_KEYS,
+    FREE_KEYS as FREE_KEYS,
     dotted_keys as dotted_keys,
     is_left_open as is_left_open,
+    is_option as is_option,
     read_config_file as read_config_file,
     resolve_config as resolve_config,
     stored_config as stored_config,
 )
 from fnostab.config.sections import (
-    ARCHITECTURES as ARCHITECTURES,
     AUTO_CLIP_VALUES as AUTO_CLIP_VALUES,
     AUTO_MAX_CHANNELS as AUTO_MAX_CHANNELS,
     PHYSICS_KEYS as PHYSICS_KEYS,
@@ -28,4 +34,5 @@ from fnostab.config.sections import (
     ModelConfig as ModelConfig,
     OptimConfig as OptimConfig,
 )
+from fnostab.config.sources import foreign_network as foreign_network, with_sources as with_sources
 from fnostab.io.endings import ConfigError as ConfigError

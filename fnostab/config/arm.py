@@ -21,6 +21,7 @@ from fnostab.config.sections import (
     TrainConfig,
 )
 from fnostab.io.endings import ConfigError
+from fnostab.io.foreign import label, portable
 from fnostab.io.untrusted import shown
 
 #: What no file system, MLflow's artifacts or its search take in a name: studies and arms name files and are searched.
@@ -110,7 +111,7 @@ class ArmConfig(Section):
         tree |= {key: "auto" for key, name in self.auto_names.items() if tree[key] == name}
         if self.clip.val == AUTO_CLIP_VALUES[self.clip.algo]:
             tree["clip"]["val"] = "auto"
-        if self.model.max_channels == AUTO_MAX_CHANNELS[self.model.arch]:
+        if self.model.max_channels == AUTO_MAX_CHANNELS.get(self.model.arch, 256):
             tree["model"]["max_channels"] = "auto"
         return yaml.safe_dump(tree, sort_keys=False)
 
@@ -119,12 +120,13 @@ class ArmConfig(Section):
         """What `study` and `arm` are called if nobody says: after the preset, and after architecture and clipping."""
         study = "scan" if self.data.path else "stage_a" if self.preset == "stage_a" else f"stage_a_{self.preset}"
         own = {"model.arch": self.model.arch, "clip.algo": self.clip.algo, "clip.val": self.clip.val}
+        arch = label(self.model.arch)
         if self.train.mode == "supervised":
-            return {"study": study, "arm": "baseline" if self.model.arch == "cnn" else f"{self.model.arch}-supervised"}
+            return {"study": study, "arm": "baseline" if arch == "cnn" else f"{arch}-supervised"}
         usual = PRESETS[self.preset].get("clip.granularity", "unit")
         arms = standard_arms(self.preset).items() if self.clip.granularity == usual else ()
         standard = [name for name, keys in arms if keys == own]
-        return {"study": study, "arm": standard[0] if standard else f"{self.model.arch}-{self.clip.algo}"}
+        return {"study": study, "arm": standard[0] if standard else f"{arch}-{label(self.clip.algo)}"}
 
     @property
     def left_out(self) -> set[str]:
@@ -143,7 +145,7 @@ class ArmConfig(Section):
         """
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
         config["model"] |= REMOVED_OPTIONS
-        config["model"]["arch"] = _IDENTITY_OF.get(self.model.arch, self.model.arch)
+        config["model"]["arch"] = _IDENTITY_OF.get(self.model.arch, portable(self.model.arch))
         for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy", "cuda_graph"):
             del config["train"][key]
         for key in self.left_out:

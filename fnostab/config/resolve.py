@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from fnostab.config.arm import ArmConfig, leaves
 from fnostab.config.presets import PRESETS
-from fnostab.config.section import Section, did_you_mean
+from fnostab.config.section import STORED, Section, did_you_mean
 from fnostab.config.sections import PHYSICS_KEYS, REMOVED_KEYS
 from fnostab.io.endings import ConfigError
 from fnostab.io.untrusted import read_yaml, shown
@@ -52,11 +52,15 @@ CONFIG_KEYS: Final[Mapping[str, str]] = {
     },
 }
 
+#: Keys that hold keys of their own, any names: `model.options.depth`.
+FREE_KEYS: Final = tuple(key for key in CONFIG_KEYS if key.endswith(".options"))
+
 #: Rules that pydantic says in other words than "Input should".
 _RULES: Final = {
     "int_parsing_size": "be an integer of at most 4300 digits",
     "string_too_short": "not be empty",
     "string_unicode": "be text",
+    "string_pattern_mismatch": "be a SHA-256 of 64 hexadecimal digits, or empty",
 }
 _SIGNS: Final = {
     "greater than or equal to": ">=",
@@ -81,8 +85,11 @@ def resolve_config(overrides: Mapping[str, Any], base: Mapping[str, Any] | None 
         defaults = {key: value for key, value in defaults.items() if key not in PHYSICS_KEYS}
     tree: dict[str, Any] = {}
     for key, value in {**defaults, **values}.items():
-        section, _, name = key.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[name] = value
+        *sections, name = key.split(".", 2)
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[name] = value
     config = _validated(tree)
     return config.model_copy(
         update={key: name for key, name in config.auto_names.items() if getattr(config, key) == "auto"}
@@ -105,12 +112,12 @@ def stored_config(tree: Mapping[str, Any]) -> ArmConfig:
     if isinstance(model, Mapping) and isinstance(train, Mapping) and model.get("arch") == "hybrid_original":
         was_known = "loss_scale" in tree.get("train", {})
         known["model"] = {**model, "arch": model["arch"] if was_known else "hybrid_onesided"}
-    return _validated(known)
+    return _validated(known, stored=True)
 
 
-def _validated(tree: Mapping[str, Any]) -> ArmConfig:
+def _validated(tree: Mapping[str, Any], *, stored: bool = False) -> ArmConfig:
     try:
-        return ArmConfig.model_validate(tree)
+        return ArmConfig.model_validate(tree, context={STORED: stored})
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
 
@@ -120,12 +127,22 @@ def is_left_open(value: object) -> bool:
     return value in ("auto", "")
 
 
+def is_option(key: str) -> bool:
+    """Whether the dotted `key` is one that users name below a free key: `model.options.depth`."""
+    return any(key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
 def dotted_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` under dotted keys, without flat keys that are left open; raises `ConfigError` for unknown keys."""
     dotted: dict[str, Any] = {}
     for key, value in values.items():
         target = FLAT_KEYS.get(key, key)
-        if target not in CONFIG_KEYS.keys() | REMOVED_KEYS:
+        if target in FREE_KEYS:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"`{target}` (={shown(value)}) must be keys and values: --{target}.NAME VALUE")
+            dotted |= {f"{target}.{name}": option for name, option in value.items()}
+            continue
+        if target not in CONFIG_KEYS.keys() | REMOVED_KEYS and not is_option(key):
             near = did_you_mean(str(key), [*FLAT_KEYS, *CONFIG_KEYS])
             raise ConfigError(f"`{shown(key)}` (={shown(value)}) is no parameter{near}")
         if key in FLAT_KEYS and is_left_open(value):

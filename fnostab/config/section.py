@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationInfo, field_val
 
 #: Under this key a field that is marked `newer` has the value that stored runs from before it had.
 _BEFORE: Final = "value before"
+#: Under this key the context of a validation says that the config is that of a stored run.
+STORED: Final = "stored"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -7,8 +7,10 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from fnostab.config.networks import ARCHITECTURES, import_name
+from fnostab.config.options import checked_options
 from fnostab.config.reading import ReadingConfig
-from fnostab.config.section import Section, checked_file_name, did_you_mean, newer
+from fnostab.config.section import STORED, Section, checked_file_name, newer
 from fnostab.io.untrusted import shown
 
 ClipAlgorithm = Literal["none", "norm", "value", "agc"]
@@ -18,11 +20,6 @@ AUTO_CLIP_VALUES: Final[Mapping[str, float]] = {"none": 0.0, "norm": 1.0, "value
 
 #: More channels than any network here reaches.
 _MOST_CHANNELS: Final = 2**16
-#: Architectures by name; `fnostab.models.registry` maps each to its class.
-ARCHITECTURES: Final = (
-    *("hybrid", "stable_hybrid", "prenorm_hybrid", "hybrid_original", "stable_original", "hybrid_onesided"),
-    *("fno", "cnn"),
-)
 #: What `model.max_channels = auto` means: the original study's networks doubled their width without a limit.
 AUTO_MAX_CHANNELS: Final[Mapping[str, int]] = {
     name: _MOST_CHANNELS if name.endswith("_original") else 256 for name in ARCHITECTURES
@@ -157,7 +154,11 @@ REMOVED_KEYS: Final = frozenset(f"model.{key}" for key in REMOVED_OPTIONS)
 class ModelConfig(Section):
     """The network; constructors call `width` `hidden_channels` and `fno_blocks` `n_blocks`."""
 
-    arch: str = Field("hybrid", description=f"one of {', '.join(ARCHITECTURES)}")
+    arch: str = Field(
+        "hybrid",
+        max_length=500,
+        description=f"one of {', '.join(ARCHITECTURES)}; or your own: package.module:Class or ./file.py:Class",
+    )
     width: int = Field(32, ge=1, le=1024, description="channels after the lifter")
     fno_blocks: int = Field(4, ge=1, le=64, description="encoder blocks")
     modes: int = Field(12, ge=1, le=257, description="Fourier modes kept per axis and sign, bottleneck: half")
@@ -175,6 +176,17 @@ class ModelConfig(Section):
     )
     norm_centred: bool = Field(True, description="the norm of stable blocks subtracts each channel's mean")
     norm_bias: bool = Field(True, description="the norm of stable blocks learns a bias")
+    options: dict[str, Any] = Field(
+        {},
+        description="what your own network takes besides: --model.options.NAME VALUE",
+        json_schema_extra=newer({}),
+    )
+    source_sha256: str = Field(
+        "",
+        pattern="^([0-9a-f]{64})?$",
+        description="hash of your own network's source file; a run fills it in",
+        json_schema_extra=newer(""),
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -197,10 +209,15 @@ class ModelConfig(Section):
 
     @field_validator("arch")
     @classmethod
-    def _known_arch(cls, value: str) -> str:
-        if value not in ARCHITECTURES:
-            raise ValueError(f"must be one of {', '.join(ARCHITECTURES)}{did_you_mean(value, ARCHITECTURES)}")
+    def _known_arch(cls, value: str, info: ValidationInfo) -> str:
+        if not (info.context and info.context.get(STORED)):  # what a stored run names may not be installed here
+            import_name(value)
         return value
+
+    @field_validator("options")
+    @classmethod
+    def _options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return checked_options("model.options", value)
 
 
 class ClipConfig(Section):

@@ -34,6 +34,32 @@ def is_foreign(name: str) -> bool:
     return ":" in name
 
 
+def check_foreign_name(name: str) -> None:
+    """Raise ValueError, the rule alone, for a foreign name that stands for nothing anywhere; nothing is imported."""
+    place, _, attribute = name.rpartition(":")
+    if not place or not name.isprintable() or not all(part.isidentifier() for part in attribute.split(".")):
+        raise ValueError("must be package.module:name or ./file.py:name")
+    if place == "__main__":
+        raise ValueError("must not be in __main__, which is another module in each process: put it in a file")
+
+
+def label(name: str) -> str:
+    """What arms are called after: `Net` for `package.module:Net` and for `./file.py:Net`; other names themselves."""
+    return name.rpartition(":")[2]
+
+
+def portable(name: str) -> str:
+    """`name` without the folder of a file, which says nothing about what is in the file."""
+    place, _, attribute = name.rpartition(":")
+    return f"{Path(place).name}:{attribute}" if _is_file(place) else name
+
+
+def absolute(name: str) -> str:
+    """`name` with the whole path of a file, so that it means the same in every folder of this machine."""
+    place, _, attribute = name.rpartition(":")
+    return f"{Path(place).resolve()}:{attribute}" if _is_file(place) else name
+
+
 def load_foreign(name: str, parameter: str) -> Foreign:
     """Import what the user's `name` stands for, a value of the config's key `parameter`.
 
@@ -43,10 +69,7 @@ def load_foreign(name: str, parameter: str) -> Foreign:
     """
     place, _, attribute = name.rpartition(":")
     try:
-        if not place or not all(part.isidentifier() for part in attribute.split(".")):
-            raise ValueError("must be package.module:name or ./file.py:name")
-        if place == "__main__":
-            raise ValueError("must not be in __main__, which is another module in each process: put it in a file")
+        check_foreign_name(name)
         module = _run_file(Path(place)) if _is_file(place) else _import(place)
         value: Any = module
         for part in attribute.split("."):

@@ -11,10 +11,13 @@ import psutil
 from fnostab.cli import main
 from fnostab.cli.common import say
 
+#: Options that may name code in a file: `./file.py:name`.
+_CODE: Final = ("--arch", "--model.arch", "--clip_algo", "--clip.algo")
 #: Options that name a file or folder to read, which may also be one of the project's.
 _INPUTS: Final = (
     *("--data", "--data.path", "--data.probe", "--probe", "--arms", "--model", "--config"),
     *("--data.positions", "--positions", "--data.mask", "--mask", "--data.paths", "--paths"),
+    *_CODE,
 )
 
 
@@ -54,10 +57,11 @@ def callers_folder() -> Path:
 def _located(arguments: Sequence[str], project: Path) -> Iterator[str]:
     """`arguments`, inputs that only the project has as absolute paths; an input that both have is named."""
     for option, value in zip(["", *arguments], arguments, strict=False):
-        path = Path(value)
-        if option in _INPUTS and value and not path.is_absolute() and (project / path).exists():
+        place, colon, name = value.rpartition(":") if option in _CODE else (value, "", "")
+        path = Path(place)
+        if option in _INPUTS and place and not path.is_absolute() and (project / path).exists():
             if not path.exists():
-                value = str(project / path)
+                value = f"{project / path}{colon}{name}"
             elif not path.samefile(project / path):
                 say(f"`{option[2:]}` is {path.absolute()}, not the project's file of that name")
         yield value

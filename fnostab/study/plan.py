@@ -22,9 +22,10 @@ from fnostab.config import (
     read_config_file,
     resolve_config,
     standard_arms,
+    with_sources,
 )
 from fnostab.io.untrusted import shown
-from fnostab.study.selection import OWN_KEYS
+from fnostab.study.selection import is_own
 
 #: Seeds of a study if nobody says how many, by preset.
 SEEDS: Final[Mapping[str, int]] = {"seed_study": 1, "stage_a": 5, "quick": 3, "scan": 3, "smoke": 1}
@@ -95,8 +96,8 @@ class StudyPlan:
 
         What `ArmConfig.sha256` leaves out for runs from before is left out.
         """
-        own = {"seed", "study", "arm", "data.path", *OWN_KEYS, *self.varied, *self.common.left_out}
-        shared = {key: value for key, value in self.common.flat().items() if key not in own}
+        own = {"seed", "study", "arm", "data.path", *self.varied, *self.common.left_out}
+        shared = {key: value for key, value in self.common.flat().items() if key not in own and not is_own(key)}
         parts = [self.study, dataset_sha256, shared]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -196,7 +197,7 @@ def plan_table(
         if name in table:
             raise ConfigError(f"`arms` (={name}) must have each name once")
         table[name] = keys
-    varied = sorted({key for keys in table.values() for key in keys} - OWN_KEYS)
+    varied = sorted({key for keys in table.values() for key in keys if not is_own(key)})
     overrides, base = dotted_keys(overrides), dotted_keys(base)
     for key in overrides.keys() & set(varied):
         raise ConfigError(f"`{key}` (={overrides[key]}) is what the arms of this study vary: change the table")
@@ -267,7 +268,8 @@ def _resolved(name: str, keys: Mapping[str, Any], overrides: Mapping[str, Any], 
 
 
 def _settled(config: ArmConfig) -> ArmConfig:
-    """`config` with its number of threads, and a path that means the same from every folder."""
+    """`config` with its number of threads, and with paths and source files that are the same for every run."""
+    config = with_sources(config)
     train = config.train.model_copy(update={"threads": config.train.threads or THREADS})
     path = str(Path(config.data.path).resolve()) if config.data.path else ""
     data = config.data.model_copy(update={"path": path})

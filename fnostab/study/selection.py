@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from fnostab.config import AUTO_MAX_CHANNELS, CONFIG_KEYS, PHYSICS_KEYS, REMOVED_KEYS, ConfigError
+from fnostab.config import AUTO_MAX_CHANNELS, CONFIG_KEYS, PHYSICS_KEYS, REMOVED_KEYS, ConfigError, is_option
+from fnostab.io.foreign import portable
 from fnostab.study.names import METRIC, NUMBERS
 
 K = TypeVar("K", bound=Hashable)
@@ -22,6 +23,15 @@ OWN_KEYS: Final = (
     | REMOVED_KEYS
     | {"train.mode"}
 )
+
+
+def is_own(key: str) -> bool:
+    """Whether the dotted `key` is an arm's own."""
+    return key in OWN_KEYS or is_option(key)
+
+
+#: Keys that may name a user's file, whose folder does not matter.
+_FOREIGN: Final = frozenset({"model.arch", "clip.algo"})
 #: Names, and what changes no result by more than the last bits or not at all.
 _IRRELEVANT: Final = frozenset(
     {
@@ -200,10 +210,11 @@ def _dataset_notes(runs: Sequence[StoredRun]) -> list[str]:
 def _check_configs(study: str, runs: Sequence[StoredRun]) -> None:
     """Runs of an arm differ in the seed alone; arms in their own keys and in those that the study varies."""
     varied = {key for run in runs for key in run.tags.get("varied", "").split(",") if key}
-    for key in sorted((CONFIG_KEYS.keys() | REMOVED_KEYS) - _IRRELEVANT):
+    options = {key for run in runs for key in run.params if is_option(key)}
+    for key in sorted((CONFIG_KEYS.keys() | REMOVED_KEYS | options) - _IRRELEVANT):
         without = key in PHYSICS_KEYS
         # An earlier version may not have known the key, and a supervised run makes no use of some.
-        with_key = [run for run in runs if key in run.params and not (without and run.is_supervised)]
+        with_key = [run for run in runs if key in run.params.keys() | options and not (without and run.is_supervised)]
         by_value: dict[object, list[StoredRun]] = defaultdict(list)
         for run in with_key:
             by_value[_comparable(run, key)].append(run)
@@ -216,12 +227,14 @@ def _check_configs(study: str, runs: Sequence[StoredRun]) -> None:
         for arm in sorted(by_arm):
             if len(by_arm[arm]) > 1:
                 raise ConfigError(_difference(study, key, by_value, f"be one in all runs of arm {arm}"))
-        if key not in OWN_KEYS | varied:
+        if not is_own(key) and key not in varied:
             raise ConfigError(_difference(study, key, by_value, "be one in all arms"))
 
 
 def _difference(study: str, key: str, by_value: Mapping[object, Sequence[StoredRun]], rule: str) -> str:
     values = "; ".join(f"{value} of {_who(runs)}" for value, runs in by_value.items())
+    if key.endswith(".source_sha256"):
+        rule += ", as a source file that changes makes another arm"
     return (
         f"`{key}` of study {study} must {rule}, and is {values}; choose with --parent, or give the runs another study"
     )
@@ -237,11 +250,15 @@ def _who(runs: Sequence[StoredRun]) -> str:
 
 def _comparable(run: StoredRun, key: str) -> object:
     """A parameter's value: numbers are equal however they are spelt, and each architecture has its own usual limit."""
+    if key not in run.params:  # an option
+        return "left out"
     text = run.params[key]
+    if key.endswith(".source_sha256"):
+        return text or "none"
     try:
         value = float(text)
     except ValueError:
-        return text
+        return portable(text) if key in _FOREIGN else text
     # Before `train.loss_scale` was known, the limit was the same for all architectures.
     arch = run.params.get("model.arch", "") if "train.loss_scale" in run.params else ""
     usual = key == "model.max_channels" and AUTO_MAX_CHANNELS.get(arch, AUTO_MAX_CHANNELS["hybrid"]) == value

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import fnostab
 from fnostab.config import ArmConfig
 from fnostab.dataset import Dataset, common_sha256
+from fnostab.io.foreign import portable
 from fnostab.tracking.batches import METRICS_A_CALL, log_batches
 from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.errors import (
@@ -180,7 +181,7 @@ def run_tags(config: ArmConfig, dataset: Dataset, device: str) -> dict[str, str]
     return several | {
         "study": config.study,
         "arm": config.arm,
-        "arch": config.model.arch,
+        "arch": portable(config.model.arch),
         "clip_algo": config.clip.algo,
         "seed": str(config.seed),
         "dataset_sha256": dataset.sha256,

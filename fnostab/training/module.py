@@ -10,7 +10,7 @@ from torch import nn
 
 from fnostab import metrics
 from fnostab.clipping import ClipStats, clip_gradients_
-from fnostab.config import ArmConfig
+from fnostab.config import ARCHITECTURES, ArmConfig
 from fnostab.dataset import Dataset, Split, training_objects
 from fnostab.dataset.groups import Groups
 from fnostab.gradients import layer_norms
@@ -60,8 +60,9 @@ class PtychoModule(lightning.LightningModule):
         # The first mode has a name of its own: checkpoints of runs with one hold no more.
         first, *further = (nn.Parameter(torch.view_as_real(mode).clone(), learnt) for mode in dataset.beam.modes)
         alone = config.train.devices * config.train.nodes == 1
+        known = config.model.arch in ARCHITECTURES  # a graph repeats the kernels of a step, and no Python
         groups = config.train.batch_size // config.data.group_size
-        self._replay = Replay(self.generator, groups, enabled=config.train.cuda_graph and alone)
+        self._replay = Replay(self.generator, groups, enabled=config.train.cuda_graph and alone and known)
         self.probe_parameter, self.further_modes = first, nn.ParameterList(further)
         self.register_buffer("mask", dataset.beam.mask, persistent=False)
         self.scale = dataset.scale

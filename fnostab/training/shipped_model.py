@@ -1,9 +1,16 @@
 """The model that a run ships: plain PyTorch, from counts to the object."""
 
 import copy
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import nn
+
+from fnostab.io.untrusted import shown
+from fnostab.models.checks import trial_amplitudes
 
 
 class CountsToObject(nn.Module):
@@ -32,3 +39,37 @@ class CountsToObject(nn.Module):
         amplitudes = counts.clamp_min(0).sqrt() * self.input_scale
         output: torch.Tensor = self.generator(amplitudes.unsqueeze(1) if self.alone else amplitudes)
         return output.squeeze(3) if self.alone else output.movedim(3, 1)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep torch's pages about what it cannot export off the terminal; its error says the same in a line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def check_export(network: nn.Module, label: str, N: int, C: int) -> None:
+    """Raise ValueError, in one line that begins with `label`, if `network` does not export as a run ships it.
+
+    MLflow exports so at the end of a run (`tracking/exports.py`), which is a bad time to find out. The export must take
+    batches of another size than that of its example.
+    """
+    counts = trial_amplitudes(3, C, N).square()
+    counts = counts[:, 0] if C == 1 else counts
+    model = CountsToObject(network, 1.0, C).eval()
+    rule = "must export to pt2 (train.artifacts=numbers keeps no model)"
+    try:
+        with _quietly():
+            exported = torch.export.export(model, (counts[:2],), dynamic_shapes=[{0: torch.export.Dim.AUTO}])
+        with torch.no_grad():
+            same = torch.allclose(exported.module()(counts), model(counts), rtol=1e-3, atol=1e-4)
+    except Exception as error:
+        said = shown(str(error).strip().partition("\n")[0])
+        raise ValueError(f"{label} {rule}, and torch.export raised {type(error).__name__}: {said}") from error
+    if not same:
+        raise ValueError(f"{label} {rule}, and its export gives other patches than the network")

@@ -1,5 +1,6 @@
 """The Lightning trainer of an arm, and what this machine must have for it."""
 
+import functools
 import logging
 import os
 import sys
@@ -10,13 +11,15 @@ import threadpoolctl
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from fnostab.config import ArmConfig, ConfigError
+from fnostab.config import ARCHITECTURES, ArmConfig, ConfigError, ModelConfig
 from fnostab.dataset import Dataset
+from fnostab.models.checks import check_behaviour
 from fnostab.models.registry import build_generator
 from fnostab.training.batches import make_loaders
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.processes import find_environment
+from fnostab.training.shipped_model import check_export
 
 
 def fit(trainer: lightning.Trainer, config: ArmConfig, dataset: Dataset, resume_from: str | None) -> None:
@@ -104,12 +107,38 @@ def quieten_libraries() -> None:
 
 
 def check_network(config: ArmConfig) -> None:
-    """Raise `ConfigError` if the network of `config` cannot be built; takes no memory."""
+    """Raise `ConfigError` if the network of `config` cannot be built, or if a user's own cannot train or be exported.
+
+    A built-in one takes no memory; a user's own is built and tried, once in a process.
+    """
+    model, N, C = config.model, config.data.N, config.data.group_size
     try:
-        with torch.device("meta"):
-            build_generator(config.model, config.data.N, config.data.group_size)
+        if model.arch in ARCHITECTURES:
+            with torch.device("meta"):
+                build_generator(model, N, C)
+        else:
+            _check_foreign(model.model_dump_json(), N, C, config.train.artifacts == "all")
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+@functools.cache
+def _check_foreign(model_json: str, N: int, C: int, ships: bool) -> None:
+    """Try the network of a `ModelConfig` as JSON, for C patterns of N x N pixels, and its export if it `ships`."""
+    # The network may be of another machine's names, but by now it has been found.
+    model = ModelConfig.model_validate_json(model_json)
+    label = f"`model.arch` (={model.arch})"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            network = build_generator(model, N, C)
+            check_behaviour(network, label, N, C)
+            if ships:
+                check_export(network, label, N, C)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # How it trains then is the run's to find out.
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from fnostab.config import ArmConfig
+from fnostab.config import ArmConfig, with_sources
 from fnostab.dataset import load_or_build
 from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
@@ -37,7 +37,7 @@ def follow(config: ArmConfig) -> None:
     first process.
     """
     quieten_libraries()
-    config = set_threads(config)
+    config = set_threads(with_sources(config))
     # It decides what the first process decides, from the same numbers: a step that is not finite stops both.
     # Whether the run is given up or pruned, it is told.
     recorder = SeriesRecorder(History(), _Nowhere(), config.train.give_up_epoch)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fnostab.config import ArmConfig
+from fnostab.config import ArmConfig, namesake, with_sources
 from fnostab.dataset import ORIENTATIONS, Dataset, combined, common_sha256, r_by_orientation
 from fnostab.evaluation import Evaluation, baselines, can_be_stitched, consistency_warning, evaluate
 from fnostab.health import Stability, Verdict, better_orientation, judge, measure_stability
@@ -91,7 +91,10 @@ def train_arm(
     quieten_libraries()
     check_accelerator(config.train.accelerator)
     check_devices(config)
+    config = with_sources(config)
     check_network(config)
+    if line := namesake(config.model.arch):
+        report(line)
     if find_environment(config).global_rank() > 0:
         follow.follow(config)
         raise SystemExit(0)
