@@ -297,7 +297,7 @@ def test_the_summary_names_every_run_why_runs_failed_and_what_is_missing(three):
     text = summary_markdown(three)
     for run in three.runs:
         found = cells(text, "Runs", run.run_id)
-        assert (found[0], found[1], found[4]) == (run.arm, run.verdict, str(run.seed))
+        assert (found[0], found[1], found[3]) == (run.arm, run.verdict, str(run.seed))
     failures = text.partition("## Why runs failed")[2].partition("## ")[0]
     assert failures.count("\n- ") == sum(run.failed for run in three.runs) == 6
     missing = text.partition("## What is missing")[2].partition("## ")[0]

@@ -83,6 +83,7 @@ def rank_arms(
     *,
     by: str = "best_val_loss",
     design: Design = ONE_LOOK,
+    has_stage_b: bool = True,
 ) -> Ranking:
     """Rank arms by the runs of a study.
 
@@ -101,7 +102,7 @@ def rank_arms(
     the plateau; None where nothing is known.
 
     What may be claimed of pairs follows `design`, by `fnostab.ranking.pairs.compare_arms`; the decision's rules are
-    those of `fnostab.ranking.decision.decide`.
+    those of `fnostab.ranking.decision.decide`, which says what a Stage B takes, unless the study can have none.
 
     Raises `ValueError` for a table that is empty or has no counted run, a column that is absent, an unknown verdict, a
     value of the wrong kind, two rows of one (arm, seed), two archs in one arm, a `by` that is none or that a converged
@@ -129,7 +130,7 @@ def rank_arms(
         for column, of in drawn.items()
     }
     main, other = compared[by], next((found for column, found in compared.items() if column != by), None)
-    decision = decide(table, main, other.pairs if other else {}, by=by, design=design)
+    decision = decide(table, main, other.pairs if other else {}, by=by, design=design, has_stage_b=has_stage_b)
     return Ranking(
         table,
         list(main.pairs.values()),
@@ -272,7 +273,7 @@ def _checked(record: Mapping[str, Any]) -> Row:
         )
     row = {name: _number(name, record.get(name)) for name in ("best_val_loss", *NUMBER_COLUMNS)}
     if verdict in FAILED:
-        row |= dict.fromkeys(RANKED_BY, math.inf)
+        row |= dict.fromkeys((column for column in RANKED_BY if column in record), math.inf)
     texts = {name: value if isinstance(value := record.get(name), str) else None for name in ("arch", "run_id")}
     return {"arm": arm, "seed": _seed(arm, record["seed"]), "verdict": verdict, **texts, **row}
 

@@ -48,8 +48,12 @@ class _Claim:
     pairs: Sequence[tuple[str, str]]
 
 
-def decide(table: Sequence[Row], compared: Compared, other: Pairs, *, by: str, design: Design) -> Decision:
+def decide(
+    table: Sequence[Row], compared: Compared, other: Pairs, *, by: str, design: Design, has_stage_b: bool = True
+) -> Decision:
     """Decide by the rows of a ranking, best first, and what was compared by the column `by`; `other` is by another.
+
+    The text says which arm Stage B takes, if the study `has_stage_b`.
 
     First match wins, and *better*, *beats* and *less often* mean that the comparison is clear: its p-value, corrected
     for all comparisons and looks of the study, is at most alpha.
@@ -78,7 +82,7 @@ def decide(table: Sequence[Row], compared: Compared, other: Pairs, *, by: str, d
         reason = f"{claim.reason}; but by {opposite} the opposite is clear ({'; '.join(map(str, opposed))})"
     else:
         label, reason = claim.label, claim.reason
-    if by == "best_val_loss":
+    if by == "best_val_loss" and has_stage_b:
         stage_b = f"Stage B takes {winner}, the first in rank" if winner else "No arm goes to Stage B: every run failed"
     else:  # Stage B follows val_loss
         stage_b = f"The first in rank is {winner}" if winner else "Every run failed"

@@ -14,5 +14,7 @@ def model_card(name: str, run: StoredRun) -> str:
     """Markdown for a version of the registered model `name` that `run` trained."""
     quality = {name: run.metrics.get(METRIC[name]) for name in _QUALITY}
     stability = run.tags.get("stability")
+    if run.is_foreign:
+        return render("foreign_card.md.j2", name=name, run=run, stability=run.tags.get("stability"), **quality)
     of_run = {"run": run, "params": run.params, "N": int(run.params["data.N"]), "stability": stability}
     return render("card.md.j2", name=name, **of_run, **quality)

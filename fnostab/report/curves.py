@@ -22,7 +22,11 @@ def learning_curves(result: StudyResult) -> Figure:
     constant, floor = (_typical([getattr(run.curves, name) for run in drawn]) for name in ("constant", "floor"))
     bottom, top = _frame([run.curves.val_loss for run in drawn], constant, floor)
     longest = max([2, *(len(run.curves.val_loss) for run in drawn)])
-    figure, panels = _panels(result, "R-factor (val_loss)", "epoch", lambda run: run.curves.val_loss)
+    title = "val_loss" if result.is_foreign else "R-factor (val_loss)"
+    levels = {"best constant object": (constant, "--"), "photon noise alone": (floor, ":")}
+    if result.is_foreign:
+        levels = {"best constant prediction": (constant, "--"), "lowest possible": (floor, ":")}
+    figure, panels = _panels(result, title, "epoch", lambda run: run.curves.val_loss)
     figure.axes[0].set_xlim(0.5, longest + 0.5)
     for arm, axes in panels.items():
         runs = result.drawn(arm)
@@ -35,7 +39,7 @@ def learning_curves(result: StudyResult) -> Figure:
             middle = _inside(_median_curve(counted), top)
             told = "median, where a run that ended counts as infinite"
             axes.plot(np.arange(1, len(middle) + 1), middle, color="black", lw=1.2, gid="median", label=told)
-        for value, style, told in ((constant, "--", "best constant object"), (floor, ":", "photon noise alone")):
+        for told, (value, style) in levels.items():
             if np.isfinite(value):
                 axes.axhline(value, color="0.45", linestyle=style, linewidth=1, gid="level", label=told)
     _legend(figure, columns=3 if len(panels) > 2 and len(panels) != 4 else 2)
@@ -68,7 +72,7 @@ def gradient_norms(result: StudyResult) -> Figure:
                 height, across = np.full(part.not_finite.size, 0.96), axes.get_xaxis_transform()
                 mark: dict[str, Any] = {"color": FAILED_COLOUR, "gid": "not finite", "label": "not finite"}
                 axes.plot(part.not_finite, height, "x", ms=5, transform=across, **mark)
-    _legend(figure, columns=3)
+    _legend(figure, columns=3 if len(panels) > 2 and len(panels) != 4 else 2)
     return figure
 
 

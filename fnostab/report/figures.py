@@ -43,12 +43,14 @@ def _can_be_drawn(name: str, result: StudyResult) -> bool:
     if name == "r_stitched":
         known = any(run.numbers.get(name) is not None for run in result.runs)
         return known and result.ranking.table[0]["median_r_stitched"] is not None
+    if name in ("learning_curves", "gradient_norms"):
+        return any(not run.curves.is_empty for run in result.drawn_runs) or not result.is_foreign
     return name != "depth" or bool(result.depths)
 
 
 def best_val_loss(result: StudyResult) -> Figure:
     """The runs' best val_loss: see `_every_run`."""
-    return _every_run(result, "best_val_loss", "best val_loss (R-factor)")
+    return _every_run(result, "best_val_loss", "best val_loss" if result.is_foreign else "best val_loss (R-factor)")
 
 
 def r_stitched(result: StudyResult) -> Figure:

@@ -39,6 +39,7 @@ def html_report(result: StudyResult, pictures: Mapping[str, Picture] | None = No
         figures={name: _shown(name, picture, result) for name, picture in pictures.items()},
         pictured=[(arm, _pictured(result.of_arm(arm), result.ranking.by)) for arm in result.drawn_arms],
         unpictured=len(result.arms) - len(result.drawn_arms),
+        any_pictures=not result.is_foreign or any(run.pictures for run in result.runs),
         colours=colours(result.arms),
         measures=known_measures(result),
     )

@@ -52,13 +52,15 @@ class Table:
 def ranking_table(ranking: Ranking) -> Table:
     """One row an arm, best first, with what decides: failures, medians, stability and quality."""
     columns = sorted(_RANKED_BY, key=lambda column: column != ranking.by)
+    arch = ("arch",) if any(row["arch"] for row in ranking.table) else ()
     head = (
-        *("rank", "arm", "arch", "runs", "failed", *(f"median {_RANKED_BY[column]}" for column in columns)),
+        *("rank", "arm", *arch, "runs", "failed", *(f"median {_RANKED_BY[column]}" for column in columns)),
         *("max drawdown, median", "relapses / dead blocks, sum", "SSIM amp / phase"),
     )
     rows = [
         (
-            *(Cell(str(place)), Cell(row["arm"]), Cell(row["arch"] or UNKNOWN), Cell(str(row["runs"]))),
+            *(Cell(str(place)), Cell(row["arm"]), *(Cell(row[name] or UNKNOWN) for name in arch)),
+            Cell(str(row["runs"])),
             Cell(str(row["failures"]), percent_interval(row["failure_rate_low"], row["failure_rate_high"])),
             *(_estimate(row, f"median_{column}") for column in columns),
             Cell(number(row["max_drawdown"])),
@@ -67,7 +69,7 @@ def ranking_table(ranking: Ranking) -> Table:
         )
         for place, row in enumerate(ranking.table, start=1)
     ]
-    return _known_columns(Table(head, rows, texts=3, name=1))
+    return _known_columns(Table(head, rows, texts=2 + len(arch), name=1))
 
 
 def details_table(ranking: Ranking) -> Table:
@@ -147,17 +149,19 @@ def known_measures(result: StudyResult) -> dict[str, str]:
 
 
 def runs_table(result: StudyResult) -> Table:
-    """The verdict of every run, how steadily it trained, and its numbers."""
+    """The verdict of every run, how steadily it trained if that is known of any, and its numbers."""
     measures = known_measures(result)
+    stability = ("stability",) if result.knows_stability else ()
     rows = [
         (
-            *(Cell(run.arm), Cell(run.verdict), Cell(run.stability or UNKNOWN), Cell(run.run_id), Cell(str(run.seed))),
+            *(Cell(run.arm), Cell(run.verdict), *(Cell(run.stability or UNKNOWN) for _ in stability)),
+            *(Cell(run.run_id), Cell(str(run.seed))),
             *(Cell(number(run.best_val_loss)), *(Cell(number(run.numbers.get(name))) for name in measures)),
         )
         for run in result.all_runs
     ]
-    head = ("arm", "verdict", "stability", "run", "seed", "best val_loss", *measures.values())
-    return Table(head, rows, texts=4)
+    head = ("arm", "verdict", *stability, "run", "seed", "best val_loss", *measures.values())
+    return Table(head, rows, texts=3 + len(stability))
 
 
 def depth_table(depth: DepthComparison) -> Table:

@@ -20,7 +20,10 @@ _TAG_OF: Final = {"best_val_loss": "val_loss", "r_stitched": "r_stitched"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished run that is to be registered; versions are compared by its column `by`, lower is better."""
+    """A finished run that is to be registered; versions are compared by its column `by`, lower is better.
+
+    `dataset_sha256` is empty where the run does not say its dataset: it is then compared with no other version.
+    """
 
     study: str
     arm: str
@@ -45,7 +48,7 @@ class Candidate:
             "run": self.run_id,
             "val_loss": repr(self.best_val_loss),
             **({} if self.r_stitched is None else {"r_stitched": repr(self.r_stitched)}),
-            "dataset_sha256": self.dataset_sha256,
+            **({"dataset_sha256": self.dataset_sha256} if self.dataset_sha256 else {}),
         }
 
 
@@ -137,7 +140,7 @@ def choose_champion(
     if value is None:
         return _if_asked(old, f"has the tag {tag}, and this run has no such number", promote=promote)
     if champion.dataset_sha256 != candidate.dataset_sha256:
-        hashes = f"{champion.dataset_sha256[:12]} against {candidate.dataset_sha256[:12]}"
+        hashes = f"{champion.dataset_sha256[:12]} against {candidate.dataset_sha256[:12] or 'none that is known'}"
         return _if_asked(old, f"was trained on another dataset ({hashes})", promote=promote)
     if value < old_value:
         why = f"its {tag} {_distinct(value, old_value)} is below {_distinct(old_value, value)} of {old}"

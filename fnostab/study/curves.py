@@ -48,6 +48,11 @@ class Curves:
     constant: float  #: R-factor of the best constant object; NaN where it is not known
     floor: float  #: R-factor of photon noise alone; NaN where it is not known
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not len(self.val_loss) and not np.isfinite(self.grad_norm.maximum).any()
+
     @classmethod
     def of(cls, history: Any) -> "Curves":
         """Take the curves from the content of a `history.json`; raises ValueError for what is no history."""

@@ -60,7 +60,8 @@ class StudyResult:
 
     `facts` is shown as a small table (preset, device, commit, versions), `notes` as sentences: warnings, and what is
     missing beside the runs in `ranking.missing`. `depths` compares each arm of a Stage B with the same arm of Stage A.
-    `supervised` names the arms that were trained on the true patches.
+    `supervised` names the arms that were trained on the true patches. `is_foreign` tells that something else than
+    `fnostab train` made some of the runs: their val_loss need not be an R-factor.
     """
 
     study: str
@@ -71,12 +72,18 @@ class StudyResult:
     notes: Sequence[str] = ()
     depths: Sequence[DepthComparison] = ()
     supervised: Sequence[str] = ()
+    is_foreign: bool = False
 
     @cached_property
     def arms(self) -> list[str]:
         """Arms, best first; at the end those that have runs, but none that counts."""
         ranked = [row["arm"] for row in self.ranking.table]
         return ranked + sorted({run.arm for run in self.runs} - set(ranked))
+
+    @property
+    def knows_stability(self) -> bool:
+        """Whether any run says how steadily it trained."""
+        return any(run.stability for run in self.runs)
 
     @property
     def beats_all(self) -> str | None:

@@ -32,6 +32,8 @@ def is_own(key: str) -> bool:
 
 #: Keys that may name a user's file, whose folder does not matter.
 _FOREIGN: Final = frozenset({"model.arch", "clip.algo"})
+#: What stands for the content hash of runs that do not say which dataset they saw.
+NO_DATASET: Final = "not given"
 #: Names, and what changes no result by more than the last bits or not at all.
 _IRRELEVANT: Final = frozenset(
     {
@@ -69,8 +71,13 @@ class StoredRun:
 
     @property
     def dataset_sha256(self) -> str:
-        """Content hash of its dataset."""
-        return self.tags["dataset_sha256"]
+        """Content hash of its dataset, or `NO_DATASET`."""
+        return self.tags.get("dataset_sha256") or NO_DATASET
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether something else than `fnostab train` made it: its params are not those of this package's config."""
+        return not {"preset", "model.arch"} <= self.params.keys()
 
     @property
     def is_supervised(self) -> bool:
@@ -102,9 +109,11 @@ def to_rows(runs: Iterable[StoredRun]) -> tuple[list[dict[str, Any]], list[str]]
     """The runs as `ranking.rank_arms` takes them, and a note if their `r_stitched` is not what its name says.
 
     Where a converged run has no `val/r_stitched`, as those of earlier versions, `test/r_factor` stands for it in all
-    runs: values of two kinds must not be compared.
+    runs: values of two kinds must not be compared. Where no run has either, the rows have no such column.
     """
     rows = [run.to_row() for run in runs]
+    if all(row["r_stitched"] is None and row["r_factor"] is None for row in rows):
+        return [{key: value for key, value in row.items() if key != "r_stitched"} for row in rows], []
     converged = [row for row in rows if row["verdict"] == "converged"]
     during, after = ([_is_number(row[name]) for row in converged] for name in ("r_stitched", "r_factor"))
     if all(during) or not any(during + after):
@@ -121,8 +130,8 @@ def _is_number(value: float | None) -> bool:
 
 
 def has_identity(tags: Mapping[str, str]) -> bool:
-    """Whether the tags of a run say its arm, seed and dataset, without which it cannot be compared."""
-    return {"arm", "dataset_sha256"} <= tags.keys() and tags.get("seed", "").isdecimal()
+    """Whether the tags of a run say its arm and seed, without which it cannot be compared."""
+    return bool(tags.get("arm")) and tags.get("seed", "").isdecimal()
 
 
 @dataclass(frozen=True)
@@ -210,6 +219,7 @@ def _dataset_notes(runs: Sequence[StoredRun]) -> list[str]:
 def _check_configs(study: str, runs: Sequence[StoredRun]) -> None:
     """Runs of an arm differ in the seed alone; arms in their own keys and in those that the study varies."""
     varied = {key for run in runs for key in run.tags.get("varied", "").split(",") if key}
+    runs = [run for run in runs if not run.is_foreign]
     options = {key for run in runs for key in run.params if is_option(key)}
     for key in sorted((CONFIG_KEYS.keys() | REMOVED_KEYS | options) - _IRRELEVANT):
         without = key in PHYSICS_KEYS
@@ -279,5 +289,7 @@ def _notes(
 
 
 def _state(run: StoredRun) -> str:
-    """`interrupted`, or what MLflow says: RUNNING, FAILED, KILLED."""
+    """`interrupted`, or what MLflow says, RUNNING, FAILED or KILLED, or what a run that ended lacks."""
+    if run.status == "FINISHED":
+        return "FINISHED without the tag verdict"
     return "interrupted" if run.tags.get("verdict") == "interrupted" else run.status

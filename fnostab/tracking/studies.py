@@ -34,11 +34,11 @@ _PLAN: Final = "study.json"
 def find_runs(study: str, **tags: str) -> list[StoredRun]:
     """All runs of `study`, and with these `tags`, that trained something, in every experiment, newest first.
 
-    Runs that cannot be compared, because they do not say their arm, seed and dataset, are left out with a warning.
+    Runs that cannot be compared, because they do not say their arm and seed, are left out with a warning.
     """
     found = [run for run in search_runs(study=study, **tags) if ROLE not in run.tags and "resumed_into" not in run.tags]
     if strangers := [run.run_id for run in found if not has_identity(run.tags)]:
-        lack = "runs without the tags arm, seed (a number) and dataset_sha256 are left out"
+        lack = "runs without the tags arm and seed (a number) are left out"
         logger.warning("study %s: %d %s, such as %s", study, len(strangers), lack, strangers[0])
     return [run for run in found if has_identity(run.tags)]
 

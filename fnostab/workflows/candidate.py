@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnostab.study.champion import Candidate, why_not_eligible
 from fnostab.study.names import METRIC
 from fnostab.study.result import StudyResult, in_order
-from fnostab.study.selection import StoredRun
+from fnostab.study.selection import NO_DATASET, StoredRun
 from fnostab.tracking.model_registry import has_logged_model
 from fnostab.tracking.transfer import CAME_FROM
 
@@ -45,10 +45,12 @@ def _with_model(run: StoredRun, result: StudyResult, faults: Sequence[str]) -> t
             seed=run.seed,
             run_id=run.run_id,
             best_val_loss=run.metrics["best_val_loss"],
-            dataset_sha256=result.dataset_sha256,
+            dataset_sha256="" if result.dataset_sha256 == NO_DATASET else result.dataset_sha256,
             r_stitched=stitched if math.isfinite(stitched) else None,
             by=result.ranking.by,
         )
         return candidate, f"Better, but not registered: {'; '.join(faults)}." if faults else ""
     how = "one that is trained with `train.artifacts=all` into this store has one"
+    if run.is_foreign:
+        how = "log the network as one, such as by `mlflow.pytorch.log_model(network, name='model')`"
     return None, f"Nothing registered: of the best run, {run.run_id}, {lack}; {how}."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fnostab.config import ConfigError
-from fnostab.health import FAILED, VERDICT_VERSION
+from fnostab.health import FAILED
 from fnostab.io.files import atomic_write
 from fnostab.ranking import BOOTSTRAP_SEED, RANKED_BY, STABILITY_COLUMNS, Ranking, rank_arms
 from fnostab.ranking.claims import Design
@@ -18,8 +18,9 @@ from fnostab.report.figures import draw_figures
 from fnostab.report.study import html_report, short_summary, summary_markdown
 from fnostab.study.curves import Curves
 from fnostab.study.depth import DepthComparison, compare_depth
+from fnostab.study.notes import HOW_TO_JUDGE, foreign_facts, notes_of
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
-from fnostab.study.selection import Selection, StoredRun, select_runs, to_rows
+from fnostab.study.selection import NO_DATASET, Selection, StoredRun, select_runs, to_rows
 from fnostab.tracking.artifacts import Unreadable, read_artifacts
 from fnostab.tracking.model_registry import model_name, register_winner
 from fnostab.tracking.run import how_to_open, run_url
@@ -93,9 +94,9 @@ def compare_study(
                 {
                     "decision": ranking.decision.label,
                     "winner": ranking.decision.winner or "",
-                    "dataset_sha256": selection.dataset_sha256,
                     "mlflow.note.content": short_summary(result),
                 }
+                | _dataset_tag(selection)
             )
         if out is not None:
             out.mkdir(exist_ok=True)
@@ -117,18 +118,18 @@ def _rank(study: str, dataset: str | None, parent: str | None, by: str) -> tuple
     found = find_runs(study)
     parents = [run for run in find_parents(study) if parent in (None, run.run_id)]
     planned = [
-        key
-        for run in parents
-        if dataset is None or run.tags.get("dataset_sha256", "").startswith(dataset)
-        for key in planned_runs(run)
+        key for run in parents if dataset is None or run.dataset_sha256.startswith(dataset) for key in planned_runs(run)
     ]
     selection = select_runs(study, found, dataset=dataset, parent=parent, planned=planned)
     rows, notes = to_rows(selection.runs)
-    home = next((run for run in parents if run.tags.get("dataset_sha256") == selection.dataset_sha256), None)
+    home = next((run for run in parents if run.dataset_sha256 == selection.dataset_sha256), None)
     try:
-        ranking = rank_arms(rows, BOOTSTRAP_SEED, by=by, design=stored_design(home))
+        ours = not any(run.is_foreign for run in selection.runs)
+        ranking = rank_arms(rows, BOOTSTRAP_SEED, by=by, design=stored_design(home), has_stage_b=ours)
     except ValueError as error:  # such as: no verdict of a run is a result
-        raise ConfigError(f"`study` (={study}) must have runs that can be ranked: {error}") from None
+        is_unknown = all(row["verdict"] == "unknown" for row in rows)
+        hint = f"; every verdict is unknown: {HOW_TO_JUDGE}" if is_unknown else ""
+        raise ConfigError(f"`study` (={study}) must have runs that can be ranked: {error}{hint}") from None
     return replace(selection, notes=[*selection.notes, *notes]), ranking, home
 
 
@@ -141,19 +142,13 @@ def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun 
         ranking=ranking,
         runs=[_study_run(run, row) for run, row in zip(selection.runs, to_rows(selection.runs)[0], strict=True)],
         dataset_sha256=selection.dataset_sha256,
-        facts=_facts(selection.runs) | _design_facts(ranking.design),
-        notes=[*selection.notes, *_rules_notes(selection.runs), *notes],
+        facts={**_facts(selection.runs), **_design_facts(ranking.design), **foreign_facts(selection.runs)},
+        notes=[*selection.notes, *notes_of(selection.runs), *notes],
         depths=depths,
+        is_foreign=any(run.is_foreign for run in selection.runs),
         supervised=sorted({run.arm for run in selection.runs if run.is_supervised}),
     )
     return _with_artifacts(result, {run.run_id: run for run in selection.runs})
-
-
-def _rules_notes(runs: Sequence[StoredRun]) -> list[str]:
-    """A sentence if runs were judged by other rules than today's."""
-    other = sum(run.tags.get("verdict_version") != str(VERDICT_VERSION) for run in runs)
-    rules = f"{other} of {len(runs)} runs were judged by other rules than today's (tag verdict_version)"
-    return [f"{rules}: `fnostab inspect --judge RUN_ID` decides anew."] if other else []
 
 
 def _study_run(run: StoredRun, row: Mapping[str, Any]) -> StudyRun:
@@ -204,10 +199,15 @@ def _unreadable_notes(unreadable: Sequence[Unreadable], of: int) -> list[str]:
 
 
 def _facts(runs: Sequence[StoredRun]) -> dict[str, str]:
-    """What the runs were made with; several values where they differ."""
+    """What the runs were made with, as far as any says so; several values where they differ."""
     found = {name: {run.tags[key] for run in runs if key in run.tags} for name, key in _TAGS.items()}
     found |= {name: {run.params[key] for run in runs if key in run.params} for name, key in _PARAMS.items()}
-    return {name: ", ".join(sorted(values)) or "unknown" for name, values in found.items()}
+    return {name: ", ".join(sorted(values)) for name, values in found.items() if values}
+
+
+def _dataset_tag(selection: Selection) -> dict[str, str]:
+    known = selection.dataset_sha256
+    return {} if known == NO_DATASET else {"dataset_sha256": known}
 
 
 def _design_facts(design: Design) -> dict[str, str]:
