@@ -36,16 +36,30 @@ def layer_norms(module: nn.Module) -> dict[str, Float[Tensor, ""]]:
     tensors on the gradients' devices: stack them to fetch all with one copy.
     """
     named = {name: p for name, p in module.named_parameters() if p.grad is not None}
+    _refuse_sparse(named.items())
     return dict(zip(named, tensor_norms([gradient_of(p) for p in named.values()]), strict=True))
 
 
 def parameters_with_gradient(parameters_or_module: ParameterSource) -> list[Tensor]:
-    """The parameters that have a gradient, in their given order."""
+    """The parameters that have a gradient, in their given order; raises `ValueError` where one is sparse."""
+    module = parameters_or_module
     if isinstance(parameters_or_module, nn.Module):
         parameters_or_module = parameters_or_module.parameters()
     elif isinstance(parameters_or_module, Tensor):
         parameters_or_module = [parameters_or_module]
-    return [parameter for parameter in parameters_or_module if parameter.grad is not None]
+    found = [parameter for parameter in parameters_or_module if parameter.grad is not None]
+    if any(parameter.grad.layout is not torch.strided for parameter in found if parameter.grad is not None):
+        named = module.named_parameters() if isinstance(module, nn.Module) else enumerate(found)
+        _refuse_sparse((str(name), parameter) for name, parameter in named)
+    return found
+
+
+def _refuse_sparse(named: Iterable[tuple[str, Tensor]]) -> None:
+    for name, parameter in named:
+        if parameter.grad is not None and parameter.grad.layout is not torch.strided:
+            raise ValueError(
+                f"`{name}` (={parameter.grad.layout}) must have a dense gradient, of which norms are taken"
+            )
 
 
 def gradient_of(parameter: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:

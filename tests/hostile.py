@@ -309,7 +309,8 @@ data.max_val_patches=none data.val=train data.val_choice=middle data.seeds=0 dat
 data.probe_aperture=round train.loss_scale=epoch
 data.nphotons=1e30 data.seed=-1 model.arch=hybird model.width=100000 model.fno_blocks=65
 model.modes=40 model.min_resolution=1 model.max_channels=0 model.gamma_init=1e300 model.layerscale_init=-1e300
-model.norm_centred=2 model.norm_bias=maybe clip.algo=nrom clip.val=1e300 clip.granularity=layer optim.name=lion
+model.norm_centred=2 model.norm_bias=maybe clip.algo=nrom clip.val=1e300 clip.granularity=layer clip.exclude=a,,b
+clip.options=alpha clip.source_sha256=none optim.name=lion optim.betas=0.9 optim.eps=0
 optim.lr=0 optim.weight_decay=-0.1 optim.momentum=1 optim.schedule=linear optim.warmup_steps=-1 train.epochs=0
 train.mode=labels model.options=deep model.source_sha256=abc
 train.give_up_after=1 train.select_by=phase_ssim train.batch_size=1e99 train.loss=mse train.learn_probe=maybe

@@ -231,11 +231,39 @@ def test_a_newer_key_changes_the_hash_only_where_it_has_another_value_than_runs_
     others |= {"data.val_choice": "block", "data.val": "test", "data.object_mean": 0.2, "data.probe_aperture": "square"}
     others |= {"train.mode": "supervised"}
     others |= {"data.seeds": 2, "model.options": {"depth": 3}, "model.source_sha256": 64 * "a"}
+    others |= {"clip.exclude": ["out.*"], "clip.options": {"alpha": 0.9}, "clip.source_sha256": 64 * "0"}
+    others |= {"optim.betas": [0.9, 0.95], "optim.eps": 1e-12}
     assert config.left_out == others.keys() | of_scans
     for key, value in others.items():
         changed = resolve_config(as_then | {key: value})
         assert changed.left_out == config.left_out - {key}
         assert changed.sha256() != config.sha256()
+
+
+def test_lists_may_be_text_with_commas_between():
+    config = resolve_config({"clip.exclude": "out.*, *.bias", "optim.betas": "0.9,0.95"})
+    assert config.clip.exclude == ["out.*", "*.bias"]
+    assert config.optim.betas == [0.9, 0.95]
+    assert resolve_config({"clip.exclude": "", "optim.betas": "[0.9, 0.95]"}).optim == config.optim
+    assert resolve_config({"clip.exclude": ["out.*", "*.bias"], "optim.betas": [0.9, 0.95]}) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optim.eps": 1e-12}, r"`optim.eps` \(=1e-12\) must be 1e-08"),
+        ({"optim.betas": "0.9,0.95"}, r"`optim.betas` \(=\[0.9, 0.95\]\) must be \[0.9, 0.999\]"),
+    ],
+)
+def test_sgd_takes_none_of_adams_settings(values, message):
+    with pytest.raises(ConfigError, match=f"^{message} with optim.name=sgd, which does not use it$"):
+        resolve_config({"optim.name": "sgd", **values})
+
+
+def test_a_rule_of_ones_own_names_the_arm_and_has_a_limit_of_its_own():
+    config = resolve_config({"clip_algo": "./rules.py:half"})
+    assert config.arm == "hybrid-half"
+    assert config.clip.val == 1.0
 
 
 def test_a_stored_config_has_what_its_run_did_for_a_key_that_came_later_and_a_new_one_todays_default():

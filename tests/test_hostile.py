@@ -134,6 +134,7 @@ def test_every_key_without_a_number_or_text_as_default_is_known_here() -> None:
     assert others == {
         *("train.learn_probe", "train.cuda_graph"),
         *("model.norm_centred", "model.norm_bias", "model.options", "data.object_mean"),
+        *("clip.exclude", "clip.options", "optim.betas"),
     }
 
 

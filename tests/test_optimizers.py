@@ -1,6 +1,7 @@
 """The optimizers of a config, and what they make of checkpoints of an earlier version."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def _resumed(checkpoint, name):
 
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["of today", "of version 1"])
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "stable_adamw"])
 def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(name, is_old):
     network = _network()  # its bottleneck is square: out, in, rows and cols could be taken for one another
     optimizer = _optimizer(network, name)
@@ -78,3 +79,100 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(name, is_
         _step(other, resumed, seed)
     for ours, theirs in zip(other.parameters(), network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "stable_adamw"])
+def test_betas_and_eps_are_those_of_the_config(name):
+    config = OptimConfig(name=name, betas=[0.8, 0.95], eps=1e-6, weight_decay=0.1)
+    group = make_optimizer(config, [{"params": [torch.nn.Parameter(torch.ones(1))]}]).param_groups[0]
+    assert (group["betas"], group["eps"], group["weight_decay"], group["lr"]) == ((0.8, 0.95), 1e-6, 0.1, 1e-3)
+
+
+def _two_parameters():
+    torch.manual_seed(1)
+    return [torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(5, dtype=torch.complex64))]
+
+
+def _drawn_gradients(parameters, step):
+    """Gradients that become a hundred times as large in the middle: the second moment lags behind."""
+    generator = torch.Generator().manual_seed(step)
+    size = 100.0 if 8 <= step < 12 else 1.0
+    return [size * torch.randn(p.shape, dtype=p.dtype, generator=generator) for p in parameters]
+
+
+def _real(tensor):
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).detach().double().flatten().tolist()
+
+
+def test_stable_adamw_is_the_papers_algorithm_2():
+    lr, (beta1, beta2), eps, decay = 0.03, (0.8, 0.9), 1e-6, 0.2
+    parameters = _two_parameters()
+    config = OptimConfig(name="stable_adamw", lr=lr, betas=[beta1, beta2], eps=eps, weight_decay=decay)
+    optimizer = make_optimizer(config, [{"params": parameters}])
+    weights = [_real(p) for p in parameters]
+    v, u = ([[0.0] * len(w) for w in weights] for _ in range(2))
+    largest_rms = 0.0
+    for step in range(20):
+        gradients = _drawn_gradients(parameters, step)
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g
+        optimizer.step()
+        t = step + 1
+        for k, g in enumerate(map(_real, gradients)):
+            b1, b2 = (beta * (1 - beta ** (t - 1)) / (1 - beta**t) for beta in (beta1, beta2))  # debiased, as there
+            v[k] = [b1 * old + (1 - b1) * x for old, x in zip(v[k], g, strict=True)]
+            u[k] = [b2 * old + (1 - b2) * x * x for old, x in zip(u[k], g, strict=True)]
+            rms = math.sqrt(sum(x * x / max(y, eps**2) for x, y in zip(g, u[k], strict=True)) / len(g))
+            eta = lr / max(1, rms)
+            triples = zip(weights[k], v[k], u[k], strict=True)
+            weights[k] = [w - eta * decay * w - eta * a / (math.sqrt(b) + eps) for w, a, b in triples]
+            largest_rms = max(largest_rms, rms)
+        for p, expected in zip(parameters, weights, strict=True):
+            torch.testing.assert_close(torch.tensor(_real(p)), torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    assert largest_rms > 2
+
+
+def test_stable_adamw_is_adamw_while_the_second_moment_keeps_up():
+    pairs = []
+    for name in ("stable_adamw", "adamw"):
+        parameters = [torch.nn.Parameter(torch.ones(6))]
+        optimizer = make_optimizer(OptimConfig(name=name, weight_decay=0.1), [{"params": parameters}])
+        for _ in range(10):
+            parameters[0].grad = torch.linspace(-1, 1, 6)  # the same gradient: RMS is 1
+            optimizer.step()
+        pairs.append(parameters[0].detach())
+    torch.testing.assert_close(*pairs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("bad", [1.0, math.nan, math.inf])
+@pytest.mark.parametrize("at", [0, 3])
+def test_stable_adamw_changes_nothing_in_a_step_that_is_left_out(at, bad):
+    ours, theirs = _two_parameters(), _two_parameters()
+    first, second = (make_optimizer(OptimConfig(name="stable_adamw"), [{"params": of}]) for of in (ours, theirs))
+    for step in range(6):
+        for p, q, g in zip(ours, theirs, _drawn_gradients(ours, step), strict=True):
+            p.grad, q.grad = g.clone(), g.clone()
+        first.found_inf = torch.zeros(())
+        first.step()
+        second.step()
+        if step == at:
+            before = copy.deepcopy(first.state_dict())
+            for p in ours:
+                p.grad.fill_(bad)
+            first.found_inf = torch.ones(())
+            first.step()
+            torch.testing.assert_close(first.state_dict(), before, rtol=0, atol=0)
+        assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+
+
+def test_stable_adamw_counts_the_steps_of_a_parameter_that_comes_later_from_its_first():
+    ours, alone = _two_parameters(), _two_parameters()
+    first, second = (make_optimizer(OptimConfig(name="stable_adamw"), [{"params": of}]) for of in (ours, alone))
+    for step in range(4):
+        gradients = _drawn_gradients(ours, step)
+        ours[0].grad = gradients[0]
+        ours[1].grad = alone[1].grad = gradients[1] if step >= 2 else None
+        first.step()
+        second.step()
+    assert torch.equal(ours[1], alone[1])
+    assert not torch.equal(ours[0], alone[0])

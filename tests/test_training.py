@@ -114,7 +114,7 @@ def test_each_rule_clips_while_training(tmp_path, algo, limit, expected):
 
 
 @pytest.mark.parametrize("loss", ["mae", "poisson"])
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "stable_adamw"])
 def test_each_loss_falls_with_each_optimizer(tmp_path, loss, name):
     config = _config(loss=loss, optim__name=name, lr=0.03 if name == "sgd" else 3e-3, epochs=6)
     _, history, _ = fit(config, tmp_path)
@@ -311,7 +311,7 @@ def test_a_fixed_probe_stays_and_a_learnt_one_moves(tmp_path):
         assert torch.equal(module.probe.detach(), probe) is not learn
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "stable_adamw"])
 @pytest.mark.parametrize("step", [0, 2])
 def test_a_non_finite_gradient_never_reaches_the_weights(tmp_path, name, step):
     class Poison(lightning.Callback):

@@ -5,11 +5,18 @@ show a resolved config without loading torch (docs/decisions/0002).
 """
 
 from fnostab.config.arm import ArmConfig as ArmConfig, check_name as check_name
+from fnostab.config.clip import (
+    AUTO_CLIP_VALUES as AUTO_CLIP_VALUES,
+    CLIP_RULES as CLIP_RULES,
+    ClipConfig as ClipConfig,
+    auto_clip_value as auto_clip_value,
+)
 from fnostab.config.networks import (
     ARCHITECTURES as ARCHITECTURES,
     import_name as import_name,
     namesake as namesake,
 )
+from fnostab.config.optim import OptimConfig as OptimConfig
 from fnostab.config.presets import PRESETS as PRESETS, standard_arms as standard_arms
 from fnostab.config.reading import METRES as METRES, Orientation as Orientation, ReadingConfig as ReadingConfig
 from fnostab.config.resolve import (
@@ -24,15 +31,12 @@ from fnostab.config.resolve import (
     stored_config as stored_config,
 )
 from fnostab.config.sections import (
-    AUTO_CLIP_VALUES as AUTO_CLIP_VALUES,
     AUTO_MAX_CHANNELS as AUTO_MAX_CHANNELS,
     PHYSICS_KEYS as PHYSICS_KEYS,
     PROBES as PROBES,
     REMOVED_KEYS as REMOVED_KEYS,
-    ClipAlgorithm as ClipAlgorithm,
     DataConfig as DataConfig,
     ModelConfig as ModelConfig,
-    OptimConfig as OptimConfig,
 )
 from fnostab.config.sources import foreign_network as foreign_network, with_sources as with_sources
 from fnostab.io.endings import ConfigError as ConfigError

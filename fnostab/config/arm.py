@@ -8,18 +8,11 @@ from typing import Any, Final
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from fnostab.config.clip import ClipConfig, auto_clip_value
+from fnostab.config.optim import OptimConfig
 from fnostab.config.presets import PRESETS, standard_arms
 from fnostab.config.section import Section, did_you_mean
-from fnostab.config.sections import (
-    AUTO_CLIP_VALUES,
-    AUTO_MAX_CHANNELS,
-    REMOVED_OPTIONS,
-    ClipConfig,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from fnostab.config.sections import AUTO_MAX_CHANNELS, REMOVED_OPTIONS, DataConfig, ModelConfig, TrainConfig
 from fnostab.io.endings import ConfigError
 from fnostab.io.foreign import label, portable
 from fnostab.io.untrusted import shown
@@ -109,7 +102,7 @@ class ArmConfig(Section):
         """YAML that resolves to this config; what follows from other keys is `auto`, so that those may be changed."""
         tree = self.model_dump(mode="json")
         tree |= {key: "auto" for key, name in self.auto_names.items() if tree[key] == name}
-        if self.clip.val == AUTO_CLIP_VALUES[self.clip.algo]:
+        if self.clip.val == auto_clip_value(self.clip.algo):
             tree["clip"]["val"] = "auto"
         if self.model.max_channels == AUTO_MAX_CHANNELS.get(self.model.arch, 256):
             tree["model"]["max_channels"] = "auto"

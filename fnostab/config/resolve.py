@@ -142,7 +142,7 @@ def dotted_keys(values: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigError(f"`{target}` (={shown(value)}) must be keys and values: --{target}.NAME VALUE")
             dotted |= {f"{target}.{name}": option for name, option in value.items()}
             continue
-        if target not in CONFIG_KEYS.keys() | REMOVED_KEYS and not is_option(key):
+        if target not in CONFIG_KEYS.keys() | REMOVED_KEYS and not is_option(str(key)):
             near = did_you_mean(str(key), [*FLAT_KEYS, *CONFIG_KEYS])
             raise ConfigError(f"`{shown(key)}` (={shown(value)}) is no parameter{near}")
         if key in FLAT_KEYS and is_left_open(value):
@@ -175,10 +175,14 @@ def read_config_file(path: Path, parameter: str = "config") -> dict[str, Any]:
 
 def _one_line(error: ValidationError) -> str:
     """The first error of `error` as: parameter, value, rule."""
-    first = error.errors(include_url=False)[0]
-    if first["type"] == "value_error":  # a validator's own: a rule, or the whole line
-        rule = str(first["ctx"]["error"])
-    else:
-        rule = "must " + _RULES.get(first["type"], re.sub(r"^\w+ should ", "", first["msg"]))
-        rule = re.sub("|".join(_SIGNS), lambda words: _SIGNS[words[0]], rule)
+    first, rule = error.errors(include_url=False)[0], rule_of(error)
     return rule if rule.startswith("`") else f"`{'.'.join(map(str, first['loc']))}` (={shown(first['input'])}) {rule}"
+
+
+def rule_of(error: ValidationError) -> str:
+    """The rule that the first error of `error` says was broken ("must be > 0"), or a validator's own whole line."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    rule = "must " + _RULES.get(first["type"], re.sub(r"^\w+ should ", "", first["msg"]))
+    return re.sub("|".join(_SIGNS), lambda words: _SIGNS[words[0]], rule)

@@ -6,6 +6,11 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationInfo, field_validator
 
+#: Larger factors overflow float32, in which networks are trained.
+LARGE: Final = 1e30
+#: Larger whole numbers are typing errors, and overflow somewhere.
+MANY: Final = 10**9
+
 #: Under this key a field that is marked `newer` has the value that stored runs from before it had.
 _BEFORE: Final = "value before"
 #: Under this key the context of a validation says that the config is that of a stored run.
@@ -36,6 +41,13 @@ def checked_file_name(value: str) -> str:
     if "\0" in value:
         raise ValueError("must be the name of a file")
     return value
+
+
+def listed(value: Any) -> Any:
+    """The list that text with commas between stands for, as on a command line; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.strip().removeprefix("[").removesuffix("]").split(",")] if value else []
 
 
 class Section(BaseModel):

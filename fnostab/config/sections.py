@@ -10,13 +10,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from fnostab.config.networks import ARCHITECTURES, import_name
 from fnostab.config.options import checked_options
 from fnostab.config.reading import ReadingConfig
-from fnostab.config.section import STORED, Section, checked_file_name, newer
+from fnostab.config.section import LARGE, MANY, STORED, Section, checked_file_name, newer
 from fnostab.io.untrusted import shown
-
-ClipAlgorithm = Literal["none", "norm", "value", "agc"]
-
-#: What `clip.val = auto` means. AGC's 0.01 is the value of Brock et al. 2021 for large batches.
-AUTO_CLIP_VALUES: Final[Mapping[str, float]] = {"none": 0.0, "norm": 1.0, "value": 0.5, "agc": 0.01}
 
 #: More channels than any network here reaches.
 _MOST_CHANNELS: Final = 2**16
@@ -28,10 +23,6 @@ AUTO_MAX_CHANNELS: Final[Mapping[str, int]] = {
 #: Probes by name; any other is a file.
 PROBES: Final = ("curved_disk", "disk", "defocused")
 
-#: Larger factors overflow float32, in which networks are trained.
-_LARGE: Final = 1e30
-#: Larger whole numbers are typing errors, and overflow somewhere.
-_MANY: Final = 10**9
 #: Most pixels of all objects of a split, 8 bytes each in memory.
 _MAX_OBJECT_PIXELS: Final = 2**30
 #: Most scan positions of a split, before some are chosen.
@@ -64,7 +55,7 @@ class DataConfig(ReadingConfig):
     object_mean: float | None = Field(
         None,
         gt=0,
-        le=_LARGE,
+        le=LARGE,
         description="mean amplitude of synthetic objects; null: patches have a mean maximum of 1",
         json_schema_extra=newer(None),
     )
@@ -75,8 +66,8 @@ class DataConfig(ReadingConfig):
     stride_train_px: int = Field(4, ge=1, le=2**14, description="scan step on training objects")
     stride_val_px: int = Field(10, ge=1, le=2**14, description="scan step on validation objects")
     stride_test_px: int = Field(10, ge=1, le=2**14, description="scan step on test objects")
-    max_train_patches: int | None = Field(None, ge=1, le=_MANY, description="keep so many training patches, at random")
-    max_val_patches: int | None = Field(None, ge=1, le=_MANY, description="keep so many validation patches")
+    max_train_patches: int | None = Field(None, ge=1, le=MANY, description="keep so many training patches, at random")
+    max_val_patches: int | None = Field(None, ge=1, le=MANY, description="keep so many validation patches")
     val: Literal["own", "test"] = Field(
         "own", description="validation on objects of its own, or on the test objects", json_schema_extra=newer("own")
     )
@@ -220,30 +211,6 @@ class ModelConfig(Section):
         return checked_options("model.options", value)
 
 
-class ClipConfig(Section):
-    """The clipping rule; `val` <= 0 means none."""
-
-    algo: ClipAlgorithm = Field("norm", description="clipping rule")
-    val: float = Field("auto", le=_LARGE, validate_default=True, description="limit; auto: norm 1, value 0.5, agc 0.01")
-    granularity: Literal["unit", "tensor"] = Field("unit", description="what agc compares: output units or tensors")
-
-    @field_validator("val", mode="before")
-    @classmethod
-    def _auto(cls, value: Any, info: ValidationInfo) -> Any:
-        return AUTO_CLIP_VALUES[info.data.get("algo", "none")] if value == "auto" else value
-
-
-class OptimConfig(Section):
-    """Optimiser and learning-rate schedule."""
-
-    name: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimiser")
-    lr: float = Field(1e-3, gt=0, le=_LARGE, description="learning rate")
-    weight_decay: float = Field(0.0, ge=0, le=_LARGE, description="decoupled for adamw, else L2")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: linear warm-up, then cosine to 0")
-    warmup_steps: int = Field(0, ge=0, le=_MANY, description="steps of linear warm-up (schedule cosine)")
-
-
 class TrainConfig(Section):
     """How one run trains."""
 
@@ -268,7 +235,7 @@ class TrainConfig(Section):
     )
     loss: Literal["mae", "poisson"] = Field("mae", description="on amplitudes, or the Poisson likelihood of counts")
     learn_probe: bool = Field(False, description="learn the probe with the network")
-    probe_lr: float = Field(1e-2, gt=0, le=_LARGE, description="learning rate of the probe over its largest amplitude")
+    probe_lr: float = Field(1e-2, gt=0, le=LARGE, description="learning rate of the probe over its largest amplitude")
     overlap_weight: float = Field(0.0, ge=0, le=1, description="share of the loss on the object stitched from a batch")
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="device kind")
     devices: int = Field(1, ge=1, le=1024, description="devices per machine (on CPUs: processes) that share a batch")
@@ -278,14 +245,14 @@ class TrainConfig(Section):
         None, ge=1, le=1024, description="CPU threads per process; null: OMP_NUM_THREADS, or cores over `devices`"
     )
     cuda_graph: bool = Field(True, description="on one CUDA device, launch a step's kernels as a graph")
-    checkpoint_every_s: float = Field(60.0, gt=0, le=_MANY, description="seconds between checkpoints inside an epoch")
-    layer_norms_every_steps: int = Field(100, ge=1, le=_MANY, description="steps between norms of all gradients")
+    checkpoint_every_s: float = Field(60.0, gt=0, le=MANY, description="seconds between checkpoints inside an epoch")
+    layer_norms_every_steps: int = Field(100, ge=1, le=MANY, description="steps between norms of all gradients")
     select_by: Literal["val_loss", "r_stitched"] = Field(
         "val_loss",
         description="the best weights, which are shipped, have the lowest of it",
         json_schema_extra=newer("val_loss"),
     )
-    picture_every_epochs: int = Field(10, ge=1, le=_MANY, description="epochs between pictures of the test object")
+    picture_every_epochs: int = Field(10, ge=1, le=MANY, description="epochs between pictures of the test object")
     artifacts: Literal["all", "numbers"] = Field("all", description="numbers: no model, pictures or checkpoints kept")
 
     @property

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fnostab import metrics
-from fnostab.clipping import ClipStats, clip_gradients_
+from fnostab.clipping import Clipper
 from fnostab.config import ARCHITECTURES, ArmConfig
 from fnostab.dataset import Dataset, Split, training_objects
 from fnostab.dataset.groups import Groups
@@ -83,6 +83,7 @@ class PtychoModule(lightning.LightningModule):
             self._truth = Truth(training_objects(dataset), dataset.train, dataset.probe)
         self.step_record: torch.Tensor = torch.zeros(4)
         self.layer_norms: dict[str, torch.Tensor] = {}
+        self._clipper = make_clipper(config)
         self._loss = torch.zeros(())
         self._bad = torch.zeros((), dtype=torch.bool)
 
@@ -180,12 +181,11 @@ class PtychoModule(lightning.LightningModule):
         """Clip the network's gradients by the arm's rule and record the step; a learnt probe is not clipped.
 
         DDP has averaged the gradients, so all ranks do the same. The optimizer skips a step that is not finite, and all
-        after it, on the device: the host does not wait.
+        after it, and one that the rule leaves out, on the device: the host does not wait.
         """
-        clip = self.config.clip
         every = self.config.train.layer_norms_every_steps
         self.layer_norms = layer_norms(self.generator) if self.trainer.global_step % every == 0 else {}
-        stats: ClipStats = clip_gradients_(self.generator, clip.algo, clip.val, clip.granularity)
+        stats = self._clipper.clip_(self.generator)
         norm = stats.norm_preclip
         for mode in self._modes:
             if mode.grad is not None:  # not clipped, but must be finite too
@@ -196,7 +196,8 @@ class PtychoModule(lightning.LightningModule):
         self.step_record = torch.stack([loss, norm, stats.norm_postclip, stats.clipped_fraction])
         # Fused optimizers leave weights and state alone where this is 1, as they do for gradient scalers.
         self._bad = self._bad.to(self.device) | ~self.step_record[:2].isfinite().all()
-        optimizer.found_inf = self._bad.float()  # type: ignore[attr-defined]
+        left_out = self._bad if stats.skip is None else self._bad | stats.skip
+        optimizer.found_inf = left_out.float()  # type: ignore[attr-defined]
 
     @property
     def has_stopped(self) -> bool:
@@ -249,9 +250,14 @@ class PtychoModule(lightning.LightningModule):
         schedule = warmup_cosine(optimizer, optim.warmup_steps, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the clipping rule remembers."""
+        checkpoint["clipping"] = self._clipper.state_dict()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let a checkpoint of an earlier version go on; torch brings the weights themselves into today's order."""
         update_moments(checkpoint, self.generator)
+        self._clipper.load_state_dict(checkpoint.get("clipping", {}))
 
     def reconstruct(self, split: Split) -> NDArray[np.complex64]:
         """Predict every patch of `split`, complex64 (n, N, N), on the module's device."""
@@ -269,6 +275,12 @@ class PtychoModule(lightning.LightningModule):
         patches = [self(torch.from_numpy(batch).to(self.device)).cpu() for batch in batches]
         self.train(was_training)
         return np.asarray(torch.cat(patches).numpy())
+
+
+def make_clipper(config: ArmConfig) -> Clipper:
+    """The clipping rule of `config`; raises `ValueError` if it names none."""
+    clip = config.clip
+    return Clipper(clip.algo, clip.val, granularity=clip.granularity, exclude=clip.exclude, options=clip.options)
 
 
 def _truth_std(dataset: Dataset) -> float | None:

@@ -1,4 +1,4 @@
-"""PyTorch's fused optimizers as a config names them, their schedule, and their state in checkpoints of before."""
+"""Optimizers as a config names them, their schedule, and their state in checkpoints of before."""
 
 import math
 from typing import Any
@@ -8,16 +8,20 @@ from torch import Tensor, nn
 
 from fnostab.config import OptimConfig
 from fnostab.models.spectral import SpectralConv2d, modes_first
+from fnostab.training.stable_adamw import StableAdamW
 
 
 def make_optimizer(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The fused optimizer that `config` names, over parameter groups as torch takes them."""
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    """The optimizer that `config` names, over parameter groups as torch takes them; torch's own are fused."""
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    moments: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps}
     if config.name == "adam":
-        return torch.optim.Adam(groups, **common)
+        return torch.optim.Adam(groups, **common, **moments, fused=True)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, **common)
-    optimizer = torch.optim.SGD(groups, momentum=config.momentum, **common)
+        return torch.optim.AdamW(groups, **common, **moments, fused=True)
+    if config.name == "stable_adamw":
+        return StableAdamW(groups, **common, **moments)
+    optimizer = torch.optim.SGD(groups, momentum=config.momentum, **common, fused=True)
     # If the very first step is skipped, fused SGD would go on with momentum that nobody initialised.
     for parameter in (parameter for group in groups if config.momentum for parameter in group["params"]):
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 import sys
 import warnings
 
@@ -13,11 +14,12 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from fnostab.config import ARCHITECTURES, ArmConfig, ConfigError, ModelConfig
 from fnostab.dataset import Dataset
+from fnostab.io.foreign import is_foreign
 from fnostab.models.checks import check_behaviour
 from fnostab.models.registry import build_generator
 from fnostab.training.batches import make_loaders
 from fnostab.training.checkpoint_files import CheckpointFiles
-from fnostab.training.module import PtychoModule
+from fnostab.training.module import PtychoModule, make_clipper
 from fnostab.training.processes import find_environment
 from fnostab.training.shipped_model import check_export
 
@@ -139,6 +141,22 @@ def _check_foreign(model_json: str, N: int, C: int, ships: bool) -> None:
             if not is_out_of_memory(error):
                 raise
             # How it trains then is the run's to find out.
+
+
+def check_clipping(config: ArmConfig) -> None:
+    """Raise `ConfigError` if the clipping rule of `config` cannot be used with its network.
+
+    The network is built where names are excluded, and where a rule of the user's own is tried on it.
+    """
+    try:
+        clipper = make_clipper(config)
+        if config.clip.exclude or is_foreign(config.clip.algo):
+            with torch.random.fork_rng(devices=[]):
+                clipper.check(build_generator(config.model, config.data.N, config.data.group_size))
+    except ValueError as error:
+        key = {"algorithm": "algo", "value": "val"}
+        line = re.sub(r"^`(\w+)", lambda found: f"`clip.{key.get(found[1], found[1])}", str(error))
+        raise ConfigError(line) from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

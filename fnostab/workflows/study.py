@@ -17,7 +17,7 @@ from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.run import how_to_open
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import StudyFolder, find_parent, find_results, open_parent
-from fnostab.training.trainer import check_accelerator, check_devices, check_network
+from fnostab.training.trainer import check_accelerator, check_clipping, check_devices, check_network
 from fnostab.workflows import build_dataset
 from fnostab.workflows.compare import rank_study
 from fnostab.workflows.looks import Looks
@@ -167,4 +167,5 @@ def _check(plan: StudyPlan) -> None:
     for config in plan.arms.values():
         check_accelerator(config.train.accelerator)
         check_network(config)
+        check_clipping(config)
         check_devices(config)

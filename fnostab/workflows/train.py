@@ -37,6 +37,7 @@ from fnostab.training.processes import Meeting, find_environment, leading
 from fnostab.training.supervised import constant_object_loss
 from fnostab.training.trainer import (
     check_accelerator,
+    check_clipping,
     check_devices,
     check_network,
     fit,
@@ -93,6 +94,7 @@ def train_arm(
     check_devices(config)
     config = with_sources(config)
     check_network(config)
+    check_clipping(config)
     if line := namesake(config.model.arch):
         report(line)
     if find_environment(config).global_rank() > 0:

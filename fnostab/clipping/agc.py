@@ -1,33 +1,14 @@
-"""Gradient clipping: by norm, by value, and adaptively (AGC), with what it did reported as device tensors.
-
-Every rule runs without waiting for the device, without a Python loop over elements, and in place, so gradients keep
-their memory format. Complex gradients are treated through their real views: multiplying a complex infinity or negative
-zero by one would change it.
-
-**Non-finite gradients are never clipped.** A limit has no meaning against an infinite or undefined norm: scaling by
-`limit / inf` would turn every finite element into zero, and clamping would turn an infinity into an ordinary number.
-So if the total norm (for AGC: a unit's norm) is `inf` or NaN, those gradients stay as they are: `norm_preclip` and
-`norm_postclip` are both non-finite, and the first bad layer can still be found. The caller has to skip the update.
-(PyTorch's `clip_grad_norm_` writes zeros and NaN in this case, its `clip_grad_value_` finite numbers.)
-"""
+"""Adaptive gradient clipping (AGC), unit by unit: Brock et al. 2021, https://arxiv.org/abs/2102.06171."""
 
 import math
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fnostab.config import ClipAlgorithm
-from fnostab.gradients import (
-    ParameterSource,
-    as_real,
-    gradient_of,
-    norm_of_norms,
-    parameters_with_gradient,
-    tensor_norms,
-    total_norm,
-)
+from fnostab.clipping.stats import ClipStats, check_choice
+from fnostab.gradients import ParameterSource, as_real, gradient_of, parameters_with_gradient, tensor_norms
 
 Granularity = Literal["unit", "tensor"]
 
@@ -39,49 +20,6 @@ _SMALL: Final = 2**17
 
 #: The floor under `||W||`, so that weights which start at zero can leave it (Brock et al. 2021).
 AGC_EPS: Final = 1e-3
-
-
-class ClipStats(NamedTuple):
-    """What one call has clipped; the host has read none of these tensors yet."""
-
-    norm_preclip: Float[Tensor, ""]  #: 2-norm of all gradients before clipping
-    norm_postclip: Float[Tensor, ""]  #: 2-norm of all gradients after clipping
-    clipped_fraction: Float[Tensor, ""]  #: share that was clipped: norm: 0 or 1; value: elements; agc: units; none: 0
-
-
-@torch.no_grad()
-def clip_gradients_(
-    parameters_or_module: ParameterSource,
-    algorithm: str,
-    value: float,
-    granularity: str = "unit",
-) -> ClipStats:
-    """Clip all gradients in place by one of the rules `none`, `norm`, `value` or `agc`.
-
-    - `norm`: scale all by `min(1, value / (total norm + 1e-6))`, bit for bit what `torch.nn.utils.clip_grad_norm_`
-      does; its 1e-6 is kept, so that results compare with those of other programs.
-    - `value`: clamp every element, of complex gradients real and imaginary part each, to `[-value, value]`.
-    - `agc`: `adaptive_gradient_clip_` with `clip_factor=value`; only this rule uses `granularity`.
-
-    A `value` <= 0 means `none`, which only measures. Parameters without a gradient are skipped; where none has one,
-    the statistics are zeros. Raises `ValueError`, before anything is changed, for an unknown `algorithm` or
-    `granularity` and for a NaN `value`.
-    """
-    _check_choice("algorithm", algorithm, get_args(ClipAlgorithm))
-    _check_choice("granularity", granularity, get_args(Granularity))
-    if math.isnan(value):
-        raise ValueError(f"`value` (={value}) must be a number")
-    if algorithm == "agc" and value > 0:
-        return _clip_adaptively_(parameters_or_module, value, AGC_EPS, granularity)
-
-    parameters = parameters_with_gradient(parameters_or_module)
-    norm = total_norm(parameters)
-    gradients = [gradient_of(parameter) for parameter in parameters]
-    if algorithm == "norm" and value > 0:
-        return _clip_norm_(gradients, value, norm)
-    if algorithm == "value" and value > 0:
-        return _clip_value_(gradients, value, norm)
-    return ClipStats(norm, norm, torch.zeros_like(norm))
 
 
 @torch.no_grad()
@@ -102,36 +40,15 @@ def adaptive_gradient_clip_(
     Returns the fraction of units that were clipped, a 0-d tensor. Raises `ValueError` for an unknown `granularity` or
     a `clip_factor` or `eps` that is not positive. Source: https://arxiv.org/abs/2102.06171, section 4.1.
     """
-    _check_choice("granularity", granularity, get_args(Granularity))
+    check_choice("granularity", granularity, get_args(Granularity))
     for name, value in (("clip_factor", clip_factor), ("eps", eps)):
         if not value > 0:
             raise ValueError(f"`{name}` (={value}) must be > 0")
-    return _clip_adaptively_(module_or_parameters, clip_factor, eps, granularity).clipped_fraction
+    return clip_adaptively_(module_or_parameters, clip_factor, eps, granularity).clipped_fraction
 
 
-def _clip_norm_(gradients: list[Tensor], max_norm: float, norm: Tensor) -> ClipStats:
-    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0).masked_fill(~norm.isfinite(), 1.0)
-    for device in {gradient.device for gradient in gradients}:
-        torch._foreach_mul_([gradient for gradient in gradients if gradient.device == device], scale.to(device))
-    return ClipStats(norm, norm * scale, (scale < 1).to(norm.dtype))
-
-
-def _clip_value_(gradients: list[Tensor], max_value: float, norm: Tensor) -> ClipStats:
-    if not gradients:
-        return ClipStats(norm, norm, torch.zeros_like(norm))
-    limit = torch.full_like(norm, max_value).masked_fill(~norm.isfinite(), math.inf)
-    n_clipped = torch.zeros_like(norm, dtype=torch.int64)
-    for gradient in gradients:
-        # hardshrink is zero exactly where |g| <= max_value, and faster than comparing.
-        n_clipped += torch.count_nonzero(nn.functional.hardshrink(gradient, max_value)).to(norm.device)
-    # Not clamp, which is several times slower for bounds that live on the device.
-    torch._foreach_minimum_(gradients, [limit.to(gradient.device) for gradient in gradients])
-    torch._foreach_maximum_(gradients, [-limit.to(gradient.device) for gradient in gradients])
-    fraction = (n_clipped / max(1, sum(g.numel() for g in gradients))).to(norm.dtype)
-    return ClipStats(norm, norm_of_norms(tensor_norms(gradients)), fraction.masked_fill(~norm.isfinite(), 0.0))
-
-
-def _clip_adaptively_(source: ParameterSource, clip_factor: float, eps: float, granularity: str) -> ClipStats:
+def clip_adaptively_(source: ParameterSource, clip_factor: float, eps: float, granularity: str) -> ClipStats:
+    """`adaptive_gradient_clip_` of checked arguments, with the norms before and after."""
     axes_by_id = _unit_axes(source) if isinstance(source, nn.Module) else {}
     parameters = parameters_with_gradient(source)
     if not parameters:
@@ -209,8 +126,3 @@ def _spread(scales: Tensor, units: Tensor) -> Tensor:
     """`scales`, one a unit, shaped to broadcast against `_by_unit`; written out where that makes rows longer."""
     scales = scales.view([-1 if axis == 1 else 1 for axis in range(units.ndim)])
     return scales.expand(1, *units.shape[1:]).contiguous() if len(units) > 1 else scales
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"`{name}` (={value}) must be one of {', '.join(known)}")
