@@ -84,10 +84,28 @@ def test_the_five_arms_of_the_original_study_are_a_table_that_is_shipped(fresh_s
     }
     (fresh_store / "original_five.yaml").write_text("arms: [{name: mine}]\n")
     assert list(plan_file(Path("original_five.yaml"), {}).arms) == ["mine"]
-    with pytest.raises(ConfigError, match=r"^`arms` \(=six.yaml\) must be .* shipped: original_five.yaml$"):
+    with pytest.raises(ConfigError, match=r"^`arms` \(=six.yaml\) must be .* shipped: .*original_five.yaml$"):
         plan_file(Path("six.yaml"), {})
     with pytest.raises(ConfigError, match=r"^`arms` \(=.*no/original_five.yaml\) must be a readable file"):
         plan_file(fresh_store / "no" / "original_five.yaml", {})
+
+
+def test_rules_against_large_gradients_are_a_table_that_is_shipped():
+    plan = plan_file(Path("clipping_rules.yaml"), {"preset": "quick"})
+    assert {arm: (of.clip.algo, of.clip.val, of.optim.name, of.optim.eps) for arm, of in plan.arms.items()} == {
+        "control": ("norm", 1.0, "adam", 1e-8),
+        "none": ("none", 0.0, "adam", 1e-8),
+        "agc": ("agc", 0.01, "adam", 1e-8),
+        "zclip": ("zclip", 2.5, "adam", 1e-8),
+        "adagc": ("adagc", 1.05, "adam", 1e-8),
+        "skip": ("skip", 10.0, "adam", 1e-8),
+        "eps": ("norm", 1.0, "adam", 1e-12),
+        "betas": ("norm", 1.0, "adam", 1e-8),
+        "stable_adamw": ("none", 0.0, "stable_adamw", 1e-8),
+    }
+    assert {of.model.arch for of in plan.arms.values()} == {"hybrid"}
+    assert plan.arms["betas"].optim.betas == [0.9, 0.95]
+    assert plan.varied == ["optim.betas", "optim.eps", "optim.name"]
 
 
 def test_what_is_given_of_the_loss_on_patterns_is_for_the_arms_that_have_it(tmp_path):
