@@ -31,7 +31,7 @@ def record_run(study, arm, seed=1, blocks=2, parent=None, metrics=None, **judged
     return run_id
 
 
-def _record_parent(study, **tags):
+def record_parent(study, **tags):
     client = mlflow.MlflowClient()
     tags = {"study": study, "study_role": "parent", "dataset_sha256": "5f" * 32, **tags}
     run_id = client.create_run("0", tags=tags).info.run_id
@@ -46,7 +46,7 @@ def _artifacts(run_id):
 def test_each_arm_of_a_stage_b_is_compared_with_its_own_stage_a_and_the_rest_is_noted(fresh_store):
     for arm in ("control", "agc"):
         record_run("first", arm)
-    parent = _record_parent("second", stage_a="first")
+    parent = record_parent("second", stage_a="first")
     for arm in ("control", "agc", "stable"):
         record_run("second", arm, blocks=4, parent=parent)
     found = compare_study("second", register=False)
@@ -56,7 +56,7 @@ def test_each_arm_of_a_stage_b_is_compared_with_its_own_stage_a_and_the_rest_is_
 
 
 def test_a_stage_b_whose_stage_a_is_gone_or_no_shallower_is_ranked_all_the_same(fresh_store):
-    parent = _record_parent("second", stage_a="gone")
+    parent = record_parent("second", stage_a="gone")
     record_run("second", "control", blocks=4, parent=parent)
     found = compare_study("second", register=False)
     assert found.result.depths == []

@@ -16,6 +16,7 @@ from fnostab.config import (
     ArmConfig,
     ConfigError,
     ReadingConfig,
+    check_name,
     is_left_open,
     is_option,
     read_config_file,
@@ -77,6 +78,51 @@ def take_options(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if not equals and taken[name].startswith("--"):
             raise ConfigError(f"argument --{name}: expected one argument")
     return left, taken
+
+
+def add_guest_arguments(parser: argparse.ArgumentParser, what: str = "") -> None:
+    """`--experiment`, where runs go in the user's MLflow; and `--run_name` and `--description` of `what`, if any."""
+    name = "experiment that new runs go to, made if it is new (default: MLFLOW_EXPERIMENT_NAME or _ID)"
+    parser.add_argument("--experiment", type=unless_open, metavar="NAME", help=name)
+    if what:
+        parser.add_argument("--run_name", type=unless_open, metavar="NAME", help=f"what MLflow calls {what}")
+        parser.add_argument("--description", type=unless_open, metavar="TEXT", help=f"what MLflow says of {what}")
+
+
+def add_model_name_argument(parser: argparse.ArgumentParser) -> None:
+    """The name of the registered model."""
+    text = "registered model that the winner becomes a version of (default fnostab-STUDY)"
+    parser.add_argument("--model_name", type=unless_open, metavar="NAME", help=text)
+
+
+def guest_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_guest_arguments` was given of a run; MLflow's variables hold the experiment from here on."""
+    named = {"experiment": 256, "run_name": 250, "description": 8000}  # MLflow's databases hold no more
+    for key, most in named.items():
+        value = getattr(arguments, key, None)
+        if value is None:
+            continue
+        is_line = value.isprintable() or (key == "description" and value.replace("\n", "").isprintable())
+        if not value.strip() or not is_line or len(value) > most:
+            rule = f"must be text{'' if key == 'description' else ' on one line'} of at most {most} characters"
+            raise ConfigError(f"`{key}` (={shown(value)}) {rule}")
+    if arguments.experiment is not None:
+        if os.environ.get("MLFLOW_RUN_ID"):
+            rule = "must be given to MLflow, which has made this run already: `mlflow run --experiment-name`"
+            raise ConfigError(f"`experiment` (={shown(arguments.experiment)}) {rule}")
+        os.environ["MLFLOW_EXPERIMENT_NAME"] = arguments.experiment
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    return {key: getattr(arguments, key) for key in ("run_name", "description") if hasattr(arguments, key)}
+
+
+def model_name_value(arguments: argparse.Namespace) -> str | None:
+    """The name that `add_model_name_argument` was given; raises `ConfigError` for one that no URI can hold."""
+    name: str | None = arguments.model_name
+    if name is not None:
+        check_name("model_name", name)
+        if "@" in name or len(name) > 256:
+            raise ConfigError(f"`model_name` (={shown(name)}) must be at most 256 characters, and no @ among them")
+    return name
 
 
 def add_scan_arguments(parser: argparse.ArgumentParser) -> None:

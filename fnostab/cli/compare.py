@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fnostab.cli.common import add_command, say, unless_open
+from fnostab.cli.common import (
+    add_command,
+    add_guest_arguments,
+    add_model_name_argument,
+    guest_values,
+    model_name_value,
+    say,
+    unless_open,
+)
 from fnostab.config import ConfigError, check_name
 
 if TYPE_CHECKING:
@@ -23,6 +31,8 @@ def add(commands: Any) -> None:
     compare.add_argument("--parent", type=unless_open, metavar="RUN", help="compare only the runs of this parent run")
     compare.add_argument("--promote", default="false", nargs="?", const="true", help="always make the winner champion")
     compare.add_argument("--register", default="true", help="false: rank and report only")
+    add_model_name_argument(compare)
+    add_guest_arguments(compare)
     compare.add_argument("--out", type=unless_open, metavar="FOLDER", help="also write all files to this folder")
 
 
@@ -32,6 +42,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"`out` (={out}) must be a folder, or a new one in a folder that exists")
     check_name("study", arguments.study)  # the files are named after it
     promote, register = _truth("promote", arguments.promote), _truth("register", arguments.register)
+    guest_values(arguments)
+    name = model_name_value(arguments)
     from fnostab.workflows.compare import compare_study
 
     found = compare_study(
@@ -42,6 +54,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         register=register,
         out=out,
         by=arguments.by,
+        model_name=name,
     )
     say(_told(found))
     if out is not None:

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from fnostab.cli.common import (
     add_command,
     add_config_arguments,
+    add_guest_arguments,
+    add_model_name_argument,
     given_values,
+    guest_values,
+    model_name_value,
     pattern_bar,
     say,
     unless_open,
@@ -46,11 +50,14 @@ def add(commands: Any) -> None:
     study.add_argument("--gpus_per_run", type=unless_open, help="share of a GPU that a run takes (launcher ray)")
     study.add_argument("--ray_address", type=unless_open, help="a Ray cluster; default: RAY_ADDRESS, or this machine")
     study.add_argument("--plan", action="store_true", help="print the runs of the study, and stop")
+    add_guest_arguments(study, "the parent run")
+    add_model_name_argument(study)
     add_config_arguments(study, without=_ARM_KEYS)
 
 
 def _study(arguments: argparse.Namespace) -> int:
     where, until = _where(arguments), _until(arguments)
+    guest, model_name = guest_values(arguments), model_name_value(arguments)
     plan = _plan(arguments, min(FIRST_LOOK, until.max_seeds or FIRST_LOOK) if until else None)
     if arguments.plan:
         return _say_plan(plan, until)
@@ -58,7 +65,7 @@ def _study(arguments: argparse.Namespace) -> int:
     from fnostab.workflows.study import run_study
 
     with pattern_bar() as progress, study_view(plan.study, say) as view:
-        outcome = run_study(plan, where, view, progress, until=until)
+        outcome = run_study(plan, where, view, progress, until=until, model_name=model_name, **guest)
     say(_summary(outcome))
     return 1 if outcome.without_result else 0
 

@@ -4,7 +4,15 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from fnostab.cli.common import add_command, add_config_arguments, arm_config, pattern_bar, say
+from fnostab.cli.common import (
+    add_command,
+    add_config_arguments,
+    add_guest_arguments,
+    arm_config,
+    guest_values,
+    pattern_bar,
+    say,
+)
 
 if TYPE_CHECKING:
     from fnostab.workflows.train import ArmResult
@@ -14,6 +22,7 @@ def add(commands: Any) -> None:
     """Add both commands."""
     train = add_command(commands, "train", "train one arm and log it to MLflow", _train)
     add_config_arguments(train)
+    add_guest_arguments(train, "the run")
     train.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
 
     look = add_command(commands, "inspect", "print a run's verdict, its evidence and its metrics", _inspect)
@@ -27,10 +36,11 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         say(config.to_yaml().rstrip())
         return 0
+    guest = guest_values(arguments)
     from fnostab.workflows.train import train_arm
 
     with pattern_bar() as progress:
-        result = train_arm(config, say, progress)
+        result = train_arm(config, say, progress, **guest)
     say(_summary(result))
     return 0
 

@@ -59,8 +59,12 @@ def model_name(study: str) -> str:
     return _PREFIX + re.sub(r"[^\w.-]|_", "-", study)
 
 
-def register_winner(candidate: Candidate, description: str, *, promote: bool = False) -> Registration:
+def register_winner(
+    candidate: Candidate, description: str, *, promote: bool = False, model: str | None = None
+) -> Registration:
     """Register the logged `model` of a run, once, and move the alias `champion` to it if it is better.
+
+    It becomes a version of the registered model `model`, or of that of its study, `model_name`.
 
     Better is a strictly lower value, on the same dataset, of the column that the arms were ranked by. `promote` also
     moves it from a champion of another dataset, from one without the tags to compare by, and to a version that was
@@ -75,19 +79,19 @@ def register_winner(candidate: Candidate, description: str, *, promote: bool = F
     if not math.isfinite(candidate.best_val_loss):
         raise ConfigError(f"`best_val_loss` (={candidate.best_val_loss}) of run {candidate.run_id} must be finite")
     open_store()
-    with translated_store_errors(HOW_TO_REPEAT), _locked_model(model_name(candidate.study)) as model:
-        numbers = model.versions_of_run(candidate.run_id)
-        number, is_new = (numbers[0], False) if numbers else model.create_version(candidate)
-        model.describe(number, candidate, description)
-        is_champion, reason = model.compete(number, candidate, promote=promote)
+    with translated_store_errors(HOW_TO_REPEAT), _locked_model(model or model_name(candidate.study)) as home:
+        numbers = home.versions_of_run(candidate.run_id)
+        number, is_new = (numbers[0], False) if numbers else home.create_version(candidate)
+        home.describe(number, candidate, description)
+        is_champion, reason = home.compete(number, candidate, promote=promote)
         looks = 0 if _is_sqlite() else _MAX_LOOKS
-        while is_champion and looks and model.is_overtaken(number):
-            is_champion, reason = model.compete(number, candidate, promote=False)
+        while is_champion and looks and home.is_overtaken(number):
+            is_champion, reason = home.compete(number, candidate, promote=False)
             looks -= 1
     state = "is registered as" if is_new else "was registered already as"
     run = f"run {candidate.run_id} ({candidate.arm}, seed {candidate.seed})"
-    text = f"{run} {state} {model.name} version {number}; {reason}"
-    return Registration(model.name, number, is_new, is_champion, text)
+    text = f"{run} {state} {home.name} version {number}; {reason}"
+    return Registration(home.name, number, is_new, is_champion, text)
 
 
 @translated_store_errors(HOW_TO_REPEAT)

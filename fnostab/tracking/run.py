@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 
 from fnostab.config import ArmConfig, ConfigError
@@ -36,19 +36,28 @@ _CLAIM: Final = "run_folder"
 #: Tags of a run that holds a training, a study, or the reconstruction of a scan.
 _IN_USE: Final = ("config_sha256", "verdict", "study_role", "scan")
 
+#: Tag that the UI shows as a run's description.
+NOTE: Final = MLFLOW_RUN_NOTE
+
 RunState = Literal["finished", "unfinished", "deleted", "gone"]
 
 
 @contextmanager
 def open_run(
-    config: ArmConfig, folder: Path, *, first_run_id: str | None = None, claim: str | None = None
+    config: ArmConfig,
+    folder: Path,
+    *,
+    first_run_id: str | None = None,
+    claim: str | None = None,
+    run_name: str | None = None,
 ) -> Iterator[Tracker]:
     """Open the MLflow run to write to: `first_run_id`, else that of `MLFLOW_RUN_ID`, else a new one.
 
     `first_run_id` is the run of this identity that was started before and not finished. A run of `MLFLOW_RUN_ID` that
-    belongs to something else already gets a child, which is written to. A run keeps the name that somebody gave it. A
-    new run carries `claim`, by which `find_claimed` finds it. What the store does not take for a while waits in
-    `folder`. The run ends FINISHED when the block does, KILLED after an interrupt or exit, and FAILED after an error.
+    belongs to something else already gets a child, which is written to. The run is called `run_name`; without one it
+    keeps the name that somebody gave it. A new run carries `claim`, by which `find_claimed` finds it. What the store
+    does not take for a while waits in `folder`. The run ends FINISHED when the block does, KILLED after an interrupt or
+    exit, and FAILED after an error.
     """
     run_id: str | None = None
     tags = {_CLAIM: claim} if claim else {}
@@ -62,7 +71,7 @@ def open_run(
             run_id = mlflow.start_run(
                 run_id,
                 experiment_id=parent.info.experiment_id if parent else None,
-                run_name=unless_named(run, f"{config.arm}-seed{config.seed}"),
+                run_name=run_name or unless_named(run, f"{config.arm}-seed{config.seed}"),
                 tags=tags or None,
                 log_system_metrics=log_system_metrics,
             ).info.run_id

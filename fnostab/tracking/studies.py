@@ -19,7 +19,7 @@ from fnostab.study.selection import StoredRun, has_identity, newest_results
 from fnostab.tracking.artifacts import read_artifact
 from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import HOW_TO_REPEAT, StoreUnavailable, translated_store_errors
-from fnostab.tracking.run import own_or_new_run, resume_into, unless_named
+from fnostab.tracking.run import NOTE, own_or_new_run, resume_into, unless_named
 from fnostab.tracking.store import search_runs
 from fnostab.tracking.target import named_run
 
@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 #: The tag that tells a study's own runs, `parent` and `comparison`, from those that trained something.
 ROLE: Final = "study_role"
+#: The parent's tag with what somebody said of the study, which stays where its note tells how the study stands.
+_DESCRIPTION: Final = "description"
+#: The parent's tag with the name of the registered model that its winner belongs to.
+MODEL_NAME: Final = "model_name"
 #: The parent's artifact that says which arms and seeds were planned.
 _PLAN: Final = "study.json"
 
@@ -101,12 +105,16 @@ def _pairs(plan: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 @dataclass
 class StudyFolder:
-    """A run that holds what belongs to a study as a whole; `status` is how it ends if the block does in peace."""
+    """A run that holds what belongs to a study as a whole; `status` is how it ends if the block does in peace.
+
+    `description` is what somebody said of the study.
+    """
 
     run_id: str
     experiment_id: str
     status: str = "FINISHED"
     plan: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
 
     @translated_store_errors()
     def log_files(self, folder: Path) -> None:
@@ -128,17 +136,28 @@ class StudyFolder:
         """Set tags of the run."""
         log_batches(mlflow.MlflowClient(), self.run_id, tags=tags)
 
+    def set_note(self, text: str) -> None:
+        """Let the UI show `text`, below the description if there is one."""
+        self.set_tags({NOTE: f"{self.description}\n\n{text}" if self.description else text})
+
 
 @contextmanager
 def open_parent(
-    study: str, identity: str, plan: Mapping[str, Any], tags: Mapping[str, str], params: Mapping[str, str]
+    study: str,
+    identity: str,
+    plan: Mapping[str, Any],
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+    *,
+    run_name: str | None = None,
+    description: str | None = None,
 ) -> Iterator[StudyFolder]:
     """Open the parent run of a study: the one that has its `identity`, else that of `mlflow run`, else a new one.
 
     `plan` has `runs`, pairs of arm and seed; the runs of all plans of one parent add up, and what an earlier plan says
     and this one does not stays. A run that `mlflow run` made for a study that has its parent already gets the tag
-    `resumed_into`, and no study tags. The parent ends with its `status` when the block does, KILLED after an interrupt
-    or exit, and FAILED after an error.
+    `resumed_into`, and no study tags. `run_name` and `description` are the parent's, if given. The parent ends with its
+    `status` when the block does, KILLED after an interrupt or exit, and FAILED after an error.
     """
     with translated_store_errors():
         earlier = find_parent(identity)
@@ -148,9 +167,12 @@ def open_parent(
         run = client.get_run(earlier.run_id) if earlier else own_or_new_run()
     run_id = run.info.run_id
     folder = StudyFolder(run_id, run.info.experiment_id)
+    folder.description = description or run.data.tags.get(_DESCRIPTION, "")
     try:
         with translated_store_errors():
-            client.update_run(run_id, status="RUNNING", name=unless_named(run, study))
+            client.update_run(run_id, status="RUNNING", name=run_name or unless_named(run, study))
+            if description:
+                folder.set_tags({_DESCRIPTION: description, NOTE: description})
             folder.set_tags({"study": study, ROLE: "parent", "study_sha256": identity, **tags})
             new = {key: value for key, value in params.items() if key not in run.data.params}
             log_batches(client, run_id, params=new)
@@ -203,7 +225,7 @@ def open_existing_parent(parent: StoredRun) -> Iterator[StudyFolder]:
         if run is not None and run.info.run_id != parent.run_id:
             mlflow.MlflowClient().set_tag(run.info.run_id, "compared_into", parent.run_id)
     os.environ.pop("MLFLOW_RUN_ID", None)
-    yield StudyFolder(parent.run_id, parent.experiment_id)
+    yield StudyFolder(parent.run_id, parent.experiment_id, description=parent.tags.get(_DESCRIPTION, ""))
 
 
 def _end(run_id: str, status: str) -> None:

@@ -22,10 +22,11 @@ from fnostab.study.notes import HOW_TO_JUDGE, foreign_facts, notes_of
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
 from fnostab.study.selection import NO_DATASET, Selection, StoredRun, select_runs, to_rows
 from fnostab.tracking.artifacts import Unreadable, read_artifacts
-from fnostab.tracking.model_registry import model_name, register_winner
+from fnostab.tracking.model_registry import model_name as model_of, register_winner
 from fnostab.tracking.run import how_to_open, run_url
 from fnostab.tracking.store import open_store
 from fnostab.tracking.studies import (
+    MODEL_NAME,
     find_parents,
     find_runs,
     open_comparison,
@@ -66,11 +67,13 @@ def compare_study(
     register: bool = True,
     out: Path | None = None,
     by: str = "best_val_loss",
+    model_name: str | None = None,
 ) -> Comparison:
     """Rank the runs of `study`, write tables, figures and the report, and register the best run of the first arm.
 
     `dataset` (the beginning of a content hash) and `parent` (a run) choose where a study has several. `out` is a folder
-    for a copy of the files. `by` is the column of `RANKED_BY` that decides the order, and which run is the best. Raises
+    for a copy of the files. `by` is the column of `RANKED_BY` that decides the order, and which run is the best. The
+    registered model is `model_name`, else what the study was started with, else `fnostab-<study>`. Raises
     `ConfigError`, before anything is written, for another column and for runs that cannot be compared.
     """
     if by not in RANKED_BY:
@@ -87,17 +90,18 @@ def compare_study(
             run.log_files(Path(folder))
             if candidate is not None:
                 winner = next(run for run in selection.runs if run.run_id == candidate.run_id)
-                card = model_card(model_name(study), winner)
-                done = register_winner(candidate, card + summary_markdown(result), promote=promote)
+                model = model_name or (home and home.tags.get(MODEL_NAME)) or model_of(study)
+                card = model_card(model, winner)
+                done = register_winner(candidate, card + summary_markdown(result), promote=promote, model=model)
                 registry = f"{done.text}\n{registry}".rstrip()
             run.set_tags(
                 {
                     "decision": ranking.decision.label,
                     "winner": ranking.decision.winner or "",
-                    "mlflow.note.content": short_summary(result),
+                    **_dataset_tag(selection),
                 }
-                | _dataset_tag(selection)
             )
+            run.set_note(short_summary(result))
         if out is not None:
             out.mkdir(exist_ok=True)
             for name in names:

@@ -47,9 +47,8 @@ class Looks:
         if found.ranking is None:
             return ""
         text = self._schedule.told(found.ranking, over=not found.runs)
-        parent.set_tags(
-            {**Standing.of(found.ranking).tags(), "mlflow.note.content": f"Study {self._plan.study}: {text}"}
-        )
+        parent.set_tags(Standing.of(found.ranking).tags())
+        parent.set_note(f"Study {self._plan.study}: {text}")
         return text
 
     def _results(self, parent_run_id: str | None) -> Sequence[StoredRun]:

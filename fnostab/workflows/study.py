@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import fnostab
 from fnostab import launch
@@ -16,7 +17,7 @@ from fnostab.tracking.artifacts import read_config
 from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.run import how_to_open
 from fnostab.tracking.store import check_store, open_store
-from fnostab.tracking.studies import StudyFolder, find_parent, find_results, open_parent
+from fnostab.tracking.studies import MODEL_NAME, StudyFolder, find_parent, find_results, open_parent
 from fnostab.training.trainer import check_accelerator, check_clipping, check_devices, check_network
 from fnostab.workflows import build_dataset
 from fnostab.workflows.compare import rank_study
@@ -56,12 +57,16 @@ def run_study(
     data_progress: OnPatterns | None = None,
     *,
     until: Until | None = None,
+    run_name: str | None = None,
+    description: str | None = None,
+    model_name: str | None = None,
 ) -> StudyOutcome:
     """Train what is missing of `plan`, or what it takes `until` the study is decided; return how every run ended.
 
-    Finished runs of the same study, arm, seed, config and dataset are not trained again. Raises `ConfigError` for bad
-    input before anything is written, `AlreadyRunning` if another process runs this study, and `Interrupted` after
-    SIGTERM or Ctrl-C, once the runs have stored what they had; the same call then goes on.
+    Finished runs of the same study, arm, seed, config and dataset are not trained again. `run_name` and `description`
+    are those of the parent run, `model_name` the registered model that `compare_study` then takes. Raises `ConfigError`
+    for bad input before anything is written, `AlreadyRunning` if another process runs this study, and `Interrupted`
+    after SIGTERM or Ctrl-C, once the runs have stored what they had; the same call then goes on.
     """
     _check(plan)
     if until is not None:
@@ -80,12 +85,14 @@ def run_study(
         tags = {"stage": "b" if plan.stage_a else "a", "dataset_sha256": data_sha256, "preset": plan.common.preset}
         tags |= {"fnostab_version": fnostab.__version__, "git_commit": git_commit()}
         tags |= {"stage_a": plan.stage_a} if plan.stage_a else {}
+        tags |= {MODEL_NAME: model_name} if model_name else {}
+        said: dict[str, Any] = {"run_name": run_name, "description": description}
         params = {"arms": ", ".join(plan.arms), "launcher": where.launcher}
         planned = plan.to_mapping() | ({"runs": [], "until": looks.tags} if looks else {})
         with (
             cluster(plan, where, needed=looks is not None or bool(runs.missing)),
             launch.collected_signals(),  # from before there is a parent run, so that no signal leaves it RUNNING
-            open_parent(plan.study, identity, planned, tags | (looks.tags if looks else {}), params) as parent,
+            open_parent(plan.study, identity, planned, tags | (looks.tags if looks else {}), params, **said) as parent,
         ):
             conclusion = ""
             with environment(store_uri, parent.experiment_id):

@@ -18,7 +18,7 @@ from fnostab.io.endings import Interrupted
 from fnostab.study.names import tracked
 from fnostab.tracking.artifacts import read_run
 from fnostab.tracking.errors import redacted
-from fnostab.tracking.run import RunState, find_claimed, how_to_open, open_run, resume_into, run_state
+from fnostab.tracking.run import NOTE, RunState, find_claimed, how_to_open, open_run, resume_into, run_state
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import find_results
 from fnostab.tracking.tracker import Tracker
@@ -77,13 +77,15 @@ def train_arm(
     watch: Watch | None = None,
     tags: Mapping[str, str] | None = None,
     again: bool = True,
+    run_name: str | None = None,
+    description: str | None = None,
 ) -> ArmResult:
     """Train `config`, log everything to MLflow, and return where it is and what was learnt.
 
     `report` takes lines for people, `data_progress` (done, total) patterns while a dataset is built, `watch` an
     `EpochSummary` an epoch, and may stop the run; `tags` are set besides the run's own. An unfinished run of the same
     identity is continued where its last checkpoint stands; one that has its result, or was stopped by `watch`, is
-    trained anew, or, without `again`, returned as it is.
+    trained anew, or, without `again`, returned as it is. `run_name` and `description` are the MLflow run's, if given.
     Raises `ConfigError` for bad input, before anything is written; `AlreadyRunning` if another process trains the same
     identity; `Interrupted` after a stop signal, once everything recorded is stored. With several devices, this process
     starts one more for each and leads them; where torchrun or SLURM started all of them, those that do not lead train
@@ -110,10 +112,10 @@ def train_arm(
             if run_id and state == "finished":
                 result = _finished_result(run_id, report)
             else:
-                opened = open_run(config, folder.path, first_run_id=run_id, claim=folder.claim)
+                opened = open_run(config, folder.path, first_run_id=run_id, claim=folder.claim, run_name=run_name)
                 with opened as tracker:
                     folder.begin(tracker.run_id, tags)
-                    tracker.set_tags(tags or {})
+                    tracker.set_tags({**(tags or {}), **({NOTE: description} if description else {})})
                     logbook = Logbook(config, dataset, tracker, folder.path, report)
                     training = _Training(config, dataset, tracker, logbook, folder.path, report)
                     try:
