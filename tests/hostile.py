@@ -367,7 +367,59 @@ class Net({kinds.get("base", "torch.nn.Module")}):
     return yaml(text, "net.py")
 
 
+RULE = (*TRAIN, "--clip_algo", "./rules.py:rule")
+
+
+def rule(body: str, argument: str = "") -> Maker:
+    """Write a file with a clipping rule that does what is given."""
+    return yaml(f"import torch\n\ndef rule(module, value, state{argument}):\n    {body}\n", "rules.py")
+
+
+RULES = {
+    **_made(
+        RULE,
+        {
+            "a rule's file that raises": yaml("raise OSError('no disk')", "rules.py"),
+            "a rule's file without the rule": yaml("import torch", "rules.py"),
+            "a rule that is no function": yaml("rule = 3", "rules.py"),
+            "a rule that takes two arguments": yaml("def rule(module, value): pass", "rules.py"),
+            "a rule that raises": rule("1 / 0"),
+            "a rule that raises at the second step": rule("1 / (not state); state['x'] = torch.ones(())"),
+            "a rule that returns a number": rule("return 1.0"),
+            "a rule that remembers a number": rule("state['steps'] = 1"),
+            "a rule that puts NaN into gradients": rule("next(module.parameters()).grad.mul_(float('nan'))"),
+            "a rule that puts new gradients in place of the old": rule(
+                "p = next(module.parameters()); p.grad = p.grad / 2"
+            ),
+        },
+    ),
+    **_made((*RULE, "--clip.options.keep", "1"), {"an option that a rule does not take": rule("pass", ", *, top=1")}),
+    **_made((*RULE, "--clip.options.top", "all"), {"an option of another type": rule("pass", ", *, top: int = 1")}),
+    **_made((*RULE, "--clip.source_sha256", 64 * "0"), {"a rule's file that has changed": rule("pass")}),
+    **_made(
+        (*TRAIN, "--clip_algo", "./rules.py:agc"),
+        {"a rule with the name of a built-in one": yaml("def agc(module, value, state): pass", "rules.py")},
+    ),
+    **_said(
+        {
+            "a rule in __main__": (*TRAIN, "--clip_algo", "__main__:rule"),
+            "a rule of a module that is not there": (*TRAIN, "--clip_algo", "no_such_package.rules:rule"),
+            "a rule of a file that is not there": (*TRAIN, "--clip_algo", "./rules.py:rule"),
+            "an option of a rule without options": (*TRAIN, "--clip_algo", "norm", "--clip.options.alpha", "1"),
+            "an unknown option of a rule": (*TRAIN, "--clip_algo", "zclip", "--clip.options.beta", "0.9"),
+            "an option out of bounds": (*TRAIN, "--clip_algo", "adagc", "--clip.options.beta", "1.5"),
+            "a name to exclude that no parameter has": (*TRAIN, "--clip.exclude", "head.*"),
+            "the hash of a built-in rule's source": (*TRAIN, "--clip.source_sha256", 64 * "0"),
+            "betas of SGD": (*TRAIN, "--optim.name", "sgd", "--optim.betas", "0.9,0.95"),
+            "a beta of 1": (*TRAIN, "--optim.betas", "0.9,1"),
+            "three betas": (*TRAIN, "--optim.betas", "0.9,0.95,0.99"),
+        }
+    ),
+    **_made(ARMS, {"an arm with a rule that takes other arguments": yaml("arms: [{name: a, clip_algo: 'json:dump'}]", "arms.yaml")}),
+}
+
 CONFIGS = {
+    **RULES,
     **_made(
         NETWORK,
         {

@@ -38,5 +38,9 @@ from fnostab.config.sections import (
     DataConfig as DataConfig,
     ModelConfig as ModelConfig,
 )
-from fnostab.config.sources import foreign_network as foreign_network, with_sources as with_sources
+from fnostab.config.sources import (
+    foreign_network as foreign_network,
+    source_files as source_files,
+    with_sources as with_sources,
+)
 from fnostab.io.endings import ConfigError as ConfigError

@@ -139,6 +139,7 @@ class ArmConfig(Section):
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
         config["model"] |= REMOVED_OPTIONS
         config["model"]["arch"] = _IDENTITY_OF.get(self.model.arch, portable(self.model.arch))
+        config["clip"]["algo"] = portable(self.clip.algo)
         for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy", "cuda_graph"):
             del config["train"][key]
         for key in self.left_out:

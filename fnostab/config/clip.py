@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
+from fnostab.config.options import checked_options
 from fnostab.config.section import LARGE, Section, did_you_mean, listed, newer
-from fnostab.io.foreign import is_foreign
+from fnostab.io.foreign import check_foreign_name, is_foreign
 
 #: What `clip.val = auto` means, by rule: the limits of their papers (AGC: the one for large batches; ZClip: standard
 #: deviations over the mean; AdaGC: times a tensor's own mean). `skip`: times the median.
@@ -43,8 +44,8 @@ class ClipConfig(Section):
         description="patterns of parameter names that are not clipped, with commas between: out.*,*.bias",
         json_schema_extra=newer([]),
     )
-    options: dict[str, JsonValue] = Field(
-        {}, description="further settings of the rule, by their names", json_schema_extra=newer({})
+    options: dict[str, Any] = Field(
+        {}, description="further settings of the rule: --clip.options.NAME VALUE", json_schema_extra=newer({})
     )
     source_sha256: str = Field(
         "",
@@ -56,16 +57,22 @@ class ClipConfig(Section):
     @field_validator("algo")
     @classmethod
     def _known_rule(cls, value: str) -> str:
-        if value not in CLIP_RULES and not is_foreign(value):
-            known = ", ".join(CLIP_RULES)
-            near = did_you_mean(value, CLIP_RULES)
-            raise ValueError(f"must be one of {known}, or package.module:function{near}")
+        if is_foreign(value):
+            check_foreign_name(value)
+        elif value not in CLIP_RULES:
+            known, near = ", ".join(CLIP_RULES), did_you_mean(value, CLIP_RULES)
+            raise ValueError(f"must be one of {known}, package.module:function or ./file.py:function{near}")
         return value
 
     @field_validator("val", mode="before")
     @classmethod
     def _auto(cls, value: Any, info: ValidationInfo) -> Any:
         return auto_clip_value(info.data.get("algo", "none")) if value == "auto" else value
+
+    @field_validator("options")
+    @classmethod
+    def _options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return checked_options("clip.options", value)
 
     @field_validator("exclude", mode="before")
     @classmethod

@@ -182,7 +182,7 @@ def run_tags(config: ArmConfig, dataset: Dataset, device: str) -> dict[str, str]
         "study": config.study,
         "arm": config.arm,
         "arch": portable(config.model.arch),
-        "clip_algo": config.clip.algo,
+        "clip_algo": portable(config.clip.algo),
         "seed": str(config.seed),
         "dataset_sha256": dataset.sha256,
         "probe_sha256": dataset.probe_sha256,

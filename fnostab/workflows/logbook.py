@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fnostab.config import ArmConfig, foreign_network
+from fnostab.config import ArmConfig, source_files
 from fnostab.dataset import Dataset
 from fnostab.evaluation import Evaluation, Reconstruction, can_be_stitched, reconstruct
 from fnostab.health import VERDICT_VERSION, History, Stability, Verdict
@@ -64,8 +64,8 @@ class Logbook:
         tracker.delete_tags("verdict", "verdict_reason")
         tracker.log_config(config)
         tracker.log_dataset(self._dataset)
-        if (network := foreign_network(config.model.arch)) and network.source:
-            tracker.log_artifact(network.source, "code")
+        for source in source_files(config):
+            tracker.log_artifact(source, "code")
         if code := uncommitted_code():
             tracker.log_text(code, "code.diff")
         tracker.log_metrics(self._baselines, step=0)
