@@ -415,7 +415,14 @@ RULES = {
             "three betas": (*TRAIN, "--optim.betas", "0.9,0.95,0.99"),
         }
     ),
-    **_made(ARMS, {"an arm with a rule that takes other arguments": yaml("arms: [{name: a, clip_algo: 'json:dump'}]", "arms.yaml")}),
+    **_made(
+        ARMS,
+        {
+            "an arm with a rule that takes other arguments": yaml(
+                "arms: [{name: a, clip_algo: 'json:dump'}]", "arms.yaml"
+            )
+        },
+    ),
 }
 
 CONFIGS = {

@@ -1,6 +1,11 @@
 """Rules with a history, and rules of the user's own, in training: what they do, and that a killed run goes on."""
 
+import hashlib
+import re
+from pathlib import Path
+
 import lightning
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -8,6 +13,8 @@ from small_runs import KillAfter, fit, new_module
 
 from fnostab.config import ConfigError, resolve_config
 from fnostab.training.trainer import check_clipping
+from fnostab.workflows.compare import compare_study
+from fnostab.workflows.train import train_arm
 
 _TINY = {
     **{"preset": "smoke", "data.object_size": 64, "data.max_train_patches": 24, "data.max_val_patches": 8},
@@ -117,3 +124,47 @@ def test_excluded_parameters_are_not_clipped_while_training(tmp_path):
 def test_a_rule_that_cannot_be_used_is_refused_in_one_line(keys, message):
     with pytest.raises(ConfigError, match=f"^{message}$"):
         check_clipping(resolve_config(keys, base=_TINY))
+
+
+_RUN = {**_TINY, "train.epochs": 1, "train.artifacts": "numbers", "study": "own", "train.threads": 1}
+
+
+def _example():
+    """The rule that docs/clipping.md shows."""
+    page = (Path(__file__).parents[1] / "docs" / "clipping.md").read_text(encoding="utf-8")
+    return next(block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "def halve_outliers" in block)
+
+
+def _train(seed=0, **keys):
+    values = {f"clip.{key}": value for key, value in keys.items()} | {"seed": seed}
+    result = train_arm(resolve_config(values, base=_RUN), [].append)
+    return mlflow.get_run(result.run_id).data, result
+
+
+def test_the_rule_of_the_docs_trains_and_its_source_is_in_the_run(fresh_store):
+    Path("rules.py").write_text(_example())
+    run, result = _train(algo="./rules.py:halve_outliers", val=0.5, **{"options.keep": "0.5"})
+    assert 0 < sum(result.history.clipped_fraction) <= 6
+    assert run.tags["clip_algo"] == "rules.py:halve_outliers"
+    assert run.tags["arm"] == "hybrid-halve_outliers"
+    assert run.params["clip.options.keep"] == "0.5"
+    assert run.params["clip.source_sha256"] == hashlib.sha256(_example().encode()).hexdigest()
+    path = mlflow.artifacts.download_artifacts(run_id=result.run_id, artifact_path="code/rules.py")
+    assert Path(path).read_text() == _example()
+
+
+def test_runs_of_an_arm_whose_rule_has_changed_are_not_compared(fresh_store):
+    rule = "def half(module, value, state):\n    for p in module.parameters(): p.grad *= "
+    for seed, factor in enumerate((0.5, 0.25)):
+        Path("rules.py").write_text(f"{rule}{factor}\n")
+        _train(seed, algo="./rules.py:half")
+    with pytest.raises(
+        ConfigError, match=r"^`clip.source_sha256` of study own must be one in all runs of arm .*-half, as"
+    ):
+        compare_study("own", register=False)
+
+
+def test_the_folder_of_a_rule_is_no_part_of_a_runs_identity():
+    first, second = (resolve_config({"clip.algo": f"{folder}/rules.py:half"}) for folder in (".", "/elsewhere"))
+    assert first.sha256() == second.sha256()
+    assert first.sha256() != resolve_config({"clip.algo": "./rules.py:quarter"}).sha256()
