@@ -12,6 +12,7 @@ import argparse
 import copy
 import statistics
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.table import Row, faster, percent
 from benchmarks.timing import spread, timed
-from fnostab.clipping import clip_gradients_
-from fnostab.config import ModelConfig
+from fnostab.clipping import Clipper, clip_gradients_
+from fnostab.config import AUTO_CLIP_VALUES, ModelConfig
 from fnostab.models import build_generator
 
 
@@ -75,6 +76,7 @@ def measure(
         "value, torch": lambda: nn.utils.clip_grad_value_(parameters, 0.5),
         "agc unit": lambda: clip_gradients_(network, "agc", 0.01),
         "agc tensor": lambda: clip_gradients_(network, "agc", 0.01, "tensor"),
+        **{name: partial(Clipper(name, AUTO_CLIP_VALUES[name]).clip_, network) for name in ("zclip", "adagc", "skip")},
         "agc, plain loop": lambda: torch.no_grad()(agc_loop_)(parameters),
     }
     times: dict[str, list[float]] = {name: [] for name in ("step", *rules)}

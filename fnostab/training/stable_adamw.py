@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from fnostab.gradients import as_real, gradient_of, parameters_with_gradient
 
@@ -16,8 +17,9 @@ class StableAdamW(torch.optim.Optimizer):
 
         eta = lr / max(1, RMS),   w <- w - eta * weight_decay * w - eta * m / (sqrt(v) + eps).
 
-    The paper's moments with debiased betas are these. Where the attribute `found_inf` is set and 1, a step changes
-    nothing, on the device, as with torch's fused optimizers. Complex parameters are treated through their real views.
+    The paper's moments with debiased betas are these. The update itself is torch's fused AdamW with the learning rate
+    eta, so where the attribute `found_inf` is set and 1, a step changes nothing, on the device. Complex parameters are
+    treated through their real views.
     """
 
     def __init__(
@@ -43,47 +45,52 @@ class StableAdamW(torch.optim.Optimizer):
         return loss
 
     def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        (beta1, beta2), eps, weight_decay = group["betas"], group["eps"], group["weight_decay"]
-        weights = [as_real(parameter) for parameter in parameters]
-        states = [self._state(parameter, weight) for parameter, weight in zip(parameters, weights, strict=True)]
-        m, v, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        device = weights[0].device
-        found_inf: Tensor = getattr(self, "found_inf", torch.zeros((), device=device)).to(device)
-        left_out = found_inf > 0
-        # Zeros for gradients that may be NaN: what is multiplied with them must stay what it is.
-        gradients = [gradient_of(parameter).masked_fill(left_out, 0) for parameter in parameters]
-        taken = 1 - left_out.float()
+        (beta1, beta2), eps = group["betas"], group["eps"]
+        gradients = [gradient_of(parameter) for parameter in parameters]
+        states = [self._state(parameter) for parameter in parameters]
+        squares = [state["exp_avg_sq"] for state in states]
+        next_steps = torch.stack([state["step"] for state in states]) + 1
+        # In single precision: what the kernels read of a learning rate on the device.
+        etas = group["lr"] / _rms(gradients, squares, beta2, next_steps, eps).float().clamp(min=1)
+        for parameter, gradient, state, eta in zip(parameters, gradients, states, etas.unbind(), strict=True):
+            adamw(
+                [as_real(parameter)],
+                [gradient],
+                [state["exp_avg"]],
+                [state["exp_avg_sq"]],
+                [],
+                [state["step"]],
+                fused=True,
+                found_inf=getattr(self, "found_inf", None),
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=eta,
+                weight_decay=group["weight_decay"],
+                eps=eps,
+                maximize=False,
+            )
 
-        torch._foreach_add_(steps, taken)
-        # Moments keep their value where nothing is taken: they are multiplied by 1, and 0 is added.
-        torch._foreach_mul_(m, 1 - (1 - beta1) * taken)
-        torch._foreach_add_(m, gradients, alpha=1 - beta1)
-        torch._foreach_mul_(v, 1 - (1 - beta2) * taken)
-        torch._foreach_addcmul_(v, gradients, gradients, value=1 - beta2)
-
-        step = torch.stack(steps).clamp(min=1)  # 0 if the very first one is left out
-        corrected = torch._foreach_div(v, list((1 - beta2**step).unbind()))
-        ratios = torch._foreach_clamp_min(corrected, eps**2)
-        torch._foreach_sqrt_(ratios)
-        ratios = torch._foreach_div(gradients, ratios)
-        norms = torch._foreach_norm(ratios, 2.0, dtype=torch.promote_types(ratios[0].dtype, torch.float32))
-        torch._foreach_div_(norms, [weight.numel() ** 0.5 for weight in weights])
-        eta = group["lr"] * taken / torch.stack(norms).clamp(min=1)
-
-        if weight_decay:
-            torch._foreach_mul_(weights, list((1 - eta * weight_decay).unbind()))
-        torch._foreach_sqrt_(corrected)
-        torch._foreach_add_(corrected, eps)
-        updates = torch._foreach_div(m, corrected)
-        torch._foreach_mul_(updates, list((eta / (1 - beta1**step)).unbind()))
-        torch._foreach_sub_(weights, updates)
-
-    def _state(self, parameter: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        """Moments, and the number of steps taken on the device, of one parameter; `weight` is its real view."""
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Moments of one parameter, as real numbers, and its steps taken, on the device."""
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
+            weight = as_real(parameter)
             state["step"] = torch.zeros((), device=weight.device)
             state["exp_avg"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-        state["step"] = state["step"].to(weight.device)  # torch leaves it on the host when it loads a state
+        state["step"] = state["step"].to(parameter.device)  # torch leaves it on the host when it loads a state
         return state
+
+
+def _rms(gradients: list[Tensor], squares: list[Tensor], beta2: float, steps: Tensor, eps: float) -> Tensor:
+    """RMS of each gradient over the root of its second moment after this step, `steps` being counted with it."""
+    roots = torch._foreach_mul(squares, beta2)
+    torch._foreach_addcmul_(roots, gradients, gradients, value=1 - beta2)
+    torch._foreach_div_(roots, list((1 - beta2**steps).unbind()))
+    torch._foreach_clamp_min_(roots, eps**2)
+    torch._foreach_sqrt_(roots)
+    ratios = torch._foreach_div(gradients, roots)
+    norms = torch._foreach_norm(ratios, 2.0, dtype=torch.promote_types(ratios[0].dtype, torch.float32))
+    torch._foreach_div_(norms, [gradient.numel() ** 0.5 for gradient in gradients])
+    return torch.stack(norms)
