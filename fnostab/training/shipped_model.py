@@ -5,12 +5,18 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from typing import Final
 
 import torch
 from torch import nn
 
 from fnostab.io.untrusted import shown
 from fnostab.models.checks import trial_amplitudes
+from fnostab.models.neuralop import batches_of_any_size
+
+#: Patterns, or groups of them, in the example that a model is exported with. An export of one pattern takes one alone;
+#: and torch.export takes a number that a network has anyway, such as its 2 output channels, for that.
+EXAMPLE_PATTERNS: Final = 5
 
 
 class CountsToObject(nn.Module):
@@ -59,13 +65,14 @@ def check_export(network: nn.Module, label: str, N: int, C: int) -> None:
     MLflow exports so at the end of a run (`tracking/exports.py`), which is a bad time to find out. The export must take
     batches of another size than that of its example.
     """
-    counts = trial_amplitudes(3, C, N).square()
+    counts = trial_amplitudes(EXAMPLE_PATTERNS + 1, C, N).square()
     counts = counts[:, 0] if C == 1 else counts
     model = CountsToObject(network, 1.0, C).eval()
     rule = "must export to pt2 (train.artifacts=numbers keeps no model)"
+    example = (counts[:EXAMPLE_PATTERNS],)
     try:
-        with _quietly():
-            exported = torch.export.export(model, (counts[:2],), dynamic_shapes=[{0: torch.export.Dim.AUTO}])
+        with _quietly(), batches_of_any_size():
+            exported = torch.export.export(model, example, dynamic_shapes=[{0: torch.export.Dim.AUTO}])
         with torch.no_grad():
             same = torch.allclose(exported.module()(counts), model(counts), rtol=1e-3, atol=1e-4)
     except Exception as error:

@@ -14,6 +14,7 @@ from fnostab.evaluation import Evaluation, Reconstruction, can_be_stitched, reco
 from fnostab.health import VERDICT_VERSION, History, Stability, Verdict
 from fnostab.health.history import plain
 from fnostab.io.endings import Interrupted
+from fnostab.models.neuralop import batches_of_any_size
 from fnostab.optics import Beam
 from fnostab.report.axes import to_rgb
 from fnostab.report.run import frc_figure, reconstruction_figure, training_figure
@@ -24,10 +25,8 @@ from fnostab.tracking.exports import log_model
 from fnostab.tracking.tracker import Tracker, run_tags
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
-from fnostab.training.shipped_model import CountsToObject
+from fnostab.training.shipped_model import EXAMPLE_PATTERNS, CountsToObject
 
-#: Counts shown to people who open the model: patterns of the input example, or groups of them.
-_EXAMPLE_PATTERNS: Final = 2
 #: Pictures on the way show this many patches around the middle of the first test object: all would take too long.
 _PICTURE_PATCHES: Final = 121
 
@@ -130,12 +129,10 @@ class Logbook:
             )
         data, test = self._config.data, self._dataset.test
         shipped = CountsToObject(module.generator, module.input_scale, data.group_size, module.mask).cpu().eval()
-        example = np.array(test.counts[:_EXAMPLE_PATTERNS])
-        if data.gridsize > 1:
-            members = test.groups(data.gridsize).members
-            # An example of one would make a network that takes batches of one alone.
-            example = test.counts[np.resize(members, (_EXAMPLE_PATTERNS, data.group_size))]
-        log_model(self._tracker, shipped, example, extra_files=[probe_path])
+        members = test.groups(data.gridsize).members if data.gridsize > 1 else np.arange(len(test.counts))
+        example = test.counts[np.resize(members, (EXAMPLE_PATTERNS, *members.shape[1:]))]
+        with batches_of_any_size():
+            log_model(self._tracker, shipped, example, extra_files=[probe_path])
 
     def end(
         self,
