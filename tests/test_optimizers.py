@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from fnostab.config import ModelConfig, OptimConfig
 from fnostab.models import build_generator
 from fnostab.models.spectral import SpectralConv2d
-from fnostab.training.optimizers import make_optimizer, update_moments
+from fnostab.training.optimizers import RealTwins, make_optimizer, update_moments
 
 
 def _network():
@@ -176,3 +177,37 @@ def test_stable_adamw_counts_the_steps_of_a_parameter_that_comes_later_from_its_
         second.step()
     assert torch.equal(ours[1], alone[1])
     assert not torch.equal(ours[0], alone[0])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_the_real_twin_of_a_complex_parameter_goes_where_torch_takes_the_parameter_itself(name):
+    torch.manual_seed(0)
+    ours = nn.Parameter(torch.randn(3, 4, dtype=torch.complex64))
+    theirs = nn.Parameter(ours.detach().clone())
+    twins = RealTwins([ours])
+    optim = OptimConfig(name=name, lr=0.1, weight_decay=0.1)
+    fused = make_optimizer(optim, [{"params": twins.of([ours])}])
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    momentum = {"momentum": 0.9} if name == "sgd" else {}
+    plain = kinds[name]([theirs], lr=0.1, weight_decay=0.1, foreach=False, **momentum)
+    for _ in range(3):
+        twins.clear_gradients()
+        for parameter in (ours, theirs):
+            parameter.grad = None
+            (parameter.conj() * parameter.square()).sum().abs().backward()
+        twins.take_gradients()
+        fused.step()
+        plain.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_twin_without_a_gradient_and_a_real_parameter_stay_as_they_are():
+    alone, real = nn.Parameter(torch.ones(2, dtype=torch.complex64)), nn.Parameter(torch.ones(2))
+    twins = RealTwins([alone, real])
+    twin, same = twins.of([alone, real])
+    twins.take_gradients()
+    assert twin.grad is None
+    assert same is real
+    with torch.no_grad():
+        alone.add_(1)
+    assert twin.tolist() == [[2.0, 0.0], [2.0, 0.0]]

@@ -19,7 +19,7 @@ from fnostab.models.layers import block_statistics, fingerprints, first_bad_laye
 from fnostab.optics import Beam
 from fnostab.training.batches import Batch
 from fnostab.training.collectives import all_gather, all_gather_complex
-from fnostab.training.optimizers import make_optimizer, update_moments, warmup_cosine
+from fnostab.training.optimizers import RealTwins, make_optimizer, update_moments, warmup_cosine
 from fnostab.training.replay import Replay
 from fnostab.training.stitching import stitched_amplitude
 from fnostab.training.supervised import Truth
@@ -84,6 +84,7 @@ class PtychoModule(lightning.LightningModule):
         self.step_record: torch.Tensor = torch.zeros(4)
         self.layer_norms: dict[str, torch.Tensor] = {}
         self._clipper = make_clipper(config)
+        self._twins = RealTwins([])
         self._loss = torch.zeros(())
         self._bad = torch.zeros((), dtype=torch.bool)
 
@@ -198,6 +199,12 @@ class PtychoModule(lightning.LightningModule):
         self._bad = self._bad.to(self.device) | ~self.step_record[:2].isfinite().all()
         left_out = self._bad if stats.skip is None else self._bad | stats.skip
         optimizer.found_inf = left_out.float()  # type: ignore[attr-defined]
+        self._twins.take_gradients()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Clear all gradients, those included that the optimizer does not know."""
+        self._twins.clear_gradients()
+        super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     @property
     def has_stopped(self) -> bool:
@@ -240,7 +247,8 @@ class PtychoModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over network and, if learnt, probe; with the schedule stepped at every optimizer step."""
         optim, train = self.config.optim, self.config.train
-        groups: list[dict[str, Any]] = [{"params": list(self.generator.parameters()), "lr": optim.lr}]
+        self._twins = RealTwins(self.generator.parameters())
+        groups: list[dict[str, Any]] = [{"params": self._twins.of(self.generator.parameters()), "lr": optim.lr}]
         for mode in self._modes if train.learn_probe else ():
             largest = float(torch.view_as_complex(mode.detach()).abs().max())
             groups.append({"params": [mode], "lr": train.probe_lr * largest, "weight_decay": 0.0})

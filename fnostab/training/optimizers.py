@@ -1,6 +1,7 @@
 """Optimizers as a config names them, their schedule, and their state in checkpoints of before."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,36 @@ from torch import Tensor, nn
 from fnostab.config import OptimConfig
 from fnostab.models.spectral import SpectralConv2d, modes_first
 from fnostab.training.stable_adamw import StableAdamW
+
+
+class RealTwins:
+    """Complex parameters as the real ones that fused optimizers take: twins in the same memory, two numbers for each.
+
+    Adam and SGD treat a complex number as two real ones, so nothing changes but the kernel. Parameters must keep their
+    place in memory; their gradients are handed to the twins before each step, and are to be cleared besides.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._twins = {
+            parameter: nn.Parameter(torch.view_as_real(parameter.detach()), parameter.requires_grad)
+            for parameter in parameters
+            if parameter.is_complex()
+        }
+
+    def of(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """`parameters`, complex ones by their twins."""
+        return [self._twins.get(parameter, parameter) for parameter in parameters]
+
+    def take_gradients(self) -> None:
+        """Let the twins have the gradients of the parameters, in the same memory."""
+        for parameter, twin in self._twins.items():
+            gradient = parameter.grad
+            twin.grad = None if gradient is None else torch.view_as_real(gradient.resolve_conj())
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients of the parameters, which no optimizer has."""
+        for parameter in self._twins:
+            parameter.grad = None
 
 
 def make_optimizer(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

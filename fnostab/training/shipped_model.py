@@ -14,9 +14,8 @@ from fnostab.io.untrusted import shown
 from fnostab.models.checks import trial_amplitudes
 from fnostab.models.neuralop import batches_of_any_size
 
-#: Patterns, or groups of them, in the example that a model is exported with. An export of one pattern takes one alone;
-#: and torch.export takes a number that a network has anyway, such as its 2 output channels, for that.
-EXAMPLE_PATTERNS: Final = 5
+#: Patterns, or groups of them, in the example that a model is exported with: of one, it would take one alone.
+EXAMPLE_PATTERNS: Final = 2
 
 
 class CountsToObject(nn.Module):

@@ -129,8 +129,10 @@ class Logbook:
             )
         data, test = self._config.data, self._dataset.test
         shipped = CountsToObject(module.generator, module.input_scale, data.group_size, module.mask).cpu().eval()
-        members = test.groups(data.gridsize).members if data.gridsize > 1 else np.arange(len(test.counts))
-        example = test.counts[np.resize(members, (EXAMPLE_PATTERNS, *members.shape[1:]))]
+        example = np.array(test.counts[:EXAMPLE_PATTERNS])
+        if data.gridsize > 1:
+            members = test.groups(data.gridsize).members
+            example = test.counts[np.resize(members, (EXAMPLE_PATTERNS, data.group_size))]
         with batches_of_any_size():
             log_model(self._tracker, shipped, example, extra_files=[probe_path])
 
