@@ -117,6 +117,7 @@ OTHER = {
     "train.checkpoint_every_s": 5.0,
     "train.layer_norms_every_steps": 11,
     "train.select_by": "r_stitched",
+    "train.init_from": "models:/other@champion",
     "train.picture_every_epochs": 2,
     "train.artifacts": "numbers",
     "train.cuda_graph": False,

@@ -31,6 +31,7 @@ FLAT_KEYS: Final[Mapping[str, str]] = {
     "nimgs_train": "data.nimgs_train",
     "nimgs_test": "data.nimgs_test",
     "loss": "train.loss",
+    "init_from": "train.init_from",
     "data": "data.path",
     "study": "study",
     "arm": "arm",

@@ -1,6 +1,7 @@
 """The sections of a run's configuration, a frozen model each; every default stands here once."""
 
 import math
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Final, Literal
@@ -28,6 +29,8 @@ _MAX_OBJECT_PIXELS: Final = 2**30
 #: Most scan positions of a split, before some are chosen.
 _MAX_POSITIONS: Final = 2**24
 
+#: What weights can be taken from: a run, or a version of a registered model.
+_SOURCE: Final = re.compile(r"(runs:/)?[0-9a-f]{32}|runs:/[0-9a-f]{32}/\S*|models:/[^/:@]+(@[\w.-]+|/\d+)")
 #: Keys of the loss on patterns. A supervised run has another loss: it takes none of them from a preset, or from what is
 #: given for all arms of a study.
 PHYSICS_KEYS: Final = frozenset({"train.loss", "train.loss_scale", "train.learn_probe", "train.overlap_weight"})
@@ -252,8 +255,20 @@ class TrainConfig(Section):
         description="the best weights, which are shipped, have the lowest of it",
         json_schema_extra=newer("val_loss"),
     )
+    init_from: str = Field(
+        "",
+        description="start from a run's weights: RUN, runs:/RUN or models:/NAME@ALIAS; empty: weights by the seed",
+        json_schema_extra=newer(""),
+    )
     picture_every_epochs: int = Field(10, ge=1, le=MANY, description="epochs between pictures of the test object")
     artifacts: Literal["all", "numbers"] = Field("all", description="numbers: no model, pictures or checkpoints kept")
+
+    @field_validator("init_from")
+    @classmethod
+    def _source(cls, value: str) -> str:
+        if value and not _SOURCE.fullmatch(value):
+            raise ValueError("must be a run's ID (32 digits), runs:/RUN, models:/NAME@ALIAS or models:/NAME/VERSION")
+        return value
 
     @property
     def give_up_epoch(self) -> int | None:

@@ -100,6 +100,7 @@ TAGS: Final = {
     "dataset_sha256": "hash of the arrays that it sees",
     "datasets_sha256": "with data.seeds: hash of what all datasets of its study are made of",
     "probe_sha256": "hash of the probe that it starts from",
+    "init_sha256": "with train.init_from: hash of the weights that it starts from",
     "config_sha256": "hash of all settings that decide its numbers",
     "fnostab_version": "version of this package",
     "git_commit": "commit of the checkout; with `-dirty`, the artifact `code.diff` holds what it lacks",

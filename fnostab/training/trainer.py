@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 
 import lightning
 import threadpoolctl
@@ -24,10 +25,21 @@ from fnostab.training.processes import find_environment
 from fnostab.training.shipped_model import check_export
 
 
-def fit(trainer: lightning.Trainer, config: ArmConfig, dataset: Dataset, resume_from: str | None) -> None:
-    """Train the arm, from the checkpoint `resume_from` on if there is one."""
+def fit(
+    trainer: lightning.Trainer,
+    config: ArmConfig,
+    dataset: Dataset,
+    resume_from: str | None,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Train the arm, from the checkpoint `resume_from` on if there is one, else from `weights` if they are given.
+
+    Of several processes the first one needs the weights: the others take its own as they begin.
+    """
     torch.manual_seed(config.seed)
     module = PtychoModule(config, dataset)
+    if weights is not None and resume_from is None:
+        module.generator.load_state_dict(weights)
     trainer.fit(module, *make_loaders(trainer, dataset, config), ckpt_path=resume_from, weights_only=True)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fnostab
@@ -24,6 +24,7 @@ from fnostab.workflows.compare import rank_study
 from fnostab.workflows.looks import Looks
 from fnostab.workflows.runfolder import held_alone
 from fnostab.workflows.runs import Runs, StudyDisplay, cluster, environment
+from fnostab.workflows.warm_start import warm_start
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def run_study(
     if until is not None:
         schedule_of(until, plan)
     store_uri = check_store(for_new_run=True)
+    plan = replace(plan, arms={arm: warm_start(config).config for arm, config in plan.arms.items()})
     data_sha256 = _build_datasets(plan, data_progress)
     open_store()
     identity = plan.identity(data_sha256)

@@ -50,6 +50,7 @@ from fnostab.training.trainer import (
 from fnostab.workflows import PrintLine, build_dataset, follow
 from fnostab.workflows.logbook import Logbook
 from fnostab.workflows.runfolder import RunFolder
+from fnostab.workflows.warm_start import warm_start
 
 #: Is told how a run stands after each epoch; what it answers with True ends there, with the verdict `pruned`.
 Watch = Callable[[EpochSummary], bool | None]
@@ -104,6 +105,8 @@ def train_arm(
         raise SystemExit(0)
     with Interruption() as interruption:
         store_uri = check_store(for_new_run=True)
+        start = warm_start(config)
+        config = start.config
         dataset = build_dataset(config.dataset, data_progress)
         config = set_threads(config)
         open_store()
@@ -114,10 +117,11 @@ def train_arm(
             else:
                 opened = open_run(config, folder.path, first_run_id=run_id, claim=folder.claim, run_name=run_name)
                 with opened as tracker:
+                    tags = {**(tags or {}), **start.tags}
                     folder.begin(tracker.run_id, tags)
-                    tracker.set_tags({**(tags or {}), **({NOTE: description} if description else {})})
+                    tracker.set_tags({**tags, **({NOTE: description} if description else {})})
                     logbook = Logbook(config, dataset, tracker, folder.path, report)
-                    training = _Training(config, dataset, tracker, logbook, folder.path, report)
+                    training = _Training(config, dataset, tracker, logbook, folder.path, report, start.weights)
                     try:
                         result = training.run(interruption, watch)
                     except Interrupted as interrupt:
@@ -164,6 +168,7 @@ class _Training:
     logbook: Logbook
     folder: Path
     report: PrintLine
+    weights: Mapping[str, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         self._files = CheckpointFiles(self.folder, self.report)
@@ -213,7 +218,7 @@ class _Training:
         resume_from = str(last) if last else None
         meeting = Meeting(self.dataset.sha256, resume_from)
         with leading(trainer, config, meeting, follow.COMMAND, self.report):
-            fit(trainer, config, self.dataset, resume_from)
+            fit(trainer, config, self.dataset, resume_from, self.weights)
         # Nothing is left to train where only the upload was.
         return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
 
