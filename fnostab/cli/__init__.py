@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fnostab import __version__
-from fnostab.cli import compare, data, reconstruct, registry, study, sync, train, transfer
+from fnostab.cli import check_arch, compare, data, reconstruct, registry, study, sync, train, transfer
 from fnostab.cli.common import Parser, fail, take_options
 from fnostab.config import ConfigError, resolve_config
 from fnostab.io.endings import CommandFailed, Interrupted
 from fnostab.io.files import is_disk_full
 
 _DESCRIPTION = "Train Fourier-neural-operator networks on ptychography data, tracked by MLflow."
-_COMMANDS = (train, sync, study, compare, reconstruct, registry, data, transfer)
+_COMMANDS = (train, check_arch, sync, study, compare, reconstruct, registry, data, transfer)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
