@@ -14,7 +14,8 @@ from fnostab.ranking.claims import Design
 from fnostab.study.plan import plan_table
 from fnostab.tracking.studies import find_parents, find_runs, planned_runs, stored_design
 from fnostab.workflows import runs, study
-from fnostab.workflows.compare import compare_study, rank_study
+from fnostab.workflows.compare import compare_study
+from fnostab.workflows.ranked import rank_study
 from fnostab.workflows.study import stage_b_of
 
 _TABLE = """
@@ -183,7 +184,7 @@ def test_a_study_without_until_keeps_the_looks_of_its_parent(record, folder):
 def test_a_comparison_takes_the_looks_of_the_parent(record):
     record(_apart)
     assert _until("--max_seeds", "10", "--alpha", "0.1") == 0
-    _, ranking = rank_study("s")
+    ranking = rank_study("s").ranking
     assert ranking.design == stored_design(_parent()) == Design(0.1, (5, 10))
     pair = next(pair for pair in ranking.pairs if pair.a == "a")
     assert (pair.better, pair.seeds) == ("a", 5)
@@ -201,7 +202,7 @@ def test_runs_without_a_parent_are_looked_at_once(record):
     record(_apart)
     assert _until("--max_seeds", "10") == 0
     mlflow.MlflowClient().delete_run(_parent().run_id)
-    _, ranking = rank_study("s")
+    ranking = rank_study("s").ranking
     assert ranking.design.looks == ()
 
 

@@ -25,7 +25,11 @@ _MOST_RUNS_TOLD = 100
 def add(commands: Any) -> None:
     """Add the command."""
     compare = add_command(commands, "compare", "rank the arms of a study and register the winner", _compare)
-    compare.add_argument("--study", default="stage_a", help="tag of the runs (default stage_a)")
+    compare.add_argument(
+        "--study",
+        default="stage_a",
+        help="tag of the runs (default stage_a), or several: a,b",
+    )
     compare.add_argument("--by", default="best_val_loss", help="what ranks the arms: best_val_loss or r_stitched")
     compare.add_argument("--dataset", type=unless_open, metavar="HASH", help="which dataset, if there are several")
     compare.add_argument("--parent", type=unless_open, metavar="RUN", help="compare only the runs of this parent run")

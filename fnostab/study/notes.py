@@ -17,7 +17,17 @@ HOW_TO_JUDGE: Final = (
 
 def notes_of(runs: Sequence[StoredRun]) -> list[str]:
     """What is to be said of the runs that are compared."""
-    return [*_rules_notes(runs), *_unknown_notes(runs), *_foreign_notes([run for run in runs if run.is_foreign])]
+    return [
+        *_version_notes(runs),
+        *_rules_notes(runs),
+        *_unknown_notes(runs),
+        *_foreign_notes([run for run in runs if run.is_foreign]),
+    ]
+
+
+def _version_notes(runs: Sequence[StoredRun]) -> list[str]:
+    versions = sorted({run.tags["fnostab_version"] for run in runs if "fnostab_version" in run.tags})
+    return [f"Trained by several versions of fnostab: {', '.join(versions)}."] if len(versions) > 1 else []
 
 
 def _rules_notes(runs: Sequence[StoredRun]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from fnostab.config import ConfigError
 from fnostab.health import FAILED
 from fnostab.io.files import atomic_write
-from fnostab.ranking import BOOTSTRAP_SEED, RANKED_BY, STABILITY_COLUMNS, Ranking, rank_arms
+from fnostab.ranking import RANKED_BY, STABILITY_COLUMNS, Ranking
 from fnostab.ranking.claims import Design
 from fnostab.report.axes import Picture
 from fnostab.report.card import model_card
@@ -18,23 +18,20 @@ from fnostab.report.figures import draw_figures
 from fnostab.report.study import html_report, short_summary, summary_markdown
 from fnostab.study.curves import Curves
 from fnostab.study.depth import DepthComparison, compare_depth
-from fnostab.study.notes import HOW_TO_JUDGE, foreign_facts, notes_of
+from fnostab.study.notes import foreign_facts, notes_of
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
-from fnostab.study.selection import NO_DATASET, Selection, StoredRun, select_runs, to_rows
+from fnostab.study.selection import NO_DATASET, Selection, StoredRun, to_rows
 from fnostab.tracking.artifacts import Unreadable, read_artifacts
 from fnostab.tracking.model_registry import model_name as model_of, register_winner
 from fnostab.tracking.run import how_to_open, run_url
 from fnostab.tracking.store import open_store
 from fnostab.tracking.studies import (
     MODEL_NAME,
-    find_parents,
-    find_runs,
     open_comparison,
     open_existing_parent,
-    planned_runs,
-    stored_design,
 )
 from fnostab.workflows.candidate import find_candidate
+from fnostab.workflows.ranked import rank_study
 
 #: The picture of a run that the report shows, and its caption.
 _PICTURE, _CAPTION = "recon/object_0.png", "first test object"
@@ -71,15 +68,17 @@ def compare_study(
 ) -> Comparison:
     """Rank the runs of `study`, write tables, figures and the report, and register the best run of the first arm.
 
-    `dataset` (the beginning of a content hash) and `parent` (a run) choose where a study has several. `out` is a folder
-    for a copy of the files. `by` is the column of `RANKED_BY` that decides the order, and which run is the best. The
-    registered model is `model_name`, else what the study was started with, else `fnostab-<study>`. Raises
-    `ConfigError`, before anything is written, for another column and for runs that cannot be compared.
+    `study` may be several with commas between, see `rank_study`. `dataset` (the beginning of a content hash) and
+    `parent` (a run) choose where a study has several. `out` is a folder for a copy of the files. `by` is the column of
+    `RANKED_BY` that decides the order, and which run is the best. The registered model is `model_name`, else what the
+    study was started with, else `fnostab-<study>`. Raises `ConfigError`, before anything is written, for another column
+    and for runs that cannot be compared.
     """
     if by not in RANKED_BY:
         raise ConfigError(f"`by` (={by}) must be one of {', '.join(RANKED_BY)}")
     open_store(must_exist=True)
-    selection, ranking, home = _rank(study, dataset, parent, by)
+    found = rank_study(study, dataset=dataset, parent=parent, by=by)
+    study, selection, ranking, home = found.study, found.selection, found.ranking, found.home
     result, unreadable = _result(study, selection, ranking, home)
     candidate, registry = find_candidate(result, selection.runs) if register else (None, "Nothing registered.")
     pictures, faults = draw_figures(result)
@@ -107,34 +106,6 @@ def compare_study(
             for name in names:
                 _copy(Path(folder) / name, out / name)
     return Comparison(result, run.run_id, how_to_open(run.run_id, run.experiment_id), names, registry, unreadable)
-
-
-def rank_study(
-    study: str, *, dataset: str | None = None, parent: str | None = None, by: str = "best_val_loss"
-) -> tuple[Selection, Ranking]:
-    """The runs of `study` that are compared, and their ranking by the column `by`, at the looks of its parent."""
-    selection, ranking, _ = _rank(study, dataset, parent, by)
-    return selection, ranking
-
-
-def _rank(study: str, dataset: str | None, parent: str | None, by: str) -> tuple[Selection, Ranking, StoredRun | None]:
-    """What `rank_study` gives, and the newest parent run of the study on this dataset, if there is one."""
-    found = find_runs(study)
-    parents = [run for run in find_parents(study) if parent in (None, run.run_id)]
-    planned = [
-        key for run in parents if dataset is None or run.dataset_sha256.startswith(dataset) for key in planned_runs(run)
-    ]
-    selection = select_runs(study, found, dataset=dataset, parent=parent, planned=planned)
-    rows, notes = to_rows(selection.runs)
-    home = next((run for run in parents if run.dataset_sha256 == selection.dataset_sha256), None)
-    try:
-        ours = not any(run.is_foreign for run in selection.runs)
-        ranking = rank_arms(rows, BOOTSTRAP_SEED, by=by, design=stored_design(home), has_stage_b=ours)
-    except ValueError as error:  # such as: no verdict of a run is a result
-        is_unknown = all(row["verdict"] == "unknown" for row in rows)
-        hint = f"; every verdict is unknown: {HOW_TO_JUDGE}" if is_unknown else ""
-        raise ConfigError(f"`study` (={study}) must have runs that can be ranked: {error}{hint}") from None
-    return replace(selection, notes=[*selection.notes, *notes]), ranking, home
 
 
 def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun | None) -> tuple[StudyResult, int]:
@@ -225,7 +196,8 @@ def _design_facts(design: Design) -> dict[str, str]:
 def _depths(stage_a: str, deep: Selection, after: Ranking) -> tuple[list[DepthComparison], list[str]]:
     """Each arm against the same arm of Stage A, and a sentence for each that cannot be compared."""
     try:
-        shallow, before = rank_study(stage_a, dataset=deep.dataset_sha256)
+        found = rank_study(stage_a, dataset=deep.dataset_sha256)
+        shallow, before = found.selection, found.ranking
     except ConfigError as error:
         return [], [f"There is no comparison with Stage A: {error}."]
     earlier = {row["arm"]: row for row in before.table}

@@ -20,8 +20,8 @@ from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import MODEL_NAME, StudyFolder, find_parent, find_results, open_parent
 from fnostab.training.trainer import check_accelerator, check_clipping, check_devices, check_network
 from fnostab.workflows import build_dataset
-from fnostab.workflows.compare import rank_study
 from fnostab.workflows.looks import Looks
+from fnostab.workflows.ranked import rank_study
 from fnostab.workflows.runfolder import held_alone
 from fnostab.workflows.runs import Runs, StudyDisplay, cluster, environment
 from fnostab.workflows.warm_start import warm_start
@@ -141,7 +141,8 @@ def stage_b_of(stage_a: str, seeds: str, *, fno_blocks: int = STAGE_B_BLOCKS, st
     Raises `ConfigError` if there is no such study, its runs cannot be compared, or every one of them failed.
     """
     open_store(must_exist=True)
-    selection, ranking = rank_study(stage_a)
+    found = rank_study(stage_a)
+    selection, ranking = found.selection, found.ranking
     winner = ranking.decision.winner
     if winner is None:
         raise ConfigError(f"`stage_a` (={stage_a}) must have an arm that converged: every run failed")
@@ -149,11 +150,11 @@ def stage_b_of(stage_a: str, seeds: str, *, fno_blocks: int = STAGE_B_BLOCKS, st
     config = read_config(run_id)
     first = min(run.seed for run in selection.runs if run.arm == winner)
     plan = plan_stage_b(stage_a, config.model_copy(update={"seed": first}), seeds, fno_blocks=fno_blocks, study=study)
-    found = _build_datasets(plan)
-    if found != selection.dataset_sha256:
+    built = _build_datasets(plan)
+    if built != selection.dataset_sha256:
         raise ConfigError(
             f"`stage_a` (={stage_a}) must have the dataset of Stage B, and has {selection.dataset_sha256} "
-            f"against {found}"
+            f"against {built}"
         )
     return plan
 
