@@ -48,3 +48,21 @@ def test_an_installed_package_has_no_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(checkout, "_PACKAGE", tmp_path)
     assert checkout.git_commit() == "unknown"
     assert checkout.uncommitted_code() == ""
+
+
+def test_a_checkout_whose_changes_git_does_not_tell_is_not_taken_for_a_clean_one(package, monkeypatch):
+    ask = checkout._git
+    monkeypatch.setattr(checkout, "_git", lambda *words, **how: None if "diff" in words else ask(*words, **how))
+    assert checkout.git_commit() == _git(package, "rev-parse", "HEAD") + "-dirty"
+    assert checkout.uncommitted_code() == "Not all changes of the code are known: git did not answer.\n"
+
+
+def test_a_difference_can_be_applied_whatever_the_user_has_configured(package):
+    for key, value in (("color.ui", "always"), ("diff.noprefix", "true"), ("diff.external", "echo")):
+        _git(package, "config", key, value)
+    (package / "__init__.py").write_text("x = 2\n")
+    difference = checkout.uncommitted_code()
+    _git(package, "checkout", ".")
+    (package.parent / "code.diff").write_text(difference)
+    _git(package.parent, "apply", "code.diff")
+    assert (package / "__init__.py").read_text() == "x = 2\n"

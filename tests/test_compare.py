@@ -155,3 +155,12 @@ def test_a_comparison_writes_the_stitched_objects_and_the_stability_of_its_runs(
     summary = mlflow.artifacts.load_text(f"runs:/{found.run_id}/told_summary.md")
     assert summary.count("| partly_dead |") == 2
     assert "figures/told_r_stitched.png" in found.files
+
+
+@pytest.mark.parametrize("content", ["{", "3"])
+def test_a_plan_that_cannot_be_read_is_said_in_one_line(content, fresh_store):
+    parent = record_parent("planned")
+    mlflow.MlflowClient().log_text(parent, content, "study.json")
+    record_run("planned", "control", parent=parent)
+    with pytest.raises(ConfigError, match=rf"^`parent` \(={parent}\) must have a study.json that can be read: "):
+        compare_study("planned", register=False)

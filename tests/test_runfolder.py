@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from fnostab.config import ArmConfig, resolve_config
+from fnostab.io.endings import CommandFailed
 from fnostab.workflows.runfolder import AlreadyRunning, RunFolder, unfinished_runs
 
 _CONFIG = resolve_config({"preset": "smoke"})
@@ -91,3 +92,10 @@ def test_unfinished_runs_tell_all_that_is_needed_to_go_on(fresh_store):
     assert (found.run_id, found.store, found.dataset_sha256) == ("run-1", "sqlite:///mlflow.db", "d" * 64)
     assert ArmConfig.model_validate(found.config) == _CONFIG
     assert found.tags == {"stage": "a"}
+
+
+def test_a_note_that_cannot_be_read_is_not_taken_for_none(fresh_store):
+    with _folder() as folder:
+        (folder.path / "run.json").mkdir()  # as an unreadable file: root may read any
+        with pytest.raises(CommandFailed, match=r"^the note of an earlier run cannot be read: .*run\.json"):
+            _ = folder.first_run_id

@@ -94,7 +94,10 @@ def planned_runs(parent: StoredRun) -> list[tuple[str, int]]:
 
 def _read_plan(parent: StoredRun) -> dict[str, Any]:
     content = read_artifact(parent.run_id, _PLAN)
-    return {} if content is None else dict(json.loads(content))
+    try:
+        return {} if content is None else dict(json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"`parent` (={parent.run_id}) must have a {_PLAN} that can be read: {error}") from None
 
 
 def _pairs(plan: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -119,5 +119,7 @@ def _folder() -> Path:
 def _read_note(path: Path) -> Unfinished | None:
     try:
         return Unfinished(**json.loads((path / _NOTE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return None
+    except OSError as error:  # there may be a run to go on with
+        raise CommandFailed(f"the note of an earlier run cannot be read: {error}") from None
