@@ -122,6 +122,30 @@ def test_runs_of_one_arm_may_not_differ():
         select_runs("s", runs)
 
 
+def test_runs_of_a_source_file_that_changed_are_not_compared():
+    runs = [
+        stored(arch="net.py:Net", seed=seed, **{"model.source_sha256": 64 * name})
+        for seed, name in ((1, "a"), (2, "b"))
+    ]
+    message = (
+        r"^`model\.source_sha256` of study s must be one in all runs of arm control, as a source file that changes"
+        rf" makes another arm, and is {64 * 'a'} of control \(seed 1\); {64 * 'b'} of control \(seed 2\); choose"
+    )
+    with pytest.raises(ConfigError, match=message):
+        select_runs("s", runs)
+
+
+def test_runs_of_one_network_may_lie_in_several_folders_and_arms_may_differ_in_their_options():
+    first = stored(arch="/a/net.py:Net", seed=1)
+    second = stored(arch="b/net.py:Net", seed=2)
+    deep = stored(arm="deep", arch="net.py:Net", **{"model.options.depth": 3})
+    assert len(select_runs("s", [first, second, deep]).runs) == 3
+    with pytest.raises(
+        ConfigError, match=r"^`model\.options\.depth` .* is 3.0 of control \(seed 1\); left out of control"
+    ):
+        select_runs("s", [second, replace(deep, tags=deep.tags | {"arm": "control"})])
+
+
 def test_numbers_are_equal_however_they_are_spelt():
     run = stored()
     spelt = StoredRun("x", "0", "FINISHED", 0, {**run.tags, "seed": "2"}, {**run.params, "optim.lr": "3.0E-3"}, {})

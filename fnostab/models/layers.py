@@ -25,17 +25,23 @@ def block_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str,
     The values are `act_mean/<block>` and `act_std/<block>`, mean and standard deviation of the output over batch,
     channels and pixels; and `update_std/<block>`, the deviation over batch and pixels of what the block adds to its
     input, averaged over channels: 0 says that it adds the same number everywhere, whatever the input. Blocks are in the
-    order in which they ran. One copy from the device.
+    order in which they ran. Blocks of other kinds, without the last value, are those of the class that the network
+    calls `block_cls`. One copy from the device.
     """
+    own = getattr(network, "block_cls", None)
+    kinds = (PtychoBlock, own) if isinstance(own, type) else PtychoBlock
     names: list[str] = []
     statistics: list[Tensor] = []
 
     def watch(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if not isinstance(layer, kinds):
+            return
+        names.extend((f"act_mean/{name}", f"act_std/{name}"))
+        statistics.extend((output.mean(), output.std(correction=0)))
         if isinstance(layer, PtychoBlock):
             # Computed once more: in output - x, rounding would make a constant update vary.
-            update = layer.update(*inputs)
-            names.extend((f"act_mean/{name}", f"act_std/{name}", f"update_std/{name}"))
-            statistics.extend((output.mean(), output.std(correction=0), update.std((0, 2, 3), correction=0).mean()))
+            names.append(f"update_std/{name}")
+            statistics.append(layer.update(*inputs).std((0, 2, 3), correction=0).mean())
 
     with _watching(network, watch):
         run()

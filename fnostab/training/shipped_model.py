@@ -47,8 +47,8 @@ class CountsToObject(nn.Module):
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep torch's pages about what it cannot export off the terminal; its error says the same in a line."""
+def quietly() -> Iterator[None]:
+    """Keep torch's pages about exports off the terminal; its error says the same in a line."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -70,7 +70,7 @@ def check_export(network: nn.Module, label: str, N: int, C: int) -> None:
     rule = "must export to pt2 (train.artifacts=numbers keeps no model)"
     example = (counts[:EXAMPLE_PATTERNS],)
     try:
-        with _quietly(), batches_of_any_size():
+        with quietly(), batches_of_any_size():
             exported = torch.export.export(model, example, dynamic_shapes=[{0: torch.export.Dim.AUTO}])
         with torch.no_grad():
             same = torch.allclose(exported.module()(counts), model(counts), rtol=1e-3, atol=1e-4)

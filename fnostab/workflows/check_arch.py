@@ -3,8 +3,9 @@
 import copy
 import importlib.util
 import io
+import re
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -18,7 +19,7 @@ from fnostab.io.untrusted import shown
 from fnostab.models import build_generator
 from fnostab.models.checks import check_behaviour
 from fnostab.models.probing import STEPS, Trial, inert_layers, repeats, step_time_s
-from fnostab.training.shipped_model import check_export
+from fnostab.training.shipped_model import check_export, quietly
 
 #: Names that a table lists.
 _LISTED: Final = 6
@@ -115,8 +116,9 @@ def _onnx(network: nn.Module, N: int, C: int) -> str:
         if importlib.util.find_spec(package) is None:
             return f"not tried: {package} is not installed"
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with redirect_stdout(io.StringIO()), quietly():
             torch.onnx.export(copy.deepcopy(network), (torch.ones(2, C, N, N),), dynamo=True)
     except Exception as error:
-        return f"no: {type(error).__name__}: {shown(str(error).strip().partition(chr(10))[0])}"
+        first_line = re.sub(r"\x1b\[\d*m", "", str(error)).strip().partition("\n")[0]  # in colours
+        return f"no: {type(error).__name__}: {shown(first_line)}"
     return "yes"
