@@ -189,7 +189,7 @@ def test_a_study_without_runs_or_without_a_finished_one_is_refused():
 def test_what_makes_an_arm_is_architecture_block_clipping_and_whether_it_is_supervised():
     block = {"gamma_init", "layerscale_init", "norm_centred", "norm_bias", "pre_norm", "gate", "gate_init", "mix"}
     model = {f"model.{name}" for name in ("arch", "spectral_gain", *block)}
-    model |= {"model.options", "model.source_sha256"}
+    model |= {"model.options", "model.source_sha256", "clip.options", "clip.source_sha256", "clip.exclude"}
     assert model | {"clip.algo", "clip.val", "clip.granularity", "train.mode"} == OWN_KEYS
 
 
