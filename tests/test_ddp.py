@@ -92,6 +92,7 @@ def _assert_same_series(history, expected):
         _PROBE | {"train.loss_scale": "batch", "data.max_train_patches": 17, "train.overlap_weight": 0.5},
         # Nine groups of four, two a batch: the last step has one group for the two, and validation three.
         _PROBE | {"data.gridsize": 2, "train.overlap_weight": 0.5, "data.max_train_patches": 33},
+        {"clip_algo": "zclip", "clip_val": 0.5, "clip.options.warmup": 2, "optim.name": "sgd", "lr": 0.01},
         {"lr": 1e30, "clip_algo": "none", "epochs": 4},
         {
             **{"train.mode": "supervised", "arch": "cnn", "data.nimgs_train": 2, "optim.name": "sgd", "lr": 0.1},
@@ -104,6 +105,7 @@ def _assert_same_series(history, expected):
         "stitched, one patch a step",
         "a batch's own scale",
         "groups of four",
+        "a rule with a history",
         "not finite",
         "supervised",
     ],
