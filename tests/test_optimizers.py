@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from test_clipping import NoWaiting
 from torch import nn
 
 from fnostab.config import ModelConfig, OptimConfig
@@ -211,3 +212,34 @@ def test_a_twin_without_a_gradient_and_a_real_parameter_stay_as_they_are():
     with torch.no_grad():
         alone.add_(1)
     assert twin.tolist() == [[2.0, 0.0], [2.0, 0.0]]
+
+
+def _prepared(device="cpu"):
+    parameters = [torch.nn.Parameter(p.detach().to(device)) for p in _two_parameters()]
+    optimizer = make_optimizer(OptimConfig(name="stable_adamw", weight_decay=0.1), [{"params": parameters}])
+    for p, g in zip(parameters, _drawn_gradients(parameters, 0), strict=True):
+        p.grad = g.to(device)
+    optimizer.found_inf = torch.zeros((), device=device)
+    optimizer.step()
+    return parameters, optimizer
+
+
+def test_stable_adamw_does_not_wait_for_the_device():
+    _, optimizer = _prepared()
+    with NoWaiting():
+        optimizer.step()
+
+
+@pytest.mark.gpu
+def test_stable_adamw_on_cuda_does_not_synchronise_and_agrees_with_the_cpu():
+    on_cpu, first = _prepared()
+    on_gpu, second = _prepared("cuda")
+    first.step()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        second.step()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    for p, q in zip(on_cpu, on_gpu, strict=True):
+        torch.testing.assert_close(q.cpu(), p, rtol=1e-5, atol=1e-7)
