@@ -348,7 +348,7 @@ class _Overflow(lightning.Callback):
 @pytest.mark.parametrize("free", [True, False])
 def test_the_layer_that_overflows_is_named_and_nothing_changes_any_more(tmp_path, monkeypatch, free):
     # Reading is not free on a GPU: there the step is found only when its chunk, or the epoch, ends.
-    monkeypatch.setattr("fnostab.training.callbacks.recorder._reading_is_free", lambda record: free)
+    monkeypatch.setattr("fnostab.training.series.reading_is_free", lambda record: free)
     overflow = _Overflow("encoder.1.0.local", 4)
     module, history, sink = fit(_config(epochs=3), tmp_path, extra=[overflow])
     assert history.events == {"non_finite": {"step": 4, "layer": "encoder.1.0.local"}}

@@ -26,7 +26,9 @@ class History:
     parameter tensors that changed in the epoch. The series in `health`, by name, have one value from before the first
     step and then one an epoch. `object_correlation` and `twin_correlation` are those of `metrics.orientation` at the
     end, `r_by_orientation` what `dataset.r_by_orientation` gives for a measured scan. `events` holds what ended a run
-    early, and is empty if nothing did.
+    early, and is empty if nothing did. `monitor` is empty for runs of this package; a run that it did not train itself
+    (`fnostab.monitor`) says there what it was. Its `val_loss` is whatever loss was given, `val_loss_constant` that of a
+    constant prediction, and the mapping of its history leaves out what is not known.
     """
 
     train_loss: list[float] = _one_per("epoch")
@@ -54,6 +56,7 @@ class History:
     twin_correlation: float = math.nan
     r_by_orientation: dict[str, float] = field(default_factory=dict)
     events: dict[str, Any] = field(default_factory=dict)
+    monitor: dict[str, Any] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -89,9 +92,11 @@ class History:
     def to_mapping(self) -> dict[str, Any]:
         """Give plain numbers, lists and strings for JSON; non-finite values as strings NaN, Infinity, -Infinity."""
         mapping = asdict(self)
-        for name in ("events", "r_by_orientation"):
+        for name in ("events", "r_by_orientation", "monitor"):
             if not mapping[name]:
                 del mapping[name]
+        if self.monitor:
+            mapping = {name: value for name, value in mapping.items() if _is_known(value)}
         return {key: plain(value) for key, value in mapping.items()}
 
     def to_json(self) -> str:
@@ -119,6 +124,10 @@ class History:
 STEP_SERIES: Final = tuple(entry.name for entry in fields(History) if entry.metadata.get("unit") == "step")
 #: Names of the series with a value per epoch.
 EPOCH_SERIES: Final = tuple(entry.name for entry in fields(History) if entry.metadata.get("unit") == "epoch")
+
+
+def _is_known(value: Any) -> bool:
+    return not (value == [] or (isinstance(value, float) and math.isnan(value)))
 
 
 def checked_mapping(history: Any) -> Mapping[str, Any]:

@@ -61,6 +61,10 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     A val_loss that is not finite counts as infinite: one in the middle does no harm; one at the end, or nothing else,
     means diverged. A run that was given up (event `given_up`) is judged by its course, and the reason says so.
 
+    A run that this package did not train (`history["monitor"]`) is unknown, whatever else happened to it but an event,
+    where the val_loss of a constant prediction is not known: nobody said what its numbers mean. Its reasons speak of
+    predictions where others speak of objects.
+
     Takes any mapping: keys may be missing, series empty or of unequal lengths, numbers null or the texts NaN, Infinity,
     -Infinity. Raises ValueError only for what is no mapping. In the evidence epochs count from 1, steps from 0, and a
     number that is not known is None; what comes from series that this network does not have is absent.
@@ -69,6 +73,7 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     evidence = gather(history, config)
     events = {name: event for name, event in mapping(history.get("events")).items() if event not in (None, False)}
     happened = _judge_events(history, events)
+    evidence |= {"foreign": True} if mapping(history.get("monitor")) else {}
     label, reason = happened or _judge_course(evidence, config)
     if not happened and "given_up" in events:
         reason += f"; given up{_after_epoch(events['given_up'])}"
@@ -82,7 +87,10 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     pattern, best = number(history.get("val_loss_mean_pattern")), evidence["best_val_loss"]
     if label == "converged" and best >= pattern:
         reason += f"; but one mean pattern everywhere is no worse, with a val_loss of {pattern:.3g}"
-    return Verdict(label, reason, each(evidence, finite_or_none))
+    evidence = each(evidence, finite_or_none)
+    if evidence.pop("foreign", False):  # nothing of ptychography
+        evidence = {name: value for name, value in evidence.items() if value is not None and name != "rules_left_out"}
+    return Verdict(label, reason, evidence)
 
 
 def _judge_events(history: Mapping[str, Any], events: Mapping[str, Any]) -> tuple[VerdictLabel, str] | None:
@@ -94,10 +102,11 @@ def _judge_events(history: Mapping[str, Any], events: Mapping[str, Any]) -> tupl
     if "non_finite" in events:
         detail = mapping(events["non_finite"])
         first = f", first in `{detail['layer']}`" if detail.get("layer") else ""
+        applied = "applied, as was each after it" if detail.get("applied") else "not applied"
         if _was_taken(history, detail.get("step")):
             return "non_finite", f"the validation after step {detail['step']} was not finite{first}"
         where = f"{_at_step(detail)}{first}"
-        return "non_finite", f"the loss or gradient was not finite{where}; that update was not applied"
+        return "non_finite", f"the loss or gradient was not finite{where}; that update was {applied}"
     if "interrupted" in events:
         steps, epochs = len(series(history, "loss_step")), len(series(history, "val_loss"))
         return "interrupted", f"the run was interrupted (steps done: {steps}, epochs finished: {epochs})"
@@ -113,7 +122,7 @@ def _was_taken(history: Mapping[str, Any], step: Any) -> bool:
 
 
 def _judge_course(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str]:
-    rules = (_judge_dead, _judge_without_constant, _judge_unlearnt, _judge_lost, _judge_inconsistent)
+    rules = (_judge_foreign, _judge_dead, _judge_without_constant, _judge_unlearnt, _judge_lost, _judge_inconsistent)
     for rule in rules:
         if found := rule(evidence, config):
             return found
@@ -121,12 +130,27 @@ def _judge_course(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[Ve
     return "converged", f"{_reached(evidence)} and {ended}"
 
 
+def _judge_foreign(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str] | None:
+    """A run that this package did not train, and of which nobody said what its loss means."""
+    if "foreign" not in evidence or (evidence["epochs"] and not math.isnan(evidence["val_loss_constant"])):
+        return None
+    if not evidence["epochs"]:
+        return "unknown", "no epoch was finished"
+    why = "not known to have learnt: the val_loss of a constant prediction is not known"
+    if evidence["last_parameters_moved"] == 0:
+        why += "; no parameter of the network changed in the last epoch"
+    if grown := _grown(evidence, config):
+        why += f"; {grown}"
+    return "unknown", why
+
+
 def _judge_dead(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[VerdictLabel, str] | None:
     contrast, norm = evidence["last_object_std_ratio"], evidence["grad_norm_max"]
     if contrast < config.dead_ratio:
         dead = f"the network died: its object is constant (object_std_ratio ended at {contrast:.3g})"
     elif evidence["last_parameters_moved"] == 0:
-        dead = "the network died: no parameter of its blocks changed in the last epoch"
+        of = "" if "foreign" in evidence else " of its blocks"
+        dead = f"the network died: no parameter{of} changed in the last epoch"
     else:
         return None
     if evidence["plateau_left_epoch"] is not None:
@@ -167,7 +191,8 @@ def _judge_unlearnt(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[
     if last / config.diverged_ratio > first:
         return "diverged", f"{moved}, over {config.diverged_ratio:g} times the first"
     if last / config.diverged_constants > constant:
-        return "diverged", f"{moved}, over {config.diverged_constants:g} times a constant object's, {constant:.3g}"
+        floor = f"a constant {_what(evidence)}'s, {constant:.3g}"
+        return "diverged", f"{moved}, over {config.diverged_constants:g} times {floor}"
     largest = evidence.get("norm_weight_absmax", math.nan)
     moved += "" if math.isnan(largest) else f"; norm weights never exceeded {largest:.3g} in magnitude"
     if better := better_orientation(evidence.get("r_by_orientation", {}), config):
@@ -252,7 +277,12 @@ def _reached(evidence: Mapping[str, Any]) -> str:
     best = f"reached {evidence['best_progress']:.3g} at epoch {evidence['best_epoch']}"
     if _is_supervised(evidence):
         best += f" (by its own loss {evidence['best_supervised_progress']:.3g})"
-    return f"progress (0: constant object, 1: {full}) {best}"
+    return f"progress (0: constant {_what(evidence)}, 1: {full}) {best}"
+
+
+def _what(evidence: Mapping[str, Any]) -> str:
+    """What the network gives."""
+    return "prediction" if "foreign" in evidence else "object"
 
 
 def _after_epoch(event: Any) -> str:
