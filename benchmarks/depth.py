@@ -21,7 +21,7 @@ from benchmarks.table import Row
 from benchmarks.timing import by_turns
 from fnostab.config import ModelConfig
 from fnostab.models import build_generator
-from fnostab.training.trainer import peak_bytes
+from fnostab.training.memory import peak_bytes
 
 DEPTHS = (4, 8, 16, 32)
 

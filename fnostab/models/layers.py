@@ -61,9 +61,16 @@ def fingerprints(network: nn.Module) -> dict[str, list[int]]:
         name: [tensor.detach() for tensor in layer.parameters() if tensor.requires_grad]
         for name, layer in blocks or [("", network)]
     }
-    sums = [_integers(tensor).sum(dtype=torch.int64) for of_block in tensors.values() for tensor in of_block]
-    values = iter(torch.stack(sums).tolist() if sums else [])
+    values = iter(tensor_fingerprints([tensor for of_block in tensors.values() for tensor in of_block]))
     return {name: [next(values) for _ in of_block] for name, of_block in tensors.items() if of_block}
+
+
+@torch.no_grad()
+def tensor_fingerprints(tensors: Sequence[Tensor]) -> list[int]:
+    """A number for each tensor, as `fingerprints` has them."""
+    sums = [_integers(tensor).sum(dtype=torch.int64) for tensor in tensors]
+    found: list[int] = torch.stack([total.to(sums[0].device) for total in sums]).tolist() if sums else []
+    return found
 
 
 def _integers(tensor: Tensor) -> Tensor:

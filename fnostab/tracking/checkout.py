@@ -1,4 +1,4 @@
-"""The checkout that this package runs from: its commit, and the code that the commit does not hold."""
+"""A checkout that code runs from, this package's or a user's: its commit, and the code that the commit lacks."""
 
 import os
 import subprocess
@@ -30,23 +30,47 @@ def uncommitted_code() -> str:
 
     Where git does not answer, a sentence that says so: that must not be taken for code without changes.
     """
-    top = _git("rev-parse", "--show-toplevel")
-    if not top or not _git("ls-files", "--error-unmatch", "__init__.py"):
+    if not _git("ls-files", "--error-unmatch", "__init__.py"):
         return ""
-    new = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z")
-    found = [_git(*_DIFF, "HEAD", "--", ".")]
-    for name in (new or "").split("\0")[:-1]:
-        found.append(_git("-C", top.strip(), *_DIFF, "--no-index", os.devnull, name, differs=True))
+    return _changes(_PACKAGE, changed=".", new=".")
+
+
+def folder_commit(folder: Path) -> tuple[str, str]:
+    """Commit of the checkout that holds `folder`, ending in `-dirty` if it lacks code, and the code that it lacks.
+
+    That is what has changed in its files, and Python files in `folder` that it does not hold. `unknown` without one.
+    """
+    commit = _git("rev-parse", "HEAD", folder=folder)
+    if not commit:
+        return "unknown", ""
+    code = _changes(folder, changed=":/", new="*.py")
+    return commit.strip() + ("-dirty" if code else ""), code
+
+
+def _changes(folder: Path, *, changed: str, new: str) -> str:
+    """The difference of the files `changed` from the commit, and the files `new` that git does not ignore."""
+    top = _git("rev-parse", "--show-toplevel", folder=folder)
+    if not top:
+        return ""
+    names = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", new, folder=folder)
+    found = [_git(*_DIFF, "HEAD", "--", changed, folder=folder)]
+    for name in (names or "").split("\0")[:-1]:
+        found.append(_git(*_DIFF, "--no-index", os.devnull, name, folder=Path(top.strip()), differs=True))
     known = [text for text in found if text is not None]
-    if new is None or len(known) < len(found):
+    if names is None or len(known) < len(found):
         known.append("Not all changes of the code are known: git did not answer.\n")
     return "".join(known)
 
 
-def _git(*arguments: str, differs: bool = False) -> str | None:
-    """What git says in the package's folder; None where it fails, or is not there. Exit code 1 may mean `differs`."""
+def _git(*arguments: str, folder: Path | None = None, differs: bool = False) -> str | None:
+    """What git says in `folder`, or in the package's; None where it fails, or is not there.
+
+    Exit code 1 may mean `differs`.
+    """
     try:
-        done = subprocess.run(["git", "-C", str(_PACKAGE), *arguments], capture_output=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(folder or _PACKAGE), *arguments], capture_output=True, timeout=10, check=False
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode(errors="replace") if done.returncode in ((0, 1) if differs else (0,)) else None

@@ -25,7 +25,7 @@ from fnostab.tracking.errors import (
     redacted,
     translated_store_errors,
 )
-from fnostab.tracking.store import check_store, search_runs
+from fnostab.tracking.store import check_store, open_store, search_runs
 from fnostab.tracking.target import named_run, target_experiment_id
 from fnostab.tracking.tracker import Tracker
 
@@ -87,6 +87,39 @@ def open_run(
     except BaseException as error:
         _end(run_id, claim, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
+
+
+def start_guest_run(name: str, folder: Path, *, run_id: str | None = None) -> Tracker:
+    """Start the run of a training that somebody else leads; until `end_run` ends it, it is MLflow's active run.
+
+    It is `run_id`, if that is there still; else a child of the run that is active; else that of `MLFLOW_RUN_ID`, or a
+    child of it if it holds something already; else a new one in the experiment that MLflow would take. A run keeps the
+    name that somebody gave it. Raises `ConfigError` for a store, an experiment or a run that cannot be written to.
+    """
+    check_store(for_new_run=True)
+    open_store()
+    with translated_store_errors():
+        if run_id and run_state(run_id) in ("deleted", "gone"):
+            run_id = None
+        run: Run | None = None
+        parent: Run | None = None
+        if not run_id:
+            parent = mlflow.active_run()
+            if parent is None:
+                run, parent = own_run()
+        started = mlflow.start_run(
+            run_id or (run.info.run_id if run else None),
+            experiment_id=parent.info.experiment_id if parent else None,
+            run_name=None if run_id else unless_named(run, name),
+            nested=True,
+            tags={MLFLOW_PARENT_RUN_ID: parent.info.run_id} if parent else None,
+        )
+    return Tracker(started.info.run_id, folder, resumed=run_id is not None)
+
+
+def end_run(run_id: str, status: str) -> None:
+    """End a run with MLflow's `status`, which is logged as a warning where the store does not take it."""
+    _end(run_id, None, status)
 
 
 def _choose_run(first_run_id: str | None) -> tuple[Run | None, Run | None]:

@@ -122,10 +122,15 @@ class Tracker:
     @translated_store_errors()
     def log_config(self, config: ArmConfig) -> None:
         """Log the resolved config under its dotted keys (skipping keys that are there) and as `config.yaml`."""
-        there = self._client.get_run(self.run_id).data.params
-        new = {key: value for key, value in config.flat().items() if key not in there}
-        log_batches(self._client, self.run_id, params=new)
+        self.log_params(config.flat())
         self._client.log_dict(self.run_id, config.model_dump(mode="json"), "config.yaml")
+
+    @translated_store_errors()
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Log parameters, skipping keys that are there."""
+        there = self._client.get_run(self.run_id).data.params
+        new = {key: value for key, value in params.items() if key not in there}
+        log_batches(self._client, self.run_id, params=new)
 
     @translated_store_errors()
     def set_tags(self, tags: Mapping[str, object]) -> None:

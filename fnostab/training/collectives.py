@@ -27,6 +27,20 @@ def broadcast(values: list[int], device: torch.device) -> list[int]:
     return found
 
 
+def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a number, a tensor of each process; `value` itself where there is one process."""
+    if not is_distributed():
+        return value
+    total = value.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()
+
+
+def is_first() -> bool:
+    """Whether this process is the first of those that train together, or trains alone."""
+    return not is_distributed() or distributed.get_rank() == 0
+
+
 class OccasionalBroadcast:
     """Tells all processes the first one's number after the same step, and seldom enough that training need not wait.
 

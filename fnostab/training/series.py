@@ -27,23 +27,39 @@ class MetricSink(Protocol):
         """Write what was kept; False if that was not possible now."""
 
 
+class Nowhere:
+    """The sink of a process that writes nothing."""
+
+    def log_series(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
+        """Forget them."""
+
+    def flush(self) -> bool:
+        """Have nothing to write."""
+        return True
+
+
 class RunSeries:
     """Fills a `History` with steps and epochs, and offers a sink the same numbers under their names in the store.
 
     Records of steps stay on the device for up to `CHUNK_STEPS` steps, so that no step waits for it. Nothing after a
     step that is not finite is kept. `state_dict` holds all of it with its times, so a resumed run has the series of an
     unbroken one; it offers the sink everything from the start, and so the store gets what it missed in an outage.
+
+    A gradient scaler leaves out the steps at which its scale was too large for the gradients, until it has found a
+    fitting one. Where there is one (`has_scaler`), these are no steps of the series: `left_out` counts them.
     """
 
     def __init__(self, history: History, sink: MetricSink) -> None:
         self.history = history
-        self._sink = sink
+        self.sink = sink
         self._pending: list[Tensor] = []
         self._layers: list[tuple[int, dict[str, float]]] = []
         self._step_times_ms: list[int] = []
         #: Last step and time in ms of each epoch, and the time before the first step.
         self._epochs: list[tuple[int, int]] = []
         self._begun_ms = 0
+        self.has_scaler = False
+        self.left_out = 0
 
     @property
     def has_begun(self) -> bool:
@@ -91,6 +107,8 @@ class RunSeries:
         """
         first, rows = self.history.steps, self._rows()
         self._pending = []
+        if self.has_scaler:
+            rows = self._without_left_out(first, rows)
         bad = next((place for place, row in enumerate(rows) if not is_finite(row)), None)
         if bad is not None:  # the optimizer took none of the later steps
             rows = rows[: bad + 1]
@@ -117,7 +135,7 @@ class RunSeries:
 
     def flush(self) -> bool:
         """Have the sink write what it kept."""
-        return self._sink.flush()
+        return self.sink.flush()
 
     def _rows(self) -> list[list[float]]:
         """The pending records; those restored from a checkpoint are on the CPU."""
@@ -127,14 +145,25 @@ class RunSeries:
         rows: list[list[float]] = torch.stack([record.to(device) for record in self._pending]).tolist()
         return rows
 
+    def _without_left_out(self, first: int, rows: list[list[float]]) -> list[list[float]]:
+        """The rows, from step `first` on, without those that a gradient scaler left out."""
+        kept = [place for place, row in enumerate(rows) if not math.isfinite(row[0]) or math.isfinite(row[1])]
+        step_of = {first + place: first + new for new, place in enumerate(kept)}
+        self.left_out += len(rows) - len(kept)
+        self._step_times_ms[first:] = [self._step_times_ms[first + place] for place in kept]
+        self._layers = [
+            (step_of.get(step, step), norms) for step, norms in self._layers if step < first or step in step_of
+        ]
+        return [rows[place] for place in kept]
+
     def _offer_steps(self, first: int) -> None:
         series = {METRIC[name]: getattr(self.history, name) for name in STEP_SERIES}
-        self._sink.log_series(
+        self.sink.log_series(
             (key, values[step], step, self._step_times_ms[step])
             for step in range(first, self.history.steps)
             for key, values in series.items()
         )
-        self._sink.log_series(
+        self.sink.log_series(
             (f"weight_grad_norm/{name}", value, step, self._step_times_ms[step])
             for step, norms in self._layers
             if first <= step < self.history.steps
@@ -142,7 +171,7 @@ class RunSeries:
         )
 
     def _offer_start(self) -> None:
-        self._sink.log_series(
+        self.sink.log_series(
             (f"health/{name}", values[0], 0, self._begun_ms)
             for name, values in self.history.health.items()
             if not math.isnan(values[0])
@@ -158,7 +187,7 @@ class RunSeries:
             # Those of health have one value more, from before the first step; they count the steps done.
             rows += [(f"health/{name}", values[epoch + 1], step + 1, time_ms) for name, values in health]
             # A loss that is no number says something; anything else was not taken, or could not be.
-            self._sink.log_series(row for row in rows if row[0] == METRIC["val_loss"] or not math.isnan(row[1]))
+            self.sink.log_series(row for row in rows if row[0] == METRIC["val_loss"] or not math.isnan(row[1]))
 
     @property
     def progress(self) -> list[float]:
@@ -187,7 +216,7 @@ class RunSeries:
             "step_times_ms": list(self._step_times_ms),
             "epochs": list(self._epochs),
             "begun_ms": self._begun_ms,
-        }
+        } | ({"left_out": self.left_out} if self.left_out else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the saved history."""
@@ -197,6 +226,7 @@ class RunSeries:
         self._step_times_ms = list(state["step_times_ms"])
         self._epochs = list(state["epochs"])
         self._begun_ms = state["begun_ms"]
+        self.left_out = state.get("left_out", 0)
 
 
 def reading_is_free(record: Tensor) -> bool:

@@ -4,7 +4,6 @@ import functools
 import logging
 import os
 import re
-import sys
 import warnings
 from collections.abc import Mapping
 
@@ -20,6 +19,7 @@ from fnostab.models.checks import check_behaviour
 from fnostab.models.registry import build_generator
 from fnostab.training.batches import make_loaders
 from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.memory import is_out_of_memory
 from fnostab.training.module import PtychoModule, make_clipper
 from fnostab.training.processes import find_environment
 from fnostab.training.shipped_model import check_export
@@ -169,20 +169,3 @@ def check_clipping(config: ArmConfig) -> None:
         key = {"algorithm": "algo", "value": "val"}
         line = re.sub(r"^`(\w+)", lambda found: f"`clip.{key.get(found[1], found[1])}", str(error))
         raise ConfigError(line) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that the memory, of the host or of the accelerator, does not suffice."""
-    text = str(error).lower()
-    signs = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory that tensors on a CUDA `device`, or else this process, held at once, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
-    # Kibibytes, but for macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -3,7 +3,6 @@
 import os
 import sys
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 
 from fnostab.config import ArmConfig, with_sources
@@ -12,22 +11,13 @@ from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
 from fnostab.training.callbacks import Checkpoints, Interruption, Pruning, SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.memory import is_out_of_memory
 from fnostab.training.processes import OUT_OF_MEMORY_EXIT, following
-from fnostab.training.trainer import fit, is_out_of_memory, make_trainer, quieten_libraries, set_threads
+from fnostab.training.series import Nowhere
+from fnostab.training.trainer import fit, make_trainer, quieten_libraries, set_threads
 
 #: Starts such a process on this machine; see `training.processes.followers`.
 COMMAND = [sys.executable, "-m", "fnostab.workflows.follow"]
-
-
-class _Nowhere:
-    """Takes series and drops them."""
-
-    def log_series(self, rows: Iterable[tuple[str, float, int, int]]) -> None:
-        """Drop `rows`."""
-
-    def flush(self) -> bool:
-        """There is nothing to write."""
-        return True
 
 
 def follow(config: ArmConfig) -> None:
@@ -40,7 +30,7 @@ def follow(config: ArmConfig) -> None:
     config = set_threads(with_sources(config))
     # It decides what the first process decides, from the same numbers: a step that is not finite stops both.
     # Whether the run is given up or pruned, it is told.
-    recorder = SeriesRecorder(History(), _Nowhere(), config.train.give_up_epoch)
+    recorder = SeriesRecorder(History(), Nowhere(), config.train.give_up_epoch)
     files = CheckpointFiles(Path())  # the first process alone writes
     interruption = Interruption(follows=True)
     checkpoints = Checkpoints(files, config.train.checkpoint_every_s, config.train.select_by)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fnostab.config import ArmConfig, source_files
 from fnostab.dataset import Dataset
 from fnostab.evaluation import Evaluation, Reconstruction, can_be_stitched, reconstruct
-from fnostab.health import VERDICT_VERSION, History, Stability, Verdict
+from fnostab.health import History, Stability, Verdict
 from fnostab.health.history import plain
 from fnostab.io.endings import Interrupted
 from fnostab.models.neuralop import batches_of_any_size
@@ -23,6 +23,7 @@ from fnostab.tracking.checkout import uncommitted_code
 from fnostab.tracking.errors import StoreUnavailable
 from fnostab.tracking.exports import log_model
 from fnostab.tracking.tracker import Tracker, run_tags
+from fnostab.tracking.verdict import description, verdict_tags
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import EXAMPLE_PATTERNS, CountsToObject
@@ -151,12 +152,11 @@ class Logbook:
         numbers = tracked(results)
         tracker.log_metrics(numbers, step=history.steps - 1)
         vacuous = evaluation.vacuous if evaluation else []
-        tags = {"verdict": verdict.label, "verdict_reason": verdict.reason, "verdict_version": str(VERDICT_VERSION)}
-        tags |= {"vacuous": ",".join(vacuous)} | ({"stability": stability.label} if stability else {})
+        tags = verdict_tags(verdict, stability) | {"vacuous": ",".join(vacuous)}
         if "twin" in verdict.evidence:
             tags["twin"] = str(verdict.evidence["twin"]).lower()
         tracker.set_tags(tags)
-        tracker.set_description(_description(verdict, stability))
+        tracker.set_description(description(verdict, stability))
         layout: dict[str, Any] = {"verdict": verdict.label, "verdict_reason": verdict.reason}
         layout |= {"evidence": verdict.evidence, "stability": stability.to_mapping() if stability else None}
         layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | self._baselines | numbers
@@ -193,13 +193,6 @@ class Logbook:
             words = (str(error).splitlines() or [""])[0]
             self._report(f"no picture {picture}: {type(error).__name__}: {words}")
             return None
-
-
-def _description(verdict: Verdict, stability: Stability | None) -> str:
-    """What the run's page in the MLflow UI says first."""
-    found = {"Verdict": verdict} | ({"Stability": stability} if stability else {})
-    sentences = {name: f"{each.reason[:1].upper()}{each.reason[1:]}." for name, each in found.items()}
-    return "\n\n".join(f"**{name}: {each.label}.** {sentences[name]}" for name, each in found.items())
 
 
 def _pixels(draw: Callable[..., Any], *arguments: Any) -> NDArray[np.uint8]:

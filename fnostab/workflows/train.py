@@ -32,6 +32,7 @@ from fnostab.training.callbacks import (
     SeriesRecorder,
 )
 from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.memory import is_out_of_memory, peak_bytes
 from fnostab.training.module import PtychoModule
 from fnostab.training.processes import Meeting, find_environment, leading
 from fnostab.training.supervised import constant_object_loss
@@ -41,9 +42,7 @@ from fnostab.training.trainer import (
     check_devices,
     check_network,
     fit,
-    is_out_of_memory,
     make_trainer,
-    peak_bytes,
     quieten_libraries,
     set_threads,
 )

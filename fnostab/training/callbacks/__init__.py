@@ -1,5 +1,7 @@
 """What is observed, said and kept while a run trains."""
 
+from lightning import Callback as Callback
+
 from fnostab.training.callbacks.checkpoints import Checkpoints as Checkpoints
 from fnostab.training.callbacks.interruption import Interruption as Interruption
 from fnostab.training.callbacks.pictures import Pictures as Pictures
