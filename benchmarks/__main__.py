@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import clipping, data, depth, observing, step
+from benchmarks import clipping, data, depth, monitor, observing, step
 from benchmarks.table import Row, faster, measure_and_print, multiple, percent
 from benchmarks.timing import ratio, spread
 
@@ -46,6 +46,16 @@ def observing_rows(small: bool) -> Iterator[Row]:
     yield Row("norms, health, writing at every step", words, "<= 2 %", percent(inside), inside.median <= 2, seconds)
 
 
+def monitor_rows(small: bool) -> Iterator[Row]:
+    """A foreign training under the monitor beside the same without."""
+    found = monitor.measure(2, 3, width=8, size=16) if small else monitor.measure()
+    inside = spread([100 * share for share in found.inside])
+    words = "an FNO of neuraloperator trained without; by the stopwatch inside"
+    turns = multiple(ratio(found.on, found.off))
+    times = f"{spread(found.on)} s against {spread(found.off)} s of 50 steps: {turns} by turns"
+    yield Row("the monitor on a foreign training", words, "<= 2 %", percent(inside), inside.median <= 2, times)
+
+
 def agc_rows(small: bool) -> Iterator[Row]:
     """AGC beside a step and a loop."""
     sizes = {"width": 8, "N": 32, "repeats": 3} if small else {"repeats": 25}
@@ -67,6 +77,7 @@ def depth_rows(small: bool) -> Iterator[Row]:
 ROWS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "step": step_rows,
     "observing": observing_rows,
+    "monitor": monitor_rows,
     "agc": agc_rows,
     "data": data_rows,
     "depth": depth_rows,

@@ -20,7 +20,7 @@ def _lines(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "rows"),
     [
-        (("benchmarks", "--rows", "step", "agc", "data", "observing"), 8),
+        (("benchmarks", "--rows", "step", "agc", "data", "observing", "monitor"), 9),
         (("benchmarks.gpu", "--device", "cpu", "--rows", "step", "agc"), 6),
     ],
     ids=["benchmarks", "benchmarks.gpu"],
