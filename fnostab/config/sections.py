@@ -247,7 +247,9 @@ class TrainConfig(Section):
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads per process; null: OMP_NUM_THREADS, or cores over `devices`"
     )
-    cuda_graph: bool = Field(True, description="on one CUDA device, launch a step's kernels as a graph")
+    cuda_graph: bool = Field(
+        True, description="on one CUDA device, launch a step's kernels as a graph (built-in networks)"
+    )
     checkpoint_every_s: float = Field(60.0, gt=0, le=MANY, description="seconds between checkpoints inside an epoch")
     layer_norms_every_steps: int = Field(100, ge=1, le=MANY, description="steps between norms of all gradients")
     select_by: Literal["val_loss", "r_stitched"] = Field(

@@ -1,5 +1,6 @@
 """Networks of the library neuraloperator (extra `neuralop`), as arms to compare with: entry points of this package."""
 
+import importlib
 import io
 import sys
 import warnings
@@ -36,7 +37,6 @@ class NeuraloperatorFNO(nn.Module):
         require_at_least(1, hidden_channels=hidden_channels, n_blocks=n_blocks, C=C)
         require_modes(modes, N)
         self.C = C
-        self.register_state_dict_post_hook(_without_arguments)  # type: ignore[no-untyped-call]
         self.network = _library().FNO(
             n_modes=(min(2 * modes, N), min(2 * modes, N)),
             in_channels=C,
@@ -45,6 +45,7 @@ class NeuraloperatorFNO(nn.Module):
             n_layers=n_blocks,
             **{**self.extra, **options},
         )
+        _adapt(self, self.network)
 
     def forward(self, x: Float[Tensor, "batch C H W"]) -> Float[Tensor, "batch H W C 2"]:
         """Predict the object patches of diffraction patterns `x`."""
@@ -83,7 +84,6 @@ class NeuraloperatorUNO(nn.Module):
         layers = [*down, down[-1], *reversed(down)]
         grids = [N, *(level.resolution for level in layers)]
         self.C = C
-        self.register_state_dict_post_hook(_without_arguments)  # type: ignore[no-untyped-call]
         with redirect_stdout(io.StringIO()):  # it prints two settings a layer
             self.network = _library().UNO(
                 in_channels=C,
@@ -99,10 +99,21 @@ class NeuraloperatorUNO(nn.Module):
                 # Soft gating, its default here, cannot change the width.
                 **{"channel_mlp_skip": "linear", **options},
             )
+        _adapt(self, self.network)
 
     def forward(self, x: Float[Tensor, "batch C H W"]) -> Float[Tensor, "batch H W C 2"]:
         """Predict the object patches of diffraction patterns `x`."""
         return to_patches(self.network(x), self.C)
+
+
+def _adapt(adapter: nn.Module, network: nn.Module) -> None:
+    """Tell this package what it cannot know of a network of the library."""
+    spectral = importlib.import_module("neuralop.layers.spectral_convolution").SpectralConv
+    adapter.block_cls = spectral  # whose activations are recorded: a block of the library is no module of its own
+    for layer in network.modules():
+        if isinstance(layer, spectral) and hasattr(layer.weight, "tensor"):
+            layer.weight.unit_axis = 1  # for AGC: dense weights are (in, out, rows, columns)
+    adapter.register_state_dict_post_hook(_without_arguments)  # type: ignore[no-untyped-call]
 
 
 def _without_arguments(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
