@@ -84,3 +84,13 @@ def test_an_input_that_both_have_is_the_users_and_that_is_said(project):
     said, _, *rest = _run(project, "--data", "scan.npz")
     assert said == f"`data` is {user / 'scan.npz'}, not the project's file of that name"
     assert rest[:-1] == ["train", "--data", "scan.npz"]
+
+
+def test_a_file_of_code_that_only_the_project_has_is_taken_from_there_and_the_users_comes_first(project):
+    (project / "net.py").touch()
+    code = ("--clip_algo", "norm", "--model.options.depth", "3")
+    assert _run(project, "--arch", "./net.py:Net", *code)[1:-1] == ["train", "--arch", f"{project}/net.py:Net", *code]
+    (project.parent / "user" / "net.py").touch()
+    said, _, *rest = _run(project, "--arch", "./net.py:Net")
+    assert said == f"`arch` is {project.parent / 'user' / 'net.py'}, not the project's file of that name"
+    assert rest[:-1] == ["train", "--arch", "./net.py:Net"]

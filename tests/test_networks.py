@@ -70,7 +70,7 @@ def installed(monkeypatch: pytest.MonkeyPatch):
 def test_an_arm_is_called_like_the_class_and_not_like_the_file() -> None:
     assert resolve_config({"arch": "./a/net.py:Net"}).arm == "Net-norm"
     assert resolve_config({"arch": "package.module:Net.Inner", "clip_algo": "agc"}).arm == "Net.Inner-agc"
-    assert resolve_config({"arch": "a.py:cnn", "train.mode": "supervised"}).arm == "baseline"
+    assert resolve_config({"arch": "a.py:cnn", "train.mode": "supervised"}).arm == "cnn-supervised"
 
 
 def test_a_network_gets_the_settings_that_its_constructor_names_and_the_options(network_file: Path) -> None:

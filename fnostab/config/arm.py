@@ -115,7 +115,7 @@ class ArmConfig(Section):
         own = {"model.arch": self.model.arch, "clip.algo": self.clip.algo, "clip.val": self.clip.val}
         arch = label(self.model.arch)
         if self.train.mode == "supervised":
-            return {"study": study, "arm": "baseline" if arch == "cnn" else f"{arch}-supervised"}
+            return {"study": study, "arm": "baseline" if self.model.arch == "cnn" else f"{arch}-supervised"}
         usual = PRESETS[self.preset].get("clip.granularity", "unit")
         arms = standard_arms(self.preset).items() if self.clip.granularity == usual else ()
         standard = [name for name, keys in arms if keys == own]
