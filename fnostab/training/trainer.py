@@ -110,7 +110,7 @@ def _default_threads(devices: int) -> int:
 
 def quieten_libraries() -> None:
     """Keep messages that nobody acts on off the terminal: of warnings, only those listed here."""
-    for name in ("lightning.pytorch", "lightning.fabric", "mlflow.system_metrics"):
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning looks for SLURM at every start, whoever starts the processes.
     warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
