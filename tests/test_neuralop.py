@@ -35,8 +35,7 @@ def test_the_package_offers_them_as_any_other_may() -> None:
     assert [config.model.arch for config in plan.arms.values()] == ["hybrid", *NAMES]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("gridsize", [1, 2])
+@pytest.mark.parametrize(("name", "gridsize"), [(NAMES[0], 2), *((name, 1) for name in NAMES)])
 def test_they_keep_the_rules_for_networks_and_export_for_batches_of_any_size(name: str, gridsize: int) -> None:
     keys = {"preset": "smoke", "arch": name, "width": 4, "data.gridsize": gridsize}
     check_network(resolve_config(keys))  # raises if not
