@@ -69,6 +69,13 @@ def test_a_state_holds_tensors_alone() -> None:
         inside_another.load_state_dict(state)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_they_may_move_to_another_device_after_their_first_call(name: str) -> None:
+    network, x = _network(name), torch.ones(1, 1, 32, 32)
+    network(x)
+    assert network.to("meta")(x.to("meta")).shape == (1, 32, 32, 1, 2)
+
+
 def test_the_activations_of_their_spectral_layers_are_observed() -> None:
     network = _network("neuralop_fno")
     found = block_statistics(network, lambda: network(torch.rand(2, 1, 32, 32)))

@@ -4,7 +4,7 @@ import importlib
 import io
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, ClassVar, Final
 
@@ -19,7 +19,33 @@ from fnostab.models.spectral import require_at_least, require_modes
 _SOME_BATCH: Final = 16
 
 
-class NeuraloperatorFNO(nn.Module):
+class _Adapter(nn.Module):
+    """A `network` of the library that maps `(B, C, N, N)` to `(B, 2 * C, N, N)`, as this package takes it."""
+
+    def __init__(self, network: nn.Module, C: int) -> None:
+        super().__init__()
+        self.network, self.C = network, C
+        spectral = importlib.import_module("neuralop.layers.spectral_convolution").SpectralConv
+        self.block_cls = spectral  # whose activations are recorded: a block of the library is no module of its own
+        for layer in network.modules():
+            if isinstance(layer, spectral) and hasattr(layer.weight, "tensor"):
+                layer.weight.unit_axis = 1  # for AGC: dense weights are (in, out, rows, columns)
+        self.register_state_dict_post_hook(_without_arguments)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Float[Tensor, "batch C H W"]) -> Float[Tensor, "batch H W C 2"]:
+        """Predict the object patches of diffraction patterns `x`."""
+        return to_patches(self.network(x), self.C)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "_Adapter":
+        """Move to another device: without the grid that the library keeps, which would stay on the one before."""
+        moved: _Adapter = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for layer in self.modules():
+            if hasattr(layer, "_grid"):
+                layer._grid = None
+        return moved
+
+
+class NeuraloperatorFNO(_Adapter):
     """The FNO of neuraloperator (Li et al. 2021; Kossaifi et al. 2023), with that library's own defaults.
 
     Shapes: diffraction amplitudes `(B, C, N, N)` -> object patches `(B, N, N, C, 2)`. It is given `hidden_channels`,
@@ -33,11 +59,9 @@ class NeuraloperatorFNO(nn.Module):
     def __init__(
         self, hidden_channels: int = 32, n_blocks: int = 4, modes: int = 12, C: int = 1, N: int = 64, **options: Any
     ) -> None:
-        super().__init__()
         require_at_least(1, hidden_channels=hidden_channels, n_blocks=n_blocks, C=C)
         require_modes(modes, N)
-        self.C = C
-        self.network = _library().FNO(
+        network = _library().FNO(
             n_modes=(min(2 * modes, N), min(2 * modes, N)),
             in_channels=C,
             out_channels=2 * C,
@@ -45,11 +69,7 @@ class NeuraloperatorFNO(nn.Module):
             n_layers=n_blocks,
             **{**self.extra, **options},
         )
-        _adapt(self, self.network)
-
-    def forward(self, x: Float[Tensor, "batch C H W"]) -> Float[Tensor, "batch H W C 2"]:
-        """Predict the object patches of diffraction patterns `x`."""
-        return to_patches(self.network(x), self.C)
+        super().__init__(network, C)
 
 
 class NeuraloperatorTFNO(NeuraloperatorFNO):
@@ -58,7 +78,7 @@ class NeuraloperatorTFNO(NeuraloperatorFNO):
     extra: ClassVar[Mapping[str, Any]] = {"factorization": "tucker", "rank": 0.1}
 
 
-class NeuraloperatorUNO(nn.Module):
+class NeuraloperatorUNO(_Adapter):
     """The U-NO of neuraloperator (Rahman et al. 2022), with as many levels as the built-in hybrids have.
 
     Shapes as in `NeuraloperatorFNO`. `n_blocks` layers downwards, of which all but the first halve the grid and double
@@ -77,15 +97,13 @@ class NeuraloperatorUNO(nn.Module):
         max_channels: int = 256,
         **options: Any,
     ) -> None:
-        super().__init__()
         require_modes(modes, N)
         levels = encoder_levels(N, hidden_channels, n_blocks, min_resolution, max_channels)
         down = [level for level in levels for _ in range(level.blocks)]
         layers = [*down, down[-1], *reversed(down)]
         grids = [N, *(level.resolution for level in layers)]
-        self.C = C
         with redirect_stdout(io.StringIO()):  # it prints two settings a layer
-            self.network = _library().UNO(
+            network = _library().UNO(
                 in_channels=C,
                 out_channels=2 * C,
                 hidden_channels=hidden_channels,
@@ -99,21 +117,7 @@ class NeuraloperatorUNO(nn.Module):
                 # Soft gating, its default here, cannot change the width.
                 **{"channel_mlp_skip": "linear", **options},
             )
-        _adapt(self, self.network)
-
-    def forward(self, x: Float[Tensor, "batch C H W"]) -> Float[Tensor, "batch H W C 2"]:
-        """Predict the object patches of diffraction patterns `x`."""
-        return to_patches(self.network(x), self.C)
-
-
-def _adapt(adapter: nn.Module, network: nn.Module) -> None:
-    """Tell this package what it cannot know of a network of the library."""
-    spectral = importlib.import_module("neuralop.layers.spectral_convolution").SpectralConv
-    adapter.block_cls = spectral  # whose activations are recorded: a block of the library is no module of its own
-    for layer in network.modules():
-        if isinstance(layer, spectral) and hasattr(layer.weight, "tensor"):
-            layer.weight.unit_axis = 1  # for AGC: dense weights are (in, out, rows, columns)
-    adapter.register_state_dict_post_hook(_without_arguments)  # type: ignore[no-untyped-call]
+        super().__init__(network, C)
 
 
 def _without_arguments(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

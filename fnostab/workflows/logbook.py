@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fnostab.config import ArmConfig, source_files
@@ -134,6 +135,8 @@ class Logbook:
         if data.gridsize > 1:
             members = test.groups(data.gridsize).members
             example = test.counts[np.resize(members, (EXAMPLE_PATTERNS, data.group_size))]
+        with torch.no_grad():
+            shipped(torch.from_numpy(example))  # a network may keep what it makes at its first call
         with batches_of_any_size():
             log_model(self._tracker, shipped, example, extra_files=[probe_path])
 
