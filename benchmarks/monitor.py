@@ -2,7 +2,7 @@
 
     python -m benchmarks --rows monitor
 
-The network is neuraloperator's, on fields of 64 x 64: 32 channels, 4 layers, 12 modes, batches of 16, Adam. Blocks of
+The network is neuraloperator's, on fields of 64 x 64: 16 channels, 4 layers, 12 modes, batches of 16, Adam. Blocks of
 steps take turns, so that a drift of the machine meets both alike. On a machine with other work that comparison is noisy
 all the same, so the time inside of the monitor is also summed up by a stopwatch: with what comes every 100 steps
 (norms of single parameters, outputs of the blocks) and every 250 (the copy to the host), the end of an epoch and the
@@ -38,7 +38,7 @@ class Monitored(NamedTuple):
     inside: list[float]
 
 
-def measure(blocks: int = 8, steps: int = 50, width: int = 32, size: int = 64, device: str = "cpu") -> Monitored:
+def measure(blocks: int = 6, steps: int = 50, width: int = 16, size: int = 64, device: str = "cpu") -> Monitored:
     """Train `blocks` blocks of `steps` steps each way, by turns; an epoch is a block."""
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
