@@ -11,7 +11,7 @@ from typing import Any, Final
 from fnostab.health import FAILED
 from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
 from fnostab.ranking.pairs import Pair
-from fnostab.study.selection import StoredRun, to_rows
+from fnostab.study.stored_run import StoredRun, to_rows
 from fnostab.tracking.transfer import judged_anew, read_exported
 
 DATA: Final = Path(__file__).resolve().parent.parent / "docs" / "results" / "data"

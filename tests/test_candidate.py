@@ -6,7 +6,7 @@ from mlflow.entities import LoggedModelStatus
 from test_compare import record_run
 
 from fnostab.study.champion import why_not_eligible
-from fnostab.study.selection import StoredRun
+from fnostab.study.stored_run import StoredRun
 from fnostab.workflows.compare import compare_study
 
 NO_OBJECT = {"val/r_stitched": 0.132, "val/r_stitched_mean_pattern": 0.130}

@@ -2,7 +2,7 @@ import pytest
 
 from fnostab.config import resolve_config
 from fnostab.report.card import model_card
-from fnostab.study.selection import StoredRun
+from fnostab.study.stored_run import StoredRun
 
 
 def _card(tags=None, measured=None, **overrides):

@@ -13,7 +13,7 @@ from fnostab.io.endings import Interrupted
 from fnostab.io.locks import LockTimeout
 from fnostab.launch import Job, LaunchConfig, Update
 from fnostab.study.plan import plan_table
-from fnostab.study.selection import StoredRun
+from fnostab.study.stored_run import StoredRun
 from fnostab.tracking.errors import StoreUnavailable
 from fnostab.tracking.studies import StudyFolder, find_parents, find_runs, planned_runs
 from fnostab.workflows import runs, study as workflow

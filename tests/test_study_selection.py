@@ -7,7 +7,8 @@ import pytest
 
 from fnostab.config import ConfigError, resolve_config
 from fnostab.ranking import rank_arms
-from fnostab.study.selection import OWN_KEYS, StoredRun, select_runs, to_rows
+from fnostab.study.selection import OWN_KEYS, select_runs
+from fnostab.study.stored_run import StoredRun, to_rows
 
 
 def stored(arm="control", seed=1, dataset="d1", status="FINISHED", ended=0, parent=None, varied="", **overrides):

@@ -17,7 +17,7 @@ from fnostab.health import VERDICT_VERSION, History
 from fnostab.ranking.arms import NUMBER_COLUMNS, RANKED_BY, VERDICTS
 from fnostab.study import curves
 from fnostab.study.names import METRIC
-from fnostab.study.selection import NO_DATASET
+from fnostab.study.stored_run import NO_DATASET
 from fnostab.tracking import store
 from fnostab.workflows import compare
 from fnostab.workflows.compare import compare_study
@@ -241,3 +241,20 @@ def test_the_page_asks_for_no_more_than_a_comparison_needs(fresh_store):
 def test_the_page_names_every_verdict():
     (row,) = re.findall(r"^\| `verdict` \|.*$", _PAGE.read_text(), flags=re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) - {"verdict"} == set(VERDICTS)
+
+
+def test_runs_of_others_travel_with_the_verdict_that_they_were_given(fresh_store, monkeypatch, capsys):
+    for seed, verdict in ((1, "converged"), (2, "stagnated")):
+        foreign_run("a", seed, verdict, history={"val_loss": [0.3, 0.2]}, fnostab_version="0.1.0")
+    assert main(["export", "--study", "darcy"]) == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store / 'other.db'}")
+    assert main(["import", "darcy.jsonl.gz"]) == 0
+    assert "2 runs are new" in capsys.readouterr().out
+    result = compare_study("darcy", register=False).result
+    assert [run.verdict for run in result.runs] == ["converged", "stagnated"]
+
+
+def test_a_run_of_another_loop_can_be_inspected(fresh_store, capsys):
+    run_id = foreign_run("a", 1, history={"val_loss": [0.3, 0.2], "val_loss_constant": 0.9})
+    assert main(["inspect", run_id, "--judge"]) == 0
+    assert "converged" in capsys.readouterr().out

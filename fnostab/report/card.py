@@ -4,7 +4,7 @@ from typing import Final
 
 from fnostab.report.templates import render
 from fnostab.study.names import METRIC
-from fnostab.study.selection import StoredRun
+from fnostab.study.stored_run import StoredRun
 
 #: The numbers that the card tells.
 _QUALITY: Final = ("best_val_loss", "r_stitched", "r_stitched_mean_pattern", "r_factor", "amp_ssim", "phase_ssim")

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from fnostab.study.names import METRIC
-from fnostab.study.selection import StoredRun
+from fnostab.study.stored_run import StoredRun
 
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"

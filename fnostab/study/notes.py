@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from fnostab.health import VERDICT_VERSION
-from fnostab.study.selection import NO_DATASET, StoredRun
+from fnostab.study.stored_run import NO_DATASET, StoredRun
 
 #: Of more params that differ, a sentence names so many.
 _MOST_PARAMS: Final = 10

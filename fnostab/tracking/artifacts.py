@@ -14,13 +14,13 @@ from mlflow.exceptions import MlflowException
 
 from fnostab.config import ArmConfig, ConfigError, stored_config
 from fnostab.health.history import checked_mapping
-from fnostab.study.selection import StoredRun
+from fnostab.study.stored_run import StoredRun
 from fnostab.tracking.errors import HOW_TO_REPEAT, is_unknown, one_line, redacted, translated_store_errors
 from fnostab.tracking.store import open_store, stored_run
 
 #: Artifacts that are read at once: a server answers each after some milliseconds.
 _READERS: Final = 8
-#: Artifacts of every run that this package finished.
+#: Artifacts of every run that this package finished; one that it only watched, in another loop, has no config.
 _ALWAYS_THERE: Final = ("config.yaml", "history.json")
 
 T = TypeVar("T")
@@ -96,7 +96,8 @@ def read_artifacts(runs: Iterable[StoredRun], path: str, reader: Callable[[bytes
             # raises here once more.
             content = read_artifact(run.run_id, path)
         if content is None:
-            is_owed = path in _ALWAYS_THERE and run.is_result and "fnostab_version" in run.tags
+            owed = _ALWAYS_THERE[-1:] if run.is_foreign else _ALWAYS_THERE
+            is_owed = path in owed and run.is_result and "fnostab_version" in run.tags
             return Unreadable(run, path, None) if is_owed else None
         try:
             return reader(content)

@@ -24,7 +24,7 @@ from mlflow.utils.rest_utils import http_request
 from fnostab.config import ConfigError
 from fnostab.io.endings import CommandFailed
 from fnostab.io.locks import file_lock
-from fnostab.study.selection import StoredRun
+from fnostab.study.stored_run import StoredRun
 from fnostab.tracking.errors import (
     HOW_TO_REPEAT,
     has_code,

@@ -15,7 +15,8 @@ import mlflow
 from fnostab.config import ConfigError
 from fnostab.io.untrusted import shown
 from fnostab.ranking.claims import ONE_LOOK, Design
-from fnostab.study.selection import StoredRun, has_identity, newest_results
+from fnostab.study.selection import newest_results
+from fnostab.study.stored_run import StoredRun, has_identity
 from fnostab.tracking.artifacts import read_artifact
 from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import HOW_TO_REPEAT, StoreUnavailable, translated_store_errors

@@ -18,7 +18,7 @@ from fnostab.health.history import STEP_SERIES
 from fnostab.io.files import DAMAGE, atomic_write
 from fnostab.io.untrusted import shown
 from fnostab.study.names import tracked
-from fnostab.study.selection import StoredRun, has_identity
+from fnostab.study.stored_run import StoredRun, are_foreign, has_identity
 from fnostab.tracking.artifacts import Unreadable, read_artifacts
 from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import HOW_TO_REPEAT, translated_store_errors
@@ -158,8 +158,8 @@ def import_runs(exported: ExportedStudy) -> Imported:
 
 
 def judged_anew(run: _PortableRun) -> _PortableRun:
-    """The run with verdict and stability by today's rules."""
-    if run.history is None:
+    """The run with verdict and stability by today's rules; a verdict that this package did not decide stays."""
+    if run.history is None or (are_foreign(run.params) and "verdict_version" not in run.tags):
         return run
     verdict, stability = judge(run.history), measure_stability(run.history)
     tags = {key: value for key, value in run.tags.items() if key != "stability"}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnostab.study.champion import Candidate, why_not_eligible
 from fnostab.study.names import METRIC
 from fnostab.study.result import StudyResult, in_order
-from fnostab.study.selection import NO_DATASET, StoredRun
+from fnostab.study.stored_run import NO_DATASET, StoredRun
 from fnostab.tracking.model_registry import has_logged_model
 from fnostab.tracking.transfer import CAME_FROM
 

@@ -20,7 +20,8 @@ from fnostab.study.curves import Curves
 from fnostab.study.depth import DepthComparison, compare_depth
 from fnostab.study.notes import foreign_facts, notes_of
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
-from fnostab.study.selection import NO_DATASET, Selection, StoredRun, to_rows
+from fnostab.study.selection import Selection
+from fnostab.study.stored_run import NO_DATASET, StoredRun, to_rows
 from fnostab.tracking.artifacts import Unreadable, read_artifacts
 from fnostab.tracking.model_registry import model_name as model_of, register_winner
 from fnostab.tracking.run import how_to_open, run_url

@@ -5,8 +5,9 @@ from collections.abc import Collection, Sequence
 from fnostab.config import ConfigError
 from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
 from fnostab.study.plan import Planned, StudyPlan
-from fnostab.study.selection import StoredRun, select_runs, to_rows
+from fnostab.study.selection import select_runs
 from fnostab.study.sequential import Next, Standing, Until, schedule_of
+from fnostab.study.stored_run import StoredRun, to_rows
 from fnostab.tracking.studies import StudyFolder, design_tags, find_runs, stored_design
 
 

@@ -8,7 +8,8 @@ from fnostab.config import ConfigError, check_name
 from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
 from fnostab.ranking.claims import ONE_LOOK
 from fnostab.study.notes import HOW_TO_JUDGE
-from fnostab.study.selection import Selection, StoredRun, select_runs, to_rows
+from fnostab.study.selection import Selection, select_runs
+from fnostab.study.stored_run import StoredRun, to_rows
 from fnostab.tracking.studies import find_parents, find_runs, planned_runs, stored_design
 
 

@@ -14,7 +14,7 @@ from fnostab import launch
 from fnostab.config import ArmConfig
 from fnostab.launch import Job, LaunchConfig, OnUpdate, Update
 from fnostab.study.plan import Planned, StudyPlan
-from fnostab.study.selection import StoredRun
+from fnostab.study.stored_run import StoredRun
 from fnostab.tracking.studies import end_runs
 from fnostab.workflows.child import train_job
 

@@ -20,7 +20,8 @@ from skimage.io import imread
 from fnostab.ranking import rank_arms
 from fnostab.report.study import html_report, summary_markdown
 from fnostab.study.result import StudyResult, StudyRun
-from fnostab.study.selection import StoredRun, select_runs
+from fnostab.study.selection import select_runs
+from fnostab.study.stored_run import StoredRun
 
 pytestmark = pytest.mark.faults
 
