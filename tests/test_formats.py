@@ -9,8 +9,8 @@ import pytest
 
 from fnostab import optics
 from fnostab.cli import main
-from fnostab.config import ReadingConfig
-from fnostab.dataset import import_scan
+from fnostab.config import DataConfig, ReadingConfig
+from fnostab.dataset import import_scan, load_or_build
 from fnostab.formats import registry
 from fnostab.formats.frames import InMemory, frames_of
 from fnostab.formats.own import write_scan
@@ -63,6 +63,37 @@ def test_a_package_that_offers_no_format_is_named(offered, capsys, value, rule):
     assert f"`fnostab.formats` (={value}) {rule}" in capsys.readouterr().err
 
 
+READER = """
+from fnostab.formats.frames import InMemory, frames_of
+from fnostab.formats.raw import Format, RawScan, optional_image
+
+def read(file, reading):
+    counts = file.read("patterns")[::STEP]
+    return RawScan(frames_of(InMemory(counts), "patterns", len(counts)), file.read("where"), "where",
+                   probe=optional_image(file, "probe"))
+
+MINE = Format("mine", "ours", "NPZ", "patterns, where", "here", lambda file: False, read)
+"""
+
+
+def test_a_reader_in_a_file_of_the_users_own_is_named_like_a_network(tmp_path):
+    reader, scan = tmp_path / "mine.py", tmp_path / "scan.npz"
+    np.savez(scan, patterns=COUNTS, where=POSITIONS, probe=optics.curved_disk(16))
+    config = DataConfig(path=str(scan), N=16, format=f"{reader}:MINE")
+    reader.write_text(READER.replace("STEP", "1"))
+    forwards = load_or_build(config, cache_dir=tmp_path / "cache")
+    np.testing.assert_array_equal(forwards.test.counts, COUNTS)
+    reader.write_text(READER.replace("STEP", "-1"))
+    backwards = load_or_build(config, cache_dir=tmp_path / "cache")  # not the entry of the reader as it was
+    np.testing.assert_array_equal(backwards.test.counts, COUNTS[::-1])
+
+
+def test_what_a_user_names_as_a_format_must_be_one(tmp_path):
+    (tmp_path / "mine.py").write_text("MINE = 3")
+    with pytest.raises(ValueError, match=r"`data.format` \(=.*mine.py:MINE\) must be a fnostab.*Format, not int$"):
+        import_scan(_file(tmp_path / "scan.npz"), reading=ReadingConfig(format=f"{tmp_path}/mine.py:MINE"))
+
+
 def _file(path: Path) -> Path:
     write_scan(path, COUNTS, POSITIONS, optics.curved_disk(16))
     return path
@@ -71,7 +102,7 @@ def _file(path: Path) -> Path:
 def test_a_format_that_is_given_must_be_known_and_fit_the_file(tmp_path):
     path = _file(tmp_path / "scan.npz")
     for name, rule in (
-        ("cix", r"`data.format` \(=cix\) must be auto or one of fnostab, tike, .*cxi"),
+        ("cix", r"`data.format` \(=cix\) must be auto, one of fnostab, tike, .*cxi.*, or ./file.py:NAME"),
         ("cxi", r"`data.path` \(=.*\) must be HDF5 to be read as cxi, not NPZ$"),
         ("tike", r"`data.path` \(=.*\) must hold `scan`; it holds counts, positions_px, probe$"),
     ):

@@ -15,6 +15,7 @@ from fnostab.formats.paths import array_paths
 from fnostab.formats.product import product_of
 from fnostab.formats.raw import Format, RawScan, ScanFile, in_file
 from fnostab.formats.scan import key_list
+from fnostab.io.foreign import is_foreign, load_foreign
 from fnostab.io.untrusted import shown
 
 #: The formats that come with the package; the first one that a file looks like counts.
@@ -68,18 +69,26 @@ def open_scan(path: str | Path, reading: ReadingConfig) -> Iterator[tuple[Format
 
 
 def scan_files(path: str | Path, reading: ReadingConfig) -> tuple[Path, ...]:
-    """All files that a scan is read from, `path` first; raises ValueError for `data.paths` that cannot be."""
+    """All files that decide what a scan is read as, `path` first: also that of a format which the user names.
+
+    Raises ValueError for `data.paths` and `data.format` that cannot be.
+    """
     named_in = array_paths(reading.paths).file if reading.paths else None
-    others = (named_in, product_of(Path(path), reading))
+    reader = load_foreign(reading.format, "data.format").source if is_foreign(reading.format) else None
+    others = (named_in, product_of(Path(path), reading), reader)
     return (Path(path), *(other for other in others if other is not None))
 
 
 def _format_of(file: ScanFile, reading: ReadingConfig) -> Format:
     known = {format.name: format for format in formats()}
+    if is_foreign(reading.format):
+        known[reading.format] = _named_by_user(reading.format)
     container = "NPZ" if isinstance(file, NpzFile) else "HDF5"
     if reading.format != "auto":
         if reading.format not in known:
-            raise ValueError(f"`data.format` (={shown(reading.format)}) must be auto or one of {', '.join(known)}")
+            raise ValueError(
+                f"`data.format` (={shown(reading.format)}) must be auto, one of {', '.join(known)}, or ./file.py:NAME"
+            )
         if container not in known[reading.format].container:
             raise file.fault(
                 f"must be {known[reading.format].container} to be read as {reading.format}, not {container}"
@@ -94,3 +103,12 @@ def _format_of(file: ScanFile, reading: ReadingConfig) -> Format:
         "must be of a known format (`fnostab data formats` lists them), or `data.paths` must name its arrays; it holds"
         f" {key_list(file.keys)}"
     )
+
+
+def _named_by_user(name: str) -> Format:
+    found = load_foreign(name, "data.format").value
+    if not isinstance(found, Format):
+        raise ValueError(
+            f"`data.format` (={shown(name)}) must be a fnostab.formats.raw.Format, not {type(found).__name__}"
+        )
+    return found
