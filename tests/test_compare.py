@@ -125,10 +125,25 @@ def test_by_r_stitched_the_arm_with_the_better_objects_is_first(fresh_store, cap
     assert "Stage B" not in said
 
 
+def test_arms_are_ranked_by_a_metric_that_the_user_logged(fresh_store, capsys):
+    for arm, loss, rough in (("control", 0.05, 0.9), ("agc", 0.06, 0.8)):
+        record_run("rough", arm, metrics={"best_val_loss": loss, "test/roughness": rough})
+    assert main(["compare", "--study", "rough", "--by", "test/roughness", "--out", "out"]) == 0
+    said = capsys.readouterr().out
+    assert "median test/roughness" in said
+    assert "The first in rank is agc." in said
+    rows = json.loads((fresh_store / "out" / "rough_metrics.json").read_text())
+    assert [row["median_test/roughness"] for row in rows] == [0.8, 0.9]
+
+
 @pytest.mark.parametrize(
     ("by", "message"),
     [
-        ("psnr", "`by` (=psnr) must be one of best_val_loss, r_stitched"),
+        (
+            "psnr",
+            "`by` (=psnr) must be best_val_loss or r_stitched, or a metric of yours that every converged run has: 0 of",
+        ),
+        ("test/amp_ssim", "`by` (=test/amp_ssim) must be best_val_loss or r_stitched, or a metric of yours"),
         ("r_stitched", "`by` (=r_stitched) must be known of every converged run, and is not"),
     ],
 )

@@ -493,10 +493,33 @@ def test_arms_can_be_ranked_by_the_reconstruction():
     assert order(ranked) == ["b", "a"]
     assert (ranked.by, ranked.other) == ("r_stitched", "best_val_loss")
     assert ranked.table[0]["median_r_stitched"] == pytest.approx(0.78)
-    with pytest.raises(ValueError, match=r"`by` \(=amp_ssim\) must be one of best_val_loss, r_stitched"):
+    with pytest.raises(
+        ValueError, match=r"`by` \(=amp_ssim\) must be best_val_loss or r_stitched, or a column of your own"
+    ):
         rank_arms(runs, 0, by="amp_ssim")
     with pytest.raises(ValueError, match=r"`by` \(=r_stitched\) must be known of every converged run"):
         rank_arms([*runs, run("c", 0, 0.1)], 0, by="r_stitched")
+
+
+def test_arms_can_be_ranked_by_a_column_of_the_users_own_and_failed_runs_are_last_in_it():
+    runs = [
+        run(arm, seed, loss, rough=100 - loss)
+        for arm, of in (("a", CONTROL), ("b", WORSE))
+        for seed, loss in enumerate(of)
+    ]
+    ranked = rank_arms(runs, 0, by="rough")
+    assert order(ranked) == ["b", "a"]
+    assert (ranked.by, ranked.other) == ("rough", "best_val_loss")
+    first = ranked.table[0]
+    assert first["rough"] == 100 - max(WORSE)
+    assert first["median_rough"] == pytest.approx(100 - np.median(WORSE))
+    assert first["median_rough_low"] <= first["median_rough"] <= first["median_rough_high"]
+    assert ranked.pairs[0].p == rank_arms(runs, 0).pairs[0].p
+    assert "by rough" in ranked.decision.text or ranked.decision.disagrees
+    failed = [entry | {"verdict": "diverged"} if entry["arm"] == "b" and entry["seed"] < 3 else entry for entry in runs]
+    assert order(rank_arms(failed, 0, by="rough")) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"`by` \(=rough\) must be known of every converged run"):
+        rank_arms([*runs, run("c", 0, 0.1)], 0, by="rough")
 
 
 def test_undecided_says_how_many_seeds_would_decide():

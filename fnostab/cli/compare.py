@@ -30,7 +30,9 @@ def add(commands: Any) -> None:
         default="stage_a",
         help="tag of the runs (default stage_a), or several: a,b",
     )
-    compare.add_argument("--by", default="best_val_loss", help="what ranks the arms: best_val_loss or r_stitched")
+    compare.add_argument(
+        "--by", default="best_val_loss", help="what ranks the arms: best_val_loss, r_stitched, or a metric of your own"
+    )
     compare.add_argument("--dataset", type=unless_open, metavar="HASH", help="which dataset, if there are several")
     compare.add_argument("--parent", type=unless_open, metavar="RUN", help="compare only the runs of this parent run")
     compare.add_argument("--promote", default="false", nargs="?", const="true", help="always make the winner champion")

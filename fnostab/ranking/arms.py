@@ -36,7 +36,8 @@ VERDICTS: Final = get_args(VerdictLabel)
 #: Seed of the bootstrap of every ranking that people are shown, so that the same runs give the same intervals.
 BOOTSTRAP_SEED: Final = 20260128
 REQUIRED_COLUMNS: Final = ("arm", "seed", "best_val_loss", "verdict")
-#: What arms can be ranked by, lower values better: the patches' R-factor, and that of the one object that a user gets.
+#: What arms are ranked by unless it is a user's own metric: the patches' R-factor, and that of the one object that a
+#: user gets.
 RANKED_BY: Final = ("best_val_loss", "r_stitched")
 #: Medians of these are over the converged runs: of a failed run they mean nothing.
 QUALITY_COLUMNS: Final = ("amp_ssim", "phase_ssim", "amp_mae", "phase_mae")
@@ -64,11 +65,11 @@ class Ranking:
     by: str
     design: Design
     comparisons: int  #: how many comparisons the p-values are corrected for
-    other_pairs: list[Pair] = field(default_factory=list)  #: by the other of `RANKED_BY`; empty where it is not known
+    other_pairs: list[Pair] = field(default_factory=list)  #: by the column `other`; empty where it is not known
 
     @property
     def other(self) -> str:
-        """The one of `RANKED_BY` that the arms are not ranked by."""
+        """The first of `RANKED_BY` that the arms are not ranked by."""
         return next(column for column in RANKED_BY if column != self.by)
 
     def to_json_rows(self) -> list[Row]:
@@ -88,32 +89,33 @@ def rank_arms(
     """Rank arms by the runs of a study.
 
     `runs` is a DataFrame, rows, or columns, with `arm`, `seed`, `best_val_loss`, `verdict` and, if known, `arch`,
-    `run_id` and `NUMBER_COLUMNS`. Intervals come from `resamples` bootstrap resamples drawn by `rng` (a generator or a
-    seed), stratified by arm, or, for few runs, from all resamples there are; the order of the runs does not matter. An
-    arm with one run has no intervals (None), and none has any with 0 resamples: the decision is the same, and quick.
+    `run_id`, `NUMBER_COLUMNS` and `by`. Intervals come from `resamples` bootstrap resamples drawn by `rng` (a generator
+    or a seed), stratified by arm, or, for few runs, from all resamples there are; the order of the runs does not
+    matter. An arm with one run has no intervals (None), and none has any with 0 resamples: the decision is the same,
+    and quick.
 
-    Order: median of the column `by`, one of `RANKED_BY`, over all seeds, failed runs infinite; then failure rate; then
+    Order: median of the column `by`, lower values better, over all seeds, failed runs infinite; then failure rate; then
     interquartile mean; then name. With one seed an arm that is the order by that column, failed arms last. An arm
     without a counted run is not in the table.
 
-    Table: of `RANKED_BY` the lowest of a converged run, and median and interquartile mean over all runs; medians of
-    `QUALITY_COLUMNS` over converged runs; of the `STABILITY_COLUMNS` medians, and of relapses and dead blocks sums,
-    over the runs that have them; medians of `grad_norm_median` over all, of `plateau_left_epoch` over those that left
-    the plateau; None where nothing is known.
+    Table: of `RANKED_BY` and `by` the lowest of a converged run, and median and interquartile mean over all runs;
+    medians of `QUALITY_COLUMNS` over converged runs; of the `STABILITY_COLUMNS` medians, and of relapses and dead
+    blocks sums, over the runs that have them; medians of `grad_norm_median` over all, of `plateau_left_epoch` over
+    those that left the plateau; None where nothing is known.
 
     What may be claimed of pairs follows `design`, by `fnostab.ranking.pairs.compare_arms`; the decision's rules are
     those of `fnostab.ranking.decision.decide`, which says what a Stage B takes, unless the study can have none.
 
     Raises `ValueError` for a table that is empty or has no counted run, a column that is absent, an unknown verdict, a
-    value of the wrong kind, two rows of one (arm, seed), two archs in one arm, a `by` that is none or that a converged
-    run does not have, and `resamples` under 100, but for 0.
+    value of the wrong kind, two rows of one (arm, seed), two archs in one arm, a `by` that is another of our columns or
+    that a converged run does not have, and `resamples` under 100, but for 0.
     """
     if resamples != 0 and resamples < 100:
         raise ValueError(f"`resamples` (={resamples}) must be 0 or >= 100")
-    if by not in RANKED_BY:
-        raise ValueError(f"`by` (={by}) must be one of {', '.join(RANKED_BY)}")
-    counted, missing = _read(runs)
-    known = [column for column in RANKED_BY if _is_known(counted, column)]
+    if by in NUMBER_COLUMNS and by not in RANKED_BY:  # larger values of some are better
+        raise ValueError(f"`by` (={by}) must be {' or '.join(RANKED_BY)}, or a column of your own")
+    counted, missing = _read(runs, by)
+    known = [column for column in dict.fromkeys((*RANKED_BY, by)) if _is_known(counted, column)]
     if by not in known:
         raise ValueError(f"`by` (={by}) must be known of every converged run, and is not")
     generator = np.random.default_rng(rng)
@@ -181,12 +183,21 @@ def _row(arm: str, runs: list[Row], drawn: Mapping[str, Bootstrap]) -> Row:
         **_estimates("best_val_loss", drawn.get("best_val_loss")),
         "r_stitched": min(_known(converged, "r_stitched"), default=None),
         **_estimates("r_stitched", drawn.get("r_stitched")),
+        **_of_another(converged, drawn),
         "epochs_to_leave_plateau": _median(runs, "plateau_left_epoch"),
         **{name: _median(runs, name) for name in ("max_drawdown", "mean_excess", "relapses_per_1e5_steps")},
         **{name: sum(found) if (found := _known(runs, name)) else None for name in ("relapses", "dead_blocks")},
         "seeds": [run["seed"] for run in runs],
         "best_run_id": best["run_id"],
     }
+
+
+def _of_another(converged: list[Row], drawn: Mapping[str, Bootstrap]) -> Row:
+    """What the table holds of a column that is none of `RANKED_BY`, if arms are ranked by one."""
+    row: Row = {}
+    for column in drawn.keys() - set(RANKED_BY):
+        row |= {column: min(_known(converged, column), default=None), **_estimates(column, drawn[column])}
+    return row
 
 
 def _estimates(column: str, drawn: Bootstrap | None) -> Row:
@@ -219,10 +230,10 @@ def _median(runs: list[Row], name: str) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def _read(runs: Runs) -> tuple[dict[str, list[Row]], dict[tuple[str, int], str]]:
+def _read(runs: Runs, by: str) -> tuple[dict[str, list[Row]], dict[tuple[str, int], str]]:
     """Counted runs by arm, arms by name and their runs by seed; and why others are missing."""
     rows: dict[tuple[str, int], Row] = {}
-    for row in map(_checked, _records(runs)):
+    for row in (_checked(record, by) for record in _records(runs)):
         arm, seed = row["arm"], row["seed"]
         if (arm, seed) in rows:
             raise ValueError(f"`runs` must hold each arm and seed once, not arm {arm}, seed {seed} again")
@@ -259,8 +270,8 @@ def _records(runs: Runs) -> list[Mapping[str, Any]]:
     return list(runs.to_dict("records") if hasattr(runs, "to_dict") else runs)
 
 
-def _checked(record: Mapping[str, Any]) -> Row:
-    """One run with every column, of the right types, and an infinite best_val_loss if it failed."""
+def _checked(record: Mapping[str, Any], by: str) -> Row:
+    """One run with every column, of the right types, and infinite in what arms are ranked by if it failed."""
     absent = [name for name in REQUIRED_COLUMNS if name not in record]
     if absent:
         raise ValueError(f"`runs` must have the columns {', '.join(REQUIRED_COLUMNS)}, and lacks {', '.join(absent)}")
@@ -271,9 +282,9 @@ def _checked(record: Mapping[str, Any]) -> Row:
         raise ValueError(
             f"`verdict` (={verdict}) of arm {arm}, seed {record['seed']} must be one of {', '.join(VERDICTS)}"
         )
-    row = {name: _number(name, record.get(name)) for name in ("best_val_loss", *NUMBER_COLUMNS)}
+    row = {name: _number(name, record.get(name)) for name in ("best_val_loss", *NUMBER_COLUMNS, by)}
     if verdict in FAILED:
-        row |= dict.fromkeys((column for column in RANKED_BY if column in record), math.inf)
+        row |= dict.fromkeys((column for column in (*RANKED_BY, by) if column in record), math.inf)
     texts = {name: value if isinstance(value := record.get(name), str) else None for name in ("arch", "run_id")}
     return {"arm": arm, "seed": _seed(arm, record["seed"]), "verdict": verdict, **texts, **row}
 

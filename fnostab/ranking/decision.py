@@ -90,6 +90,11 @@ def decide(
     return Decision(label, text, winner, seeds_needed, disagrees=bool(opposed))
 
 
+def _words(by: str) -> str:
+    """What a column is called; a user's own metric as it is."""
+    return COLUMN_WORDS.get(by, by)
+
+
 def _claims(table: Sequence[Row], compared: Compared, by: str) -> Sequence[_Claim | None]:
     """What could be claimed, in the order of the rules."""
     rows = {row["arm"]: row for row in table}
@@ -138,7 +143,7 @@ def _silver(rows: Mapping[str, Row], compared: Compared, by: str) -> _Claim | No
     if not (agc["failure_rate"] < control["failure_rate"] and loses_little):
         return None
     reason = (
-        f"agc fails less often ({p_text(compared.rates.p)}), at a median {COLUMN_WORDS[by]} of {median:.3g} against"
+        f"agc fails less often ({p_text(compared.rates.p)}), at a median {_words(by)} of {median:.3g} against"
         f" {reference:.3g}; {_failures(agc, control)}"
     )
     return _Claim("silver", reason, [("agc", "control")])
@@ -156,7 +161,7 @@ def _undecided(table: Sequence[Row], compared: Compared, by: str, design: Design
     if len(table) == 1:
         return None, f"there is no other arm than {first} to compare with"
     leading = [compared.pairs[first, row["arm"]] for row in table[1:]]
-    facts = f"by {COLUMN_WORDS[by]} {_improvement(*leading)}; {_failures(*table)}"
+    facts = f"by {_words(by)} {_improvement(*leading)}; {_failures(*table)}"
     if min(row["runs"] for row in table) == 1:
         return None, f"{facts}; one seed in an arm has no spread, so nothing is sure"
     still_open = [pair for pair in leading if pair.is_open]

@@ -51,10 +51,10 @@ class Table:
 
 def ranking_table(ranking: Ranking) -> Table:
     """One row an arm, best first, with what decides: failures, medians, stability and quality."""
-    columns = sorted(_RANKED_BY, key=lambda column: column != ranking.by)
+    columns = dict.fromkeys((ranking.by, *_RANKED_BY))
     arch = ("arch",) if any(row["arch"] for row in ranking.table) else ()
     head = (
-        *("rank", "arm", *arch, "runs", "failed", *(f"median {_RANKED_BY[column]}" for column in columns)),
+        *("rank", "arm", *arch, "runs", "failed", *(f"median {_RANKED_BY.get(column, column)}" for column in columns)),
         *("max drawdown, median", "relapses / dead blocks, sum", "SSIM amp / phase"),
     )
     rows = [

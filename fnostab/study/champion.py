@@ -14,7 +14,7 @@ PREVIOUS: Final = "previous"
 ROLLED_BACK: Final = "rolled_back"
 
 
-#: Tags of a version by the column that arms are ranked by.
+#: Tags of a version by the column that arms are ranked by; a user's own metric is its own tag.
 _TAG_OF: Final = {"best_val_loss": "val_loss", "r_stitched": "r_stitched"}
 
 
@@ -33,11 +33,12 @@ class Candidate:
     dataset_sha256: str
     r_stitched: float | None = None
     by: str = "best_val_loss"
+    own_metric: float | None = None  #: what `by` is, if it is neither of these two
 
     @property
     def tag(self) -> str:
         """The tag that versions are compared by."""
-        return _TAG_OF[self.by]
+        return _TAG_OF.get(self.by, self.by)
 
     def tags(self) -> dict[str, str]:
         """The tags of its version."""
@@ -48,6 +49,7 @@ class Candidate:
             "run": self.run_id,
             "val_loss": repr(self.best_val_loss),
             **({} if self.r_stitched is None else {"r_stitched": repr(self.r_stitched)}),
+            **({} if self.own_metric is None else {self.tag: repr(self.own_metric)}),
             **({"dataset_sha256": self.dataset_sha256} if self.dataset_sha256 else {}),
         }
 

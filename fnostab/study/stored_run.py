@@ -62,21 +62,23 @@ class StoredRun:
         """Whether it ran to its end and has a verdict."""
         return self.status == "FINISHED" and "verdict" in self.tags
 
-    def to_row(self) -> dict[str, Any]:
-        """The run as `ranking.rank_arms` takes it; `r_stitched` is the last one of training."""
-        row: dict[str, Any] = {"arm": self.arm, "seed": self.seed, "run_id": self.run_id}
+    def to_row(self, by: str = "best_val_loss") -> dict[str, Any]:
+        """The run as `ranking.rank_arms` takes it, with the metric `by`; `r_stitched` is the last one of training."""
+        row: dict[str, Any] = {by: self.metrics.get(by), "arm": self.arm, "seed": self.seed, "run_id": self.run_id}
         row |= {"verdict": self.tags["verdict"], "arch": self.tags.get("arch")}
         row |= {number.name: self.metrics.get(number.metric) for number in NUMBERS if number.when == "end"}
         return row | {"r_stitched": self.metrics.get(METRIC["r_stitched"])}
 
 
-def to_rows(runs: Iterable[StoredRun]) -> tuple[list[dict[str, Any]], list[str]]:
+def to_rows(runs: Iterable[StoredRun], by: str = "best_val_loss") -> tuple[list[dict[str, Any]], list[str]]:
     """The runs as `ranking.rank_arms` takes them, and a note if their `r_stitched` is not what its name says.
+
+    `by` is the column that they are ranked by, which may be a metric of the store.
 
     Where a converged run has no `val/r_stitched`, as those of earlier versions, `test/r_factor` stands for it in all
     runs: values of two kinds must not be compared. Where no run has either, the rows have no such column.
     """
-    rows = [run.to_row() for run in runs]
+    rows = [run.to_row(by) for run in runs]
     if all(row["r_stitched"] is None and row["r_factor"] is None for row in rows):
         return [{key: value for key, value in row.items() if key != "r_stitched"} for row in rows], []
     converged = [row for row in rows if row["verdict"] == "converged"]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from fnostab.ranking import RANKED_BY
 from fnostab.study.champion import Candidate, why_not_eligible
 from fnostab.study.names import METRIC
 from fnostab.study.result import StudyResult, in_order
@@ -48,6 +49,7 @@ def _with_model(run: StoredRun, result: StudyResult, faults: Sequence[str]) -> t
             dataset_sha256="" if result.dataset_sha256 == NO_DATASET else result.dataset_sha256,
             r_stitched=stitched if math.isfinite(stitched) else None,
             by=result.ranking.by,
+            own_metric=None if result.ranking.by in RANKED_BY else run.metrics[result.ranking.by],
         )
         return candidate, f"Better, but not registered: {'; '.join(faults)}." if faults else ""
     how = "one that is trained with `train.artifacts=all` into this store has one"

@@ -10,7 +10,7 @@ from typing import Any, Final
 from fnostab.config import ConfigError
 from fnostab.health import FAILED
 from fnostab.io.files import atomic_write
-from fnostab.ranking import RANKED_BY, STABILITY_COLUMNS, Ranking
+from fnostab.ranking import STABILITY_COLUMNS, Ranking
 from fnostab.ranking.claims import Design
 from fnostab.report.axes import Picture
 from fnostab.report.card import model_card
@@ -70,13 +70,11 @@ def compare_study(
     """Rank the runs of `study`, write tables, figures and the report, and register the best run of the first arm.
 
     `study` may be several with commas between, see `rank_study`. `dataset` (the beginning of a content hash) and
-    `parent` (a run) choose where a study has several. `out` is a folder for a copy of the files. `by` is the column of
-    `RANKED_BY` that decides the order, and which run is the best. The registered model is `model_name`, else what the
-    study was started with, else `fnostab-<study>`. Raises `ConfigError`, before anything is written, for another column
-    and for runs that cannot be compared.
+    `parent` (a run) choose where a study has several. `out` is a folder for a copy of the files. `by` decides the
+    order, and which run is the best: see `rank_study`. The registered model is `model_name`, else what the study was
+    started with, else `fnostab-<study>`. Raises `ConfigError`, before anything is written, for what `by` cannot be and
+    for runs that cannot be compared.
     """
-    if by not in RANKED_BY:
-        raise ConfigError(f"`by` (={by}) must be one of {', '.join(RANKED_BY)}")
     open_store(must_exist=True)
     found = rank_study(study, dataset=dataset, parent=parent, by=by)
     study, selection, ranking, home = found.study, found.selection, found.ranking, found.home
@@ -116,7 +114,10 @@ def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun 
     result = StudyResult(
         study=study,
         ranking=ranking,
-        runs=[_study_run(run, row) for run, row in zip(selection.runs, to_rows(selection.runs)[0], strict=True)],
+        runs=[
+            _study_run(run, row, ranking.by)
+            for run, row in zip(selection.runs, to_rows(selection.runs, ranking.by)[0], strict=True)
+        ],
         dataset_sha256=selection.dataset_sha256,
         facts={**_facts(selection.runs), **_design_facts(ranking.design), **foreign_facts(selection.runs)},
         notes=[*selection.notes, *notes_of(selection.runs), *notes],
@@ -127,7 +128,7 @@ def _result(study: str, selection: Selection, ranking: Ranking, home: StoredRun 
     return _with_artifacts(result, {run.run_id: run for run in selection.runs})
 
 
-def _study_run(run: StoredRun, row: Mapping[str, Any]) -> StudyRun:
+def _study_run(run: StoredRun, row: Mapping[str, Any], by: str) -> StudyRun:
     verdict = run.tags["verdict"]
     loss = run.metrics.get("best_val_loss", float("inf"))
     return StudyRun(
@@ -138,7 +139,7 @@ def _study_run(run: StoredRun, row: Mapping[str, Any]) -> StudyRun:
         verdict_reason=run.tags.get("verdict_reason", ""),
         best_val_loss=float("inf") if verdict in FAILED else loss,
         stability=run.tags.get("stability", ""),
-        numbers={name: row.get(name) for name in ("r_stitched", *STABILITY_COLUMNS)},
+        numbers={name: row.get(name) for name in ("r_stitched", *STABILITY_COLUMNS, by)},
         url=run_url(run.run_id, run.experiment_id),
     )
 

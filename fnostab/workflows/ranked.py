@@ -1,16 +1,23 @@
 """The runs of a study, or of several together, as the store has them: which are compared, and how their arms rank."""
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from fnostab.config import ConfigError, check_name
-from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
+from fnostab.io.untrusted import shown
+from fnostab.ranking import BOOTSTRAP_SEED, RANKED_BY, Ranking, rank_arms
 from fnostab.ranking.claims import ONE_LOOK
+from fnostab.study.names import NUMBERS
 from fnostab.study.notes import HOW_TO_JUDGE
 from fnostab.study.selection import Selection, select_runs
 from fnostab.study.stored_run import StoredRun, to_rows
 from fnostab.tracking.studies import find_parents, find_runs, planned_runs, stored_design
+
+#: What arms are not ranked by, though runs have it.
+_OURS: Final = {name for number in NUMBERS for name in (number.metric, number.name)} - set(RANKED_BY)
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,10 @@ class Ranked:
 def rank_study(
     study: str, *, dataset: str | None = None, parent: str | None = None, by: str = "best_val_loss"
 ) -> Ranked:
-    """Rank the arms of `study` by the column `by`, at the looks of its newest parent run on this dataset.
+    """Rank the arms of `study`, at the looks of its newest parent run on this dataset.
 
+    They are ranked by the column `by`: one of `RANKED_BY`, or a metric that the user logged to the runs, of which lower
+    values are better.
     Several studies, with commas between, are ranked together, at one look; they have no parent run in common. An arm
     of a name that another one of them has too is called `arm (study)`. A study whose own name has commas goes before.
     Raises `ConfigError` where the runs cannot be compared.
@@ -51,7 +60,9 @@ def rank_study(
     study = study if is_one else ",".join(names)
     found = _of_one(study, alone, dataset, parent) if is_one else _of_several(names, dataset, parent)
     selection = select_runs(study, found.runs, dataset=dataset, parent=parent, planned=found.planned)
-    rows, notes = to_rows(selection.runs)
+    rows, notes = to_rows(selection.runs, by)
+    if by not in RANKED_BY:
+        _check_own_metric(by, rows)
     home = next((run for run in found.parents if run.dataset_sha256 == selection.dataset_sha256), None)
     try:
         ours = not any(run.is_foreign for run in selection.runs)
@@ -61,6 +72,16 @@ def rank_study(
         hint = f"; every verdict is unknown: {HOW_TO_JUDGE}" if is_unknown else ""
         raise ConfigError(f"`study` (={study}) must have runs that can be ranked: {error}{hint}") from None
     return Ranked(study, replace(selection, notes=[*selection.notes, *notes, *found.notes]), ranking, home)
+
+
+def _check_own_metric(by: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `ConfigError` if `by` is one of our numbers, of which some are better if larger, or not in every run."""
+    converged = [row for row in rows if row["verdict"] == "converged"]
+    have = sum(isinstance(row[by], float) and math.isfinite(row[by]) for row in converged)
+    if by in _OURS or have < len(converged):
+        rule = f"must be {' or '.join(RANKED_BY)}, or a metric of yours that every converged run has"
+        has = "" if by in _OURS else f": {have} of {len(converged)} have it"
+        raise ConfigError(f"`by` (={shown(by)}) {rule}{has}")
 
 
 def _of_one(study: str, runs: Sequence[StoredRun], dataset: str | None, parent: str | None) -> Found:
