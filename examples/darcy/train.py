@@ -1,6 +1,6 @@
 """Does adaptive clipping make an FNO on Darcy flow train more steadily? Two arms, three seeds, one ranking.
 
-    python examples/darcy/train.py             # a plain loop; with --lightning the same with Lightning
+    python examples/darcy/train.py             # a plain loop; --lightning: the same with Lightning, darcy-lightning
     fnostab compare --study darcy
 
 Needs `pip install fnostab[neuralop]`; some minutes on two CPU cores.
@@ -31,6 +31,7 @@ def train_plainly(train: DataLoader, val: TensorDataset, epochs: int, **named) -
                 run.step(loss)  # records the norms, clips, and calls optimizer.step()
             with torch.no_grad():
                 run.epoch(val_loss=relative_error(model(val.tensors[0]), val.tensors[1]))
+    print(f"{named['arm']}, seed {named['seed']}: {run.verdict.label}, {run.verdict.reason}")
 
 
 class Darcy(lightning.LightningModule):
@@ -59,14 +60,17 @@ def main() -> None:
     given = parser.parse_args()
     data, val = darcy(given.samples, given.cells, seed=0), darcy(64, given.cells, seed=1)
     dataset = f"darcy-{given.samples}x{given.cells}"
-    common = {"study": "darcy", "baseline": constant_error(data, val), "dataset": dataset}
+    study = "darcy-lightning" if given.lightning else "darcy"
+    common = {"study": study, "baseline": constant_error(data, val), "dataset": dataset}
     for seed in range(given.seeds):
         for arm, clip in ARMS.items():
             order = torch.Generator().manual_seed(seed)
             train = DataLoader(data, batch_size=16, shuffle=True, generator=order)
             if given.lightning:
                 watch = monitor.StabilityMonitor(arm=arm, seed=seed, clip=clip, val="val_loss", **common)
-                trainer = lightning.Trainer(max_epochs=given.epochs, callbacks=[watch], logger=False)
+                trainer = lightning.Trainer(
+                    max_epochs=given.epochs, callbacks=[watch], logger=False, enable_model_summary=False
+                )
                 trainer.fit(Darcy(seed), train, DataLoader(val, batch_size=64))
             else:
                 train_plainly(train, val, given.epochs, arm=arm, seed=seed, clip=clip, **common)
