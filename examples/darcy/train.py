@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fnostab import monitor
 
-ARMS = {"fno-plain": ("none", 0.0), "fno-agc": ("agc", 0.01)}
+ARMS = {"fno-plain": ("none", 0.0), "fno-agc": ("agc", 0.01)}  # a rule and its limit
 
 
 def train_plainly(train: DataLoader, val: TensorDataset, epochs: int, **named) -> None:
@@ -68,9 +68,8 @@ def main() -> None:
             train = DataLoader(data, batch_size=16, shuffle=True, generator=order)
             if given.lightning:
                 watch = monitor.StabilityMonitor(arm=arm, seed=seed, clip=clip, val="val_loss", **common)
-                trainer = lightning.Trainer(
-                    max_epochs=given.epochs, callbacks=[watch], logger=False, enable_model_summary=False
-                )
+                quiet = {"logger": False, "enable_checkpointing": False}
+                trainer = lightning.Trainer(max_epochs=given.epochs, callbacks=[watch], **quiet)
                 trainer.fit(Darcy(seed), train, DataLoader(val, batch_size=64))
             else:
                 train_plainly(train, val, given.epochs, arm=arm, seed=seed, clip=clip, **common)
