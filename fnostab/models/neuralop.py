@@ -41,7 +41,7 @@ class _Adapter(nn.Module):
         moved: _Adapter = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for layer in self.modules():
             if hasattr(layer, "_grid"):
-                layer._grid = None
+                layer._grid = None  # type: ignore[assignment]
         return moved
 
 
