@@ -16,7 +16,7 @@ from fnostab.tracking.transfer import judged_anew, read_exported
 
 DATA: Final = Path(__file__).resolve().parent.parent / "docs" / "results" / "data"
 #: Studies that have a page of their own, and came after the seven questions, whose pages count all runs of the others.
-LATER: Final = ("gridsize", "gridsize_scan", "original_five")
+LATER: Final = ("clipping_rules", "gridsize", "gridsize_scan", "original_five")
 #: Every study of the seven questions whose runs are there.
 STUDIES: Final = tuple(sorted({path.name.partition(".")[0] for path in DATA.glob("*.jsonl.gz")} - {*LATER}))
 #: Numbers of encoder blocks in study q2_depth.

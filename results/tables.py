@@ -36,6 +36,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
             *(stability.verdicts, stability.changed, stability.stability, stability.correlations, stability.no_objects),
         )
     },
+    "clipping_rules": partial(questions.outcome, "clipping_rules"),
     "gridsize": partial(groups.gridsize, "gridsize"),
     "gridsize_scan": partial(groups.gridsize, "gridsize_scan"),
     "original_five": partial(questions.outcome, "original_five"),
