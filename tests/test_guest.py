@@ -34,6 +34,12 @@ def test_a_run_has_the_experiment_the_name_and_the_description_that_it_is_given(
     assert mlflow.MlflowClient().get_experiment_by_name("of the shell") is None
 
 
+def test_the_experiment_of_a_command_is_not_that_of_the_next_in_the_same_process(fresh_store):
+    assert main(["train", *_TINY, "--experiment", "of the beamline"]) == 0
+    assert main(["train", *_TINY]) == 0
+    assert [len(_runs(name)) for name in ("of the beamline", "Default")] == [1, 1]
+
+
 def test_name_and_description_are_no_part_of_a_runs_identity(fresh_store, capsys):
     assert main(["train", *_TINY, "--run_name", "a", "--description", "b"]) == 0
     assert main(["train", *_TINY]) == 0

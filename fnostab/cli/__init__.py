@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from fnostab import __version__
 from fnostab.cli import check_arch, compare, data, reconstruct, registry, study, sync, train, transfer
-from fnostab.cli.common import Parser, fail, take_options
+from fnostab.cli.common import Parser, fail, kept_experiment, take_options
 from fnostab.config import ConfigError, resolve_config
 from fnostab.io.endings import CommandFailed, Interrupted
 from fnostab.io.files import is_disk_full
@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options and "config" not in arguments:  # it takes no keys
             raise ConfigError(f"`--{next(iter(options))}` is no argument of this command")
         vars(arguments).update({f"key:{key}": value for key, value in options.items()})
-        code: int = arguments.run(arguments)
+        with kept_experiment():
+            code: int = arguments.run(arguments)
         return code
     except ConfigError as error:
         return fail(2, error)

@@ -96,7 +96,7 @@ def add_model_name_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def guest_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_guest_arguments` was given of a run; MLflow's variables hold the experiment from here on."""
+    """What `add_guest_arguments` was given of a run; MLflow's variables hold the experiment until the command ends."""
     named = {"experiment": 256, "run_name": 250, "description": 8000}  # MLflow's databases hold no more
     for key, most in named.items():
         value = getattr(arguments, key, None)
@@ -113,6 +113,19 @@ def guest_values(arguments: argparse.Namespace) -> dict[str, Any]:
         os.environ["MLFLOW_EXPERIMENT_NAME"] = arguments.experiment
         os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
     return {key: getattr(arguments, key) for key in ("run_name", "description") if hasattr(arguments, key)}
+
+
+@contextmanager
+def kept_experiment() -> Iterator[None]:
+    """Put MLflow's variables for the experiment back at the end of a command: the next one may be in this process."""
+    kept = {name: os.environ.get(name) for name in ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")}
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def model_name_value(arguments: argparse.Namespace) -> str | None:
