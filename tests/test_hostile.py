@@ -248,6 +248,10 @@ _DEMANDED = {
 }
 
 
+#: Where code is run that the user has named on the command line.
+_USERS_CODE = {"io/foreign.py": ["exec", "compile"]}
+
+
 def _faults(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -266,7 +270,9 @@ def _faults(source: str) -> Iterator[str]:
 def test_the_source_neither_unpickles_nor_runs_what_others_wrote() -> None:
     paths = sorted((ROOT / "fnostab").rglob("*.py"))
     assert len(paths) > 50
-    assert [(str(path), fault) for path in paths for fault in _faults(path.read_text(encoding="utf-8"))] == []
+    found = {str(path.relative_to(ROOT / "fnostab")): [*_faults(path.read_text(encoding="utf-8"))] for path in paths}
+    calls = {path: [fault.partition("(")[0] for fault in faults] for path, faults in found.items() if faults}
+    assert calls == _USERS_CODE
 
 
 @pytest.mark.parametrize(

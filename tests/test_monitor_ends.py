@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -98,7 +97,6 @@ def test_sigterm_ends_the_loop_with_the_verdict_interrupted(fresh_store):
     assert done.returncode == 143, done.stderr
     run = mlflow.MlflowClient().get_run(done.stdout.strip())
     assert (run.info.status, run.data.tags["verdict"]) == ("KILLED", "interrupted")
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 # The MLflow run.
