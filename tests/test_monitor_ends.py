@@ -246,7 +246,7 @@ def test_what_is_no_optimizer_of_the_network_is_refused(fresh_store):
 
 def test_what_is_no_network_is_refused(fresh_store):
     _, optimizer = toy()
-    _refuse(print, optimizer, r"`model` \(=builtin_function_or_method\) must be a torch.nn.Module", fresh_store)
+    _refuse(len, optimizer, r"`model` \(=builtin_function_or_method\) must be a torch.nn.Module", fresh_store)
     _refuse(nn.ReLU(), optimizer, r"`model` \(=ReLU\) must have parameters that require a gradient", fresh_store)
     lazy = nn.LazyLinear(2)
     _refuse(lazy, optimizer, r"`model` \(=LazyLinear\), parameter weight, must have its shape", fresh_store)
