@@ -12,7 +12,7 @@ from fnostab.clipping.stats import ClipStats
 from fnostab.config import CLIP_RULES
 from fnostab.gradients import parameters_with_gradient, total_norm
 from fnostab.io.foreign import load_foreign
-from fnostab.io.untrusted import shown
+from fnostab.io.untrusted import raised, shown
 
 #: The gradients on which a rule is tried are drawn from this seed.
 _TRIAL_SEED: Final = 0
@@ -70,8 +70,7 @@ class OwnRule:
         except Exception as error:
             if isinstance(error, _Refused):
                 raise
-            said = str(error).strip().partition("\n")[0]
-            raise self._refused(f"not raise, and raised {type(error).__name__}: {shown(said)}") from None
+            raise self._refused(f"not raise, and raised {raised(error)}") from None
         for name, value in stats._asdict().items():
             if not (isinstance(value, Tensor) and value.ndim == 0) and (value is not None or name != "skip"):
                 raise self._refused(f"return tensors of no axes, and {name} is {shown(value)}")

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from fnostab.io.files import open_binary
-from fnostab.io.untrusted import shown
+from fnostab.io.untrusted import raised, shown
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,7 @@ def _ours_if_it_raises(place: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
             raise
-        said = str(error).strip().partition("\n")[0]
-        raise _Refused(f"must be importable, and raised {type(error).__name__}: {shown(said)}") from None
+        raise _Refused(f"must be importable, and raised {raised(error)}") from None
 
 
 def _source(value: Any, module: ModuleType) -> Path | None:

@@ -29,6 +29,16 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:half]}...{text[-half:]}, {len(text)} characters"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what `error` says; empty if it says nothing."""
+    return str(error).strip().partition("\n")[0]
+
+
+def raised(error: BaseException) -> str:
+    """What code of others raised, for a message: the kind of `error`, and its first line."""
+    return f"{type(error).__name__}: {shown(first_line(error))}"
+
+
 def read_yaml(path: Path) -> Any:
     """The content of the YAML file at `path`, in plain Python types.
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 from fnostab.config import ConfigError
+from fnostab.io.untrusted import first_line
 from fnostab.launch.jobs import TICK_S, Job, OnUpdate, Run, Update, run_job, supervised
 
 #: Environment variables that Ray's workers need, where they run, besides those that begin so.
@@ -32,8 +33,9 @@ def ray_cluster(address: str | None, *, cpus: int, gpus_per_run: float = 0.0) ->
         ray.init(address=address, log_to_driver=False, **local)
     except ConnectionError as error:
         shown = address or os.environ.get("RAY_ADDRESS", "")
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"`ray_address` (={shown}) must name a Ray cluster that answers: {reason}") from None
+        raise ConfigError(
+            f"`ray_address` (={shown}) must name a Ray cluster that answers: {first_line(error)}"
+        ) from None
     try:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         gpus = max((node["Resources"].get("GPU", 0.0) for node in nodes if node["Alive"]), default=0.0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from fnostab.io.untrusted import shown
+from fnostab.io.untrusted import first_line, raised, shown
 
 #: Largest difference, over the largest number, between a patch alone and the same in a batch: kernels differ by less.
 _TOLERANCE: Final = 1e-3
@@ -49,10 +49,8 @@ def _output(network: nn.Module, amplitudes: Tensor, label: str) -> Tensor:
     try:
         output = network(amplitudes)
     except Exception as error:
-        said = shown(str(error).strip().partition("\n")[0])
         raise ValueError(
-            f"{label} must take amplitudes (B, C, N, N), here {tuple(amplitudes.shape)}, and raised"
-            f" {type(error).__name__}: {said}"
+            f"{label} must take amplitudes (B, C, N, N), here {tuple(amplitudes.shape)}, and raised {raised(error)}"
         ) from error
     if not isinstance(output, Tensor):
         raise ValueError(f"{label} must give a tensor (B, N, N, C, 2), and gave {type(output).__name__}")
@@ -74,7 +72,7 @@ def _check_state(network: nn.Module, label: str) -> None:
         content.seek(0)
         torch.load(content, weights_only=True)
     except Exception as error:
-        said = shown(str(error).strip().partition("\n")[0])
+        said = shown(first_line(error))
         raise ValueError(
             f"{label} must have a state_dict of tensors, which torch.load reads with weights_only: {said}"
         ) from error

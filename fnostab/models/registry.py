@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import nn
 
 from fnostab.config import ARCHITECTURES, ModelConfig, foreign_network
-from fnostab.io.untrusted import shown
+from fnostab.io.untrusted import raised, shown
 from fnostab.models.cnn import CNNGenerator
 from fnostab.models.fno import CascadedFNOGenerator
 from fnostab.models.hybrid import (
@@ -115,11 +115,7 @@ def _build_foreign(
     except MemoryError:
         raise
     except Exception as error:
-        raise ValueError(f"{label} must be buildable with these settings, and raised {_said(error)}") from error
+        raise ValueError(f"{label} must be buildable with these settings, and raised {raised(error)}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{label} must make a torch.nn.Module, and made {type(network).__name__}")
     return network
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {shown(str(error).strip().partition(chr(10))[0])}"

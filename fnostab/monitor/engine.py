@@ -13,7 +13,7 @@ from fnostab.clipping import ClipStats
 from fnostab.gradients import layer_norms
 from fnostab.health import History, Verdict, judge, measure_stability
 from fnostab.io.endings import Interrupted
-from fnostab.io.untrusted import printable, shown
+from fnostab.io.untrusted import first_line, printable, shown
 from fnostab.monitor.network import Activations, Network
 from fnostab.monitor.record import Record
 from fnostab.monitor.settings import Settings
@@ -196,7 +196,7 @@ class Engine:
         status = self._note(error)
         if status == "FAILED" and error is not None:
             if self.record:
-                said = printable(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+                said = printable(f"{type(error).__name__}: {first_line(error)}")
                 self.record.fail(self.history, said)
             return
         series = self.history.to_mapping()

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from fnostab.io.untrusted import shown
+from fnostab.io.untrusted import raised
 from fnostab.models.checks import trial_amplitudes
 from fnostab.models.neuralop import batches_of_any_size
 
@@ -75,7 +75,6 @@ def check_export(network: nn.Module, label: str, N: int, C: int) -> None:
         with torch.no_grad():
             same = torch.allclose(exported.module()(counts), model(counts), rtol=1e-3, atol=1e-4)
     except Exception as error:
-        said = shown(str(error).strip().partition("\n")[0])
-        raise ValueError(f"{label} {rule}, and torch.export raised {type(error).__name__}: {said}") from error
+        raise ValueError(f"{label} {rule}, and torch.export raised {raised(error)}") from error
     if not same:
         raise ValueError(f"{label} {rule}, and its export gives other patches than the network")
