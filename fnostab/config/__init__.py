@@ -31,12 +31,12 @@ from fnostab.config.resolve import (
     stored_config as stored_config,
 )
 from fnostab.config.sections import (
-    AUTO_MAX_CHANNELS as AUTO_MAX_CHANNELS,
     PHYSICS_KEYS as PHYSICS_KEYS,
     PROBES as PROBES,
     REMOVED_KEYS as REMOVED_KEYS,
     DataConfig as DataConfig,
     ModelConfig as ModelConfig,
+    auto_max_channels as auto_max_channels,
 )
 from fnostab.config.sources import (
     foreign_network as foreign_network,

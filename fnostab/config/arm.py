@@ -12,7 +12,7 @@ from fnostab.config.clip import ClipConfig, auto_clip_value
 from fnostab.config.optim import OptimConfig
 from fnostab.config.presets import PRESETS, standard_arms
 from fnostab.config.section import Section, did_you_mean
-from fnostab.config.sections import AUTO_MAX_CHANNELS, REMOVED_OPTIONS, DataConfig, ModelConfig, TrainConfig
+from fnostab.config.sections import REMOVED_OPTIONS, DataConfig, ModelConfig, TrainConfig, auto_max_channels
 from fnostab.io.endings import ConfigError
 from fnostab.io.foreign import label, portable
 from fnostab.io.untrusted import shown
@@ -104,7 +104,7 @@ class ArmConfig(Section):
         tree |= {key: "auto" for key, name in self.auto_names.items() if tree[key] == name}
         if self.clip.val == auto_clip_value(self.clip.algo):
             tree["clip"]["val"] = "auto"
-        if self.model.max_channels == AUTO_MAX_CHANNELS.get(self.model.arch, 256):
+        if self.model.max_channels == auto_max_channels(self.model.arch):
             tree["model"]["max_channels"] = "auto"
         return yaml.safe_dump(tree, sort_keys=False)
 

@@ -16,10 +16,8 @@ from fnostab.io.untrusted import shown
 
 #: More channels than any network here reaches.
 _MOST_CHANNELS: Final = 2**16
-#: What `model.max_channels = auto` means: the original study's networks doubled their width without a limit.
-AUTO_MAX_CHANNELS: Final[Mapping[str, int]] = {
-    name: _MOST_CHANNELS if name.endswith("_original") else 256 for name in ARCHITECTURES
-}
+#: Networks of the original study, which doubled their width without a limit.
+_UNLIMITED: Final = frozenset(name for name in ARCHITECTURES if name.endswith("_original"))
 
 #: Probes by name; any other is a file.
 PROBES: Final = ("curved_disk", "disk", "defocused")
@@ -34,6 +32,11 @@ _SOURCE: Final = re.compile(r"(runs:/)?[0-9a-f]{32}|runs:/[0-9a-f]{32}/\S*|model
 #: Keys of the loss on patterns. A supervised run has another loss: it takes none of them from a preset, or from what is
 #: given for all arms of a study.
 PHYSICS_KEYS: Final = frozenset({"train.loss", "train.loss_scale", "train.learn_probe", "train.overlap_weight"})
+
+
+def auto_max_channels(arch: str) -> int:
+    """What `model.max_channels = auto` means for an architecture, a user's own among them."""
+    return _MOST_CHANNELS if arch in _UNLIMITED else 256
 
 
 class DataConfig(ReadingConfig):
@@ -199,7 +202,7 @@ class ModelConfig(Section):
     @field_validator("max_channels", mode="before")
     @classmethod
     def _auto(cls, value: Any, info: ValidationInfo) -> Any:
-        return AUTO_MAX_CHANNELS.get(info.data.get("arch", ""), 256) if value == "auto" else value
+        return auto_max_channels(info.data.get("arch", "")) if value == "auto" else value
 
     @field_validator("arch")
     @classmethod

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from fnostab.config import AUTO_MAX_CHANNELS, CONFIG_KEYS, PHYSICS_KEYS, REMOVED_KEYS, ConfigError, is_option
+from fnostab.config import CONFIG_KEYS, PHYSICS_KEYS, REMOVED_KEYS, ConfigError, auto_max_channels, is_option
 from fnostab.io.foreign import portable
 from fnostab.study.stored_run import StoredRun, has_identity
 
@@ -180,7 +180,7 @@ def _comparable(run: StoredRun, key: str) -> object:
         return portable(text) if key in _FOREIGN else text
     # Before `train.loss_scale` was known, the limit was the same for all architectures.
     arch = run.params.get("model.arch", "") if "train.loss_scale" in run.params else ""
-    usual = key == "model.max_channels" and AUTO_MAX_CHANNELS.get(arch, AUTO_MAX_CHANNELS["hybrid"]) == value
+    usual = key == "model.max_channels" and auto_max_channels(arch) == value
     return "auto" if usual else value
 
 
