@@ -7,9 +7,10 @@ from typing import NoReturn
 
 from fnostab import __version__
 from fnostab.cli import check_arch, compare, data, reconstruct, registry, study, sync, train, transfer
-from fnostab.cli.common import Parser, fail, kept_experiment, take_options
+from fnostab.cli.common import Parser, fail, take_options
 from fnostab.config import ConfigError, resolve_config
 from fnostab.io.endings import CommandFailed, Interrupted
+from fnostab.io.environment import kept_environment
 from fnostab.io.files import is_disk_full
 
 _DESCRIPTION = "Train Fourier-neural-operator networks on ptychography data, tracked by MLflow."
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options and "config" not in arguments:  # it takes no keys
             raise ConfigError(f"`--{next(iter(options))}` is no argument of this command")
         vars(arguments).update({f"key:{key}": value for key, value in options.items()})
-        with kept_experiment():
+        # What `guest_values` sets ends with the command: the next one may be in this process.
+        with kept_environment("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
             code: int = arguments.run(arguments)
         return code
     except ConfigError as error:

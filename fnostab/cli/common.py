@@ -115,19 +115,6 @@ def guest_values(arguments: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(arguments, key) for key in ("run_name", "description") if hasattr(arguments, key)}
 
 
-@contextmanager
-def kept_experiment() -> Iterator[None]:
-    """Put MLflow's variables for the experiment back at the end of a command: the next one may be in this process."""
-    kept = {name: os.environ.get(name) for name in ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")}
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
 def model_name_value(arguments: argparse.Namespace) -> str | None:
     """The name that `add_model_name_argument` was given; raises `ConfigError` for one that no URI can hold."""
     name: str | None = arguments.model_name

@@ -12,6 +12,7 @@ import torch
 
 from fnostab import launch
 from fnostab.config import ArmConfig
+from fnostab.io.environment import kept_environment
 from fnostab.launch import Job, LaunchConfig, OnUpdate, Update
 from fnostab.study.plan import Planned, StudyPlan
 from fnostab.study.stored_run import StoredRun
@@ -140,12 +141,7 @@ def cluster(plan: StudyPlan, where: LaunchConfig, *, needed: bool) -> AbstractCo
 def environment(store_uri: str, experiment_id: str) -> Iterator[None]:
     """Let every run, wherever it executes, write to this store and into this experiment."""
     wanted = {"MLFLOW_TRACKING_URI": store_uri, "MLFLOW_EXPERIMENT_ID": experiment_id}
-    kept = {key: os.environ.pop(key, None) for key in (*wanted, "MLFLOW_EXPERIMENT_NAME")}
-    os.environ.update(wanted)
-    try:
+    with kept_environment(*wanted, "MLFLOW_EXPERIMENT_NAME"):
+        os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)
+        os.environ.update(wanted)
         yield
-    finally:
-        for key, value in kept.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value
