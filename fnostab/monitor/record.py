@@ -3,7 +3,6 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any, Final
 
 import fnostab
 from fnostab.health import History, Stability, Verdict
@@ -15,12 +14,9 @@ from fnostab.tracking.checkout import folder_commit
 from fnostab.tracking.errors import StoreUnavailable
 from fnostab.tracking.run import end_run, how_to_open, start_guest_run
 from fnostab.tracking.tracker import Tracker
-from fnostab.tracking.verdict import description, verdict_tags
+from fnostab.tracking.verdict import description, evidence_numbers, verdict_layout, verdict_tags
 
 logger = logging.getLogger(__name__)
-
-#: What of a verdict's evidence is a metric as well.
-_EVIDENCE: Final = ("best_val_loss", "grad_norm_median", "grad_norm_max", "plateau_left_epoch")
 
 
 class Record:
@@ -68,10 +64,9 @@ class Record:
         Where the store does not take it, the files are written beside the training and a warning says where: whoever
         trained shall not lose what comes after.
         """
-        numbers = {name: verdict.evidence.get(name) for name in _EVIDENCE}
-        found = tracked({name: float(value) for name, value in numbers.items() if value is not None})
-        layout: dict[str, Any] = {"verdict": verdict.label, "verdict_reason": verdict.reason}
-        layout |= {"evidence": verdict.evidence, "stability": stability.to_mapping() if stability else None} | found
+        best = verdict.evidence.get("best_val_loss")
+        found = tracked(({} if best is None else {"best_val_loss": float(best)}) | evidence_numbers(verdict))
+        layout = verdict_layout(verdict, stability) | found
         self.tracker.log_metrics(found, step=max(0, history.steps - 1))
         if status == "FINISHED":
             texts = {"metrics.json": json.dumps(plain(layout), indent=2, allow_nan=False)}

@@ -15,6 +15,6 @@ def model_card(name: str, run: StoredRun) -> str:
     quality = {name: run.metrics.get(METRIC[name]) for name in _QUALITY}
     stability = run.tags.get("stability")
     if run.is_foreign:
-        return render("foreign_card.md.j2", name=name, run=run, stability=run.tags.get("stability"), **quality)
+        return render("foreign_card.md.j2", name=name, run=run, stability=stability, **quality)
     of_run = {"run": run, "params": run.params, "N": int(run.params["data.N"]), "stability": stability}
     return render("card.md.j2", name=name, **of_run, **quality)

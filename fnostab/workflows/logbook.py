@@ -24,7 +24,7 @@ from fnostab.tracking.checkout import uncommitted_code
 from fnostab.tracking.errors import StoreUnavailable
 from fnostab.tracking.exports import log_model
 from fnostab.tracking.tracker import Tracker, run_tags
-from fnostab.tracking.verdict import description, verdict_tags
+from fnostab.tracking.verdict import description, verdict_layout, verdict_tags
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import EXAMPLE_PATTERNS, CountsToObject
@@ -160,8 +160,7 @@ class Logbook:
             tags["twin"] = str(verdict.evidence["twin"]).lower()
         tracker.set_tags(tags)
         tracker.set_description(description(verdict, stability))
-        layout: dict[str, Any] = {"verdict": verdict.label, "verdict_reason": verdict.reason}
-        layout |= {"evidence": verdict.evidence, "stability": stability.to_mapping() if stability else None}
+        layout = verdict_layout(verdict, stability)
         layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | self._baselines | numbers
         tracker.log_text(json.dumps(plain(layout), indent=2, allow_nan=False), "metrics.json")
         tracker.log_text(history.to_json(), "history.json")

@@ -22,6 +22,7 @@ from fnostab.tracking.run import NOTE, RunState, find_claimed, how_to_open, open
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import find_results
 from fnostab.tracking.tracker import Tracker
+from fnostab.tracking.verdict import evidence_numbers
 from fnostab.training.callbacks import (
     Checkpoints,
     ConsoleProgress,
@@ -53,8 +54,6 @@ from fnostab.workflows.warm_start import warm_start
 
 #: Is told how a run stands after each epoch; what it answers with True ends there, with the verdict `pruned`.
 Watch = Callable[[EpochSummary], bool | None]
-#: What of a verdict's evidence is a metric as well, so that runs can be compared without reading their artifacts.
-_EVIDENCE = ("grad_norm_median", "grad_norm_max", "plateau_left_epoch")
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ class _Training:
                 logbook.log_model(module)
         series = history.to_mapping()
         verdict, stability = judge(series), measure_stability(series)
-        results |= {name: float(verdict.evidence[name]) for name in _EVIDENCE if verdict.evidence[name] is not None}
+        results |= evidence_numbers(verdict)
         logbook.end(verdict, stability, results, evaluation, self._files)
         where = how_to_open(tracker.run_id, tracker.experiment_id)
         return ArmResult(tracker.run_id, where, verdict, stability, tracked(known | results), history)
