@@ -50,6 +50,7 @@ def rank_study(
 
     They are ranked by the column `by`: one of `RANKED_BY`, or a metric that the user logged to the runs, of which lower
     values are better.
+
     Several studies, with commas between, are ranked together, at one look; they have no parent run in common. An arm
     of a name that another one of them has too is called `arm (study)`. A study whose own name has commas goes before.
     Raises `ConfigError` where the runs cannot be compared.
