@@ -229,6 +229,7 @@ def test_a_newer_key_changes_the_hash_only_where_it_has_another_value_than_runs_
     of_scans = {f"data.{key}" for key in ReadingConfig.model_fields}
     others = {"train.give_up_after": 0.5, "train.select_by": "r_stitched", "train.loss_scale": "batch"}
     others |= {"data.val_choice": "block", "data.val": "test", "data.object_mean": 0.2, "data.probe_aperture": "square"}
+    others |= {"train.precision": "bf16-mixed"}
     others |= {"train.mode": "supervised", "train.init_from": 32 * "0"}
     others |= {"data.seeds": 2, "model.options": {"depth": 3}, "model.source_sha256": 64 * "a"}
     others |= {"clip.exclude": ["out.*"], "clip.options": {"alpha": 0.9}, "clip.source_sha256": 64 * "0"}

@@ -120,6 +120,7 @@ OTHER = {
     "train.init_from": "models:/other@champion",
     "train.picture_every_epochs": 2,
     "train.artifacts": "numbers",
+    "train.precision": "bf16-mixed",
     "train.cuda_graph": False,
 }
 #: Tags and paces, and the one name of the one strategy: they change no number.

@@ -32,6 +32,7 @@ FLAT_KEYS: Final[Mapping[str, str]] = {
     "nimgs_test": "data.nimgs_test",
     "loss": "train.loss",
     "init_from": "train.init_from",
+    "precision": "train.precision",
     "data": "data.path",
     "study": "study",
     "arm": "arm",

@@ -250,6 +250,11 @@ class TrainConfig(Section):
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads per process; null: OMP_NUM_THREADS, or cores over `devices`"
     )
+    precision: Literal["32-true", "bf16-mixed", "tf32", "auto"] = Field(
+        "32-true",
+        description="of training steps: bf16-mixed computes the network in bfloat16; auto: so where the hardware does",
+        json_schema_extra=newer("32-true"),
+    )
     cuda_graph: bool = Field(
         True, description="on one CUDA device, launch a step's kernels as a graph (built-in networks)"
     )

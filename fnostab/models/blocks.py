@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fnostab.models.precision import as_single
 from fnostab.models.spectral import OneSidedSpectralConv2d, SpectralConv2d, require_at_least
 
 
@@ -35,7 +36,7 @@ class PtychoBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels H W"]) -> Float[Tensor, "batch channels H W"]:
         """Apply the block to `x`."""
-        return x + self.update(x)
+        return as_single(x) + self.update(x)
 
 
 class OneSidedPtychoBlock(PtychoBlock):
@@ -79,7 +80,7 @@ class StablePtychoBlock(PtychoBlock):
 
     def update(self, x: Float[Tensor, "batch channels H W"]) -> Float[Tensor, "batch channels H W"]:
         """What the block adds to `x`."""
-        update: Tensor = super().update(x)
+        update: Tensor = as_single(super().update(x))
         update = self.norm(update) if self.norm_centred else self._scaled(update)
         return update if self.layerscale is None else self.layerscale * update
 
@@ -112,7 +113,7 @@ class PreNormPtychoBlock(PtychoBlock):
 
     def update(self, x: Float[Tensor, "batch channels H W"]) -> Float[Tensor, "batch channels H W"]:
         """What the block adds to `x`."""
-        return super().update(self.pre_norm(x))
+        return super().update(self.pre_norm(as_single(x)))
 
 
 class UpStage(nn.Module):

@@ -43,6 +43,28 @@ def check_behaviour(network: nn.Module, label: str, N: int, C: int) -> None:
             raise ValueError(f"{label} must give a pattern the same patch whatever else is in its batch (in eval mode)")
 
 
+def check_mixed_precision(network: nn.Module, label: str, N: int, C: int) -> None:
+    """Raise ValueError, in one line, if `network` cannot take a training step under autocast to bfloat16.
+
+    As in `check_behaviour`; the gradients are cleared afterwards.
+    """
+    rule = f"`train.precision` (=bf16-mixed) must be 32-true for {label}"
+    amplitudes = trial_amplitudes(_SIZES[0], C, N)
+    network.train()
+    try:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            output = network(amplitudes)
+        output.float().square().mean().backward()
+        finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in network.parameters())
+    except Exception as error:
+        raise ValueError(f"{rule}, which raised under autocast: {raised(error)}") from error
+    finally:
+        network.zero_grad()
+        network.eval()
+    if not finite:
+        raise ValueError(f"{rule}, whose gradients are not finite under autocast")
+
+
 def _output(network: nn.Module, amplitudes: Tensor, label: str) -> Tensor:
     """What `network` makes of `amplitudes`, if it is what a network must give."""
     B, C, N, _ = amplitudes.shape

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fnostab.models.precision import as_single, single_precision
+
 
 def require_at_least(minimum: int, **values: int) -> None:
     """Raise ValueError, naming the first of `values` that is less than `minimum`."""
@@ -51,6 +53,8 @@ class SpectralConv2d(nn.Module):
     and for a dozen modes less work than an FFT. They are not meant for hundreds of modes. The layer is fastest on
     inputs that have their channels last in memory, and returns its output in that order. `weight` has the order in
     which the product reads it, so that neither it nor its gradient, most of a network's numbers, is ever moved.
+
+    Under autocast the products per mode are in bfloat16, the transforms stay in single precision.
 
     State dicts of version 1 hold `weight` as `(out, in, rows, cols, 2)`; they load into this layer.
     """
@@ -177,11 +181,14 @@ def _apply(
     """
     batch, height, width, channels = x.shape
     rows, cols, _, out, _ = weight.shape
-    lines = torch.matmul(transforms.across, x).reshape(batch, height * 2, cols * channels)
-    modes = torch.matmul(transforms.down, lines).reshape(batch, rows, 2, cols, channels)
+    x = as_single(x)
+    with single_precision(x):
+        lines = torch.matmul(transforms.across, x).reshape(batch, height * 2, cols * channels)
+        modes = torch.matmul(transforms.down, lines).reshape(batch, rows, 2, cols, channels)
     modes = modes.permute(1, 3, 2, 0, 4).reshape(rows * cols, 2 * batch, channels)
     # One real product per mode, of (real; imaginary) with (real, imaginary), holds the four that a complex one needs.
     products = torch.bmm(modes, weight.reshape(rows * cols, channels, out * 2)).reshape(rows, cols, 2, batch, out, 2)
-    products = products.permute(3, 0, 2, 5, 1, 4).reshape(batch, rows * 4, cols * out)
-    lines = torch.matmul(transforms.up, products).reshape(batch, height, 2 * cols, out)
-    return torch.matmul(transforms.across.t(), lines)
+    products = as_single(products.permute(3, 0, 2, 5, 1, 4).reshape(batch, rows * 4, cols * out))
+    with single_precision(x):
+        lines = torch.matmul(transforms.up, products).reshape(batch, height, 2 * cols, out)
+        return torch.matmul(transforms.across.t(), lines)

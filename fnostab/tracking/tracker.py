@@ -195,4 +195,5 @@ def run_tags(config: ArmConfig, dataset: Dataset, device: str) -> dict[str, str]
         "fnostab_version": fnostab.__version__,
         "git_commit": git_commit(),
         "device": device,
+        "precision": config.train.precision,
     }

@@ -20,6 +20,7 @@ from fnostab.optics import Beam
 from fnostab.training.batches import Batch
 from fnostab.training.collectives import all_gather, all_gather_complex
 from fnostab.training.optimizers import RealTwins, make_optimizer, update_moments, warmup_cosine
+from fnostab.training.precision import step_precision
 from fnostab.training.replay import Replay
 from fnostab.training.stitching import stitched_amplitude
 from fnostab.training.supervised import Truth
@@ -113,7 +114,12 @@ class PtychoModule(lightning.LightningModule):
         Those of a group, which the network takes as its channels, lie one after the other.
         """
         groups = (sqrt_counts * self.input_scale).reshape(-1, self.config.data.group_size, *sqrt_counts.shape[1:])
-        parts = self._replay(groups).movedim(3, 1).flatten(0, 1)
+        if self.training and torch.is_grad_enabled():
+            with step_precision(self.config, self.device):
+                output = self._replay(groups).float()
+        else:  # whatever is measured or shipped is in single precision
+            output = self._replay(groups)
+        parts = output.movedim(3, 1).flatten(0, 1)
         return torch.complex(parts[..., 0], parts[..., 1])
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:

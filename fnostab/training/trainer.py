@@ -15,12 +15,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from fnostab.config import ARCHITECTURES, ArmConfig, ConfigError, ModelConfig
 from fnostab.dataset import Dataset
 from fnostab.io.foreign import is_foreign
-from fnostab.models.checks import check_behaviour
+from fnostab.models.checks import check_behaviour, check_mixed_precision
 from fnostab.models.registry import build_generator
 from fnostab.training.batches import make_loaders
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.memory import is_out_of_memory
 from fnostab.training.module import PtychoModule, make_clipper
+from fnostab.training.precision import device_kind
 from fnostab.training.processes import find_environment
 from fnostab.training.shipped_model import check_export
 
@@ -77,9 +78,7 @@ def check_accelerator(name: str) -> None:
 
 def check_devices(config: ArmConfig) -> None:
     """Raise `ConfigError` if this machine has fewer devices than asked for; CPUs take any number of processes."""
-    asked, kind = config.train.devices, config.train.accelerator
-    if kind == "auto":
-        kind = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    asked, kind = config.train.devices, device_kind(config)
     there = {"gpu": torch.cuda.device_count(), "mps": 1}.get(kind, asked)
     if asked > there:
         raise ConfigError(f"`train.devices` (={asked}) must be <= {there}, the devices ({kind}) of this machine")
@@ -131,14 +130,18 @@ def check_network(config: ArmConfig) -> None:
             with torch.device("meta"):
                 build_generator(model, N, C)
         else:
-            _check_foreign(model.model_dump_json(), N, C, config.train.artifacts == "all")
+            mixed = config.train.precision == "bf16-mixed"
+            _check_foreign(model.model_dump_json(), N, C, config.train.artifacts == "all", mixed)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
 @functools.cache
-def _check_foreign(model_json: str, N: int, C: int, ships: bool) -> None:
-    """Try the network of a `ModelConfig` as JSON, for C patterns of N x N pixels, and its export if it `ships`."""
+def _check_foreign(model_json: str, N: int, C: int, ships: bool, mixed: bool) -> None:
+    """Try the network of a `ModelConfig` as JSON, for C patterns of N x N pixels.
+
+    Its export is tried if it `ships`, and a step under autocast if it trains in `mixed` precision.
+    """
     # The network may be of another machine's names, but by now it has been found.
     model = ModelConfig.model_validate_json(model_json)
     label = f"`model.arch` (={model.arch})"
@@ -147,6 +150,8 @@ def _check_foreign(model_json: str, N: int, C: int, ships: bool) -> None:
         try:
             network = build_generator(model, N, C)
             check_behaviour(network, label, N, C)
+            if mixed:
+                check_mixed_precision(network, label, N, C)
             if ships:
                 check_export(network, label, N, C)
         except (RuntimeError, MemoryError) as error:

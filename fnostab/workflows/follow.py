@@ -12,6 +12,7 @@ from fnostab.io.endings import Interrupted
 from fnostab.training.callbacks import Checkpoints, Interruption, Pruning, SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.memory import is_out_of_memory
+from fnostab.training.precision import set_matrix_precision
 from fnostab.training.processes import OUT_OF_MEMORY_EXIT, following
 from fnostab.training.series import Nowhere
 from fnostab.training.trainer import fit, make_trainer, quieten_libraries, set_threads
@@ -28,6 +29,7 @@ def follow(config: ArmConfig) -> None:
     """
     quieten_libraries()
     config = set_threads(with_sources(config))
+    set_matrix_precision(config)
     # It decides what the first process decides, from the same numbers: a step that is not finite stops both.
     # Whether the run is given up or pruned, it is told.
     recorder = SeriesRecorder(History(), Nowhere(), config.train.give_up_epoch)

@@ -18,6 +18,7 @@ from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.run import how_to_open
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import MODEL_NAME, StudyFolder, find_parent, find_results, open_parent
+from fnostab.training.precision import check_precision, settle_precision
 from fnostab.training.trainer import check_accelerator, check_clipping, check_devices, check_network
 from fnostab.workflows import build_dataset
 from fnostab.workflows.looks import Looks
@@ -69,6 +70,7 @@ def run_study(
     for bad input before anything is written, `AlreadyRunning` if another process runs this study, and `Interrupted`
     after SIGTERM or Ctrl-C, once the runs have stored what they had; the same call then goes on.
     """
+    plan = replace(plan, arms=settle_precision(plan.arms))
     _check(plan)
     if until is not None:
         schedule_of(until, plan)
@@ -179,3 +181,4 @@ def _check(plan: StudyPlan) -> None:
         check_network(config)
         check_clipping(config)
         check_devices(config)
+        check_precision(config)

@@ -35,6 +35,7 @@ from fnostab.training.callbacks import (
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.memory import is_out_of_memory, peak_bytes
 from fnostab.training.module import PtychoModule
+from fnostab.training.precision import check_precision, set_matrix_precision, settle_precision, slower_than_single
 from fnostab.training.processes import Meeting, find_environment, leading
 from fnostab.training.supervised import constant_object_loss
 from fnostab.training.trainer import (
@@ -92,12 +93,15 @@ def train_arm(
     """
     quieten_libraries()
     check_accelerator(config.train.accelerator)
+    config = settle_precision({config.arm: config})[config.arm]
     check_devices(config)
+    check_precision(config)
     config = with_sources(config)
     check_network(config)
     check_clipping(config)
-    if line := namesake(config.model.arch):
-        report(line)
+    for line in (namesake(config.model.arch), slower_than_single(config)):
+        if line:
+            report(line)
     if find_environment(config).global_rank() > 0:
         follow.follow(config)
         raise SystemExit(0)
@@ -107,6 +111,7 @@ def train_arm(
         config = start.config
         dataset = build_dataset(config.dataset, data_progress)
         config = set_threads(config)
+        set_matrix_precision(config)
         open_store()
         with RunFolder(config, dataset.sha256, redacted(store_uri)) as folder:
             run_id, state = _earlier_run(config, dataset.sha256, folder, again)
