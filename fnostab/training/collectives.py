@@ -27,13 +27,18 @@ def broadcast(values: list[int], device: torch.device) -> list[int]:
     return found
 
 
-def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
-    """The mean of a number, a tensor of each process; `value` itself where there is one process."""
+def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """The sum of the tensors of all processes; `value` itself where there is one process."""
     if not is_distributed():
         return value
     total = value.clone()
     distributed.all_reduce(total)
-    return total / distributed.get_world_size()
+    return total
+
+
+def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """The mean of the tensors of all processes; `value` itself where there is one process."""
+    return sum_over_processes(value) / distributed.get_world_size() if is_distributed() else value
 
 
 def is_first() -> bool:
