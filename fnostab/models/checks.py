@@ -43,16 +43,17 @@ def check_behaviour(network: nn.Module, label: str, N: int, C: int) -> None:
             raise ValueError(f"{label} must give a pattern the same patch whatever else is in its batch (in eval mode)")
 
 
-def check_mixed_precision(network: nn.Module, label: str, N: int, C: int) -> None:
+def check_mixed_precision(network: nn.Module, label: str, N: int, C: int, device: str = "cpu") -> None:
     """Raise ValueError, in one line, if `network` cannot take a training step under autocast to bfloat16.
 
-    As in `check_behaviour`; the gradients are cleared afterwards.
+    As in `check_behaviour`, but on a `device` of torch's, as not every operation that CPUs have in bfloat16 is one of
+    GPUs, too. The network comes back to the CPU, without gradients.
     """
     rule = f"`train.precision` (=bf16-mixed) must be 32-true for {label}"
-    amplitudes = trial_amplitudes(_SIZES[0], C, N)
-    network.train()
+    amplitudes = trial_amplitudes(_SIZES[0], C, N).to(device)
+    network.to(device).train()
     try:
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False):
             output = network(amplitudes)
         output.float().square().mean().backward()
         finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in network.parameters())
@@ -60,7 +61,7 @@ def check_mixed_precision(network: nn.Module, label: str, N: int, C: int) -> Non
         raise ValueError(f"{rule}, which raised under autocast: {raised(error)}") from error
     finally:
         network.zero_grad()
-        network.eval()
+        network.cpu().eval()
     if not finite:
         raise ValueError(f"{rule}, whose gradients are not finite under autocast")
 

@@ -105,6 +105,7 @@ TAGS: Final = {
     "fnostab_version": "version of this package",
     "git_commit": "commit of the checkout; with `-dirty`, the artifact `code.diff` holds what it lacks",
     "device": "what it trains on",
+    "precision": "of its training steps: 32-true, bf16-mixed or tf32",
     "verdict": "how it went, in one word",
     "verdict_reason": "and why",
     "verdict_version": "the version of the rules that decided it; none is the first",

@@ -20,6 +20,12 @@ def device_kind(config: ArmConfig) -> str:
     return "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def torch_device(config: ArmConfig) -> str:
+    """What torch calls the kind of device that a run trains on here."""
+    kind = device_kind(config)
+    return "cuda" if kind == "gpu" else kind
+
+
 def has_bf16(kind: str) -> bool:
     """Whether this machine's devices of that kind have instructions for bfloat16; without, torch emulates them."""
     if kind == "gpu":

@@ -21,7 +21,7 @@ from fnostab.training.batches import make_loaders
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.memory import is_out_of_memory
 from fnostab.training.module import PtychoModule, make_clipper
-from fnostab.training.precision import device_kind
+from fnostab.training.precision import device_kind, torch_device
 from fnostab.training.processes import find_environment
 from fnostab.training.shipped_model import check_export
 
@@ -130,17 +130,17 @@ def check_network(config: ArmConfig) -> None:
             with torch.device("meta"):
                 build_generator(model, N, C)
         else:
-            mixed = config.train.precision == "bf16-mixed"
-            _check_foreign(model.model_dump_json(), N, C, config.train.artifacts == "all", mixed)
+            mixed_on = torch_device(config) if config.train.precision == "bf16-mixed" else ""
+            _check_foreign(model.model_dump_json(), N, C, config.train.artifacts == "all", mixed_on)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
 @functools.cache
-def _check_foreign(model_json: str, N: int, C: int, ships: bool, mixed: bool) -> None:
+def _check_foreign(model_json: str, N: int, C: int, ships: bool, mixed_on: str) -> None:
     """Try the network of a `ModelConfig` as JSON, for C patterns of N x N pixels.
 
-    Its export is tried if it `ships`, and a step under autocast if it trains in `mixed` precision.
+    Its export is tried if it `ships`, and a step under autocast on the device `mixed_on`, if named.
     """
     # The network may be of another machine's names, but by now it has been found.
     model = ModelConfig.model_validate_json(model_json)
@@ -150,8 +150,8 @@ def _check_foreign(model_json: str, N: int, C: int, ships: bool, mixed: bool) ->
         try:
             network = build_generator(model, N, C)
             check_behaviour(network, label, N, C)
-            if mixed:
-                check_mixed_precision(network, label, N, C)
+            if mixed_on:
+                check_mixed_precision(network, label, N, C, mixed_on)
             if ships:
                 check_export(network, label, N, C)
         except (RuntimeError, MemoryError) as error:

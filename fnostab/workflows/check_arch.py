@@ -17,7 +17,7 @@ from fnostab.config import ArmConfig, ConfigError, namesake, with_sources
 from fnostab.io.foreign import portable
 from fnostab.io.untrusted import shown
 from fnostab.models import build_generator
-from fnostab.models.checks import check_behaviour
+from fnostab.models.checks import check_behaviour, check_mixed_precision
 from fnostab.models.probing import STEPS, Trial, inert_layers, repeats, step_time_s
 from fnostab.training.shipped_model import check_export, quietly
 
@@ -69,6 +69,13 @@ def check_arch(config: ArmConfig) -> ArchCheck:
             check.faults.append("it breaks a rule for networks")
             return check
         _try_steps(check, config, build)
+        try:
+            check_mixed_precision(network, "it", N, C)
+            check.rows.append(("bfloat16", "yes: train.precision=bf16-mixed"))
+        except ValueError as error:
+            check.rows.append(("bfloat16", f"NO: {error}"))
+            if config.train.precision == "bf16-mixed":
+                check.faults.append("it does not train in bfloat16")
         _try_exports(check, network, N, C)
     return check
 

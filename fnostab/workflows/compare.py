@@ -37,7 +37,7 @@ from fnostab.workflows.ranked import rank_study
 #: The picture of a run that the report shows, and its caption.
 _PICTURE, _CAPTION = "recon/object_0.png", "first test object"
 #: Facts of the report and the tags and parameters that they are.
-_TAGS: Final = {"device": "device", "fnostab": "fnostab_version", "commit": "git_commit"}
+_TAGS: Final = {"device": "device", "precision": "precision", "fnostab": "fnostab_version", "commit": "git_commit"}
 _PARAMS: Final = {
     **{"preset": "preset", "blocks": "model.fno_blocks", "width": "model.width"},
     **{"epochs": "train.epochs", "threads": "train.threads"},

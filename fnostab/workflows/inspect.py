@@ -10,7 +10,7 @@ from fnostab.study.names import DETAILS
 from fnostab.tracking.artifacts import read_run
 
 #: The tags that say which run it is, in the order of the table.
-_IDENTITY = ("study", "arm", "seed", "device", "dataset_sha256", "fnostab_version", "git_commit")
+_IDENTITY = ("study", "arm", "seed", "device", "precision", "dataset_sha256", "fnostab_version", "git_commit")
 #: Those of its verdict.
 _JUDGED = ("verdict", "verdict_reason", "verdict_version", "stability")
 
