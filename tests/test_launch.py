@@ -12,6 +12,7 @@ import pytest
 
 from fnostab.config import ConfigError
 from fnostab.io.endings import Interrupted
+from fnostab.io.openmp import OPENMP_CHOICES
 from fnostab.launch import Job, Update, collected_signals, ray_cluster, run_inline, run_processes, run_ray
 
 #: What the jobs of these tests do: the kind of end that their config asks for.
@@ -33,6 +34,9 @@ def run(job, send):
         sys.exit(3)
     if kind == "fail":
         send(Update("failed", "ValueError: no"))
+        return
+    if kind == "threads":
+        send(Update("done", os.environ.get("OMP_WAIT_POLICY", "not said")))
         return
     if kind == "wait":
         ended = []
@@ -72,6 +76,19 @@ class News:
 
     def of(self, place):
         return [update for at, update in self.updates if at == place]
+
+
+@pytest.mark.parametrize(
+    ("workers", "chosen", "found"),
+    [(2, None, "PASSIVE"), (2, "ACTIVE", "ACTIVE"), (1, None, "not said"), (1, "ACTIVE", "ACTIVE")],
+)
+def test_threads_of_several_processes_sleep_while_they_wait(command, monkeypatch, workers, chosen, found):
+    for name in OPENMP_CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    ends = run_processes(jobs("threads", "threads"), command, News(), workers)
+    assert [end.text for end in ends] == [found, found]
 
 
 def test_a_process_tells_its_epochs_and_its_end(command):

@@ -12,6 +12,7 @@ from fnostab.config import ConfigError, resolve_config
 from fnostab.io.endings import CommandFailed, Interrupted
 from fnostab.io.environment import kept_environment
 from fnostab.io.files import is_disk_full
+from fnostab.io.openmp import wait_passively_if_busy
 
 _DESCRIPTION = "Train Fourier-neural-operator networks on ptychography data, tracked by MLflow."
 _COMMANDS = (train, check_arch, sync, study, compare, reconstruct, registry, data, transfer)
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options and "config" not in arguments:  # it takes no keys
             raise ConfigError(f"`--{next(iter(options))}` is no argument of this command")
         vars(arguments).update({f"key:{key}": value for key, value in options.items()})
+        wait_passively_if_busy()  # before the command imports torch
         # What `guest_values` sets ends with the command: the next one may be in this process.
         with kept_environment("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
             code: int = arguments.run(arguments)

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Final
 
+from fnostab.io.openmp import passive_waiting
 from fnostab.launch.jobs import TICK_S, Job, OnUpdate, Run, Update, run_job, supervised
 
 #: Lines of a process's stderr that are kept, for the case that it dies.
@@ -26,10 +27,13 @@ def run_processes(jobs: Sequence[Job], command: Sequence[str], on_update: OnUpda
 
     `command` starts a process that takes one job after the other (see `serve_jobs`); after one that does not end
     `done`, the next has a new process. A signal, or an exception of `on_update`, stops all of them; once they have
-    stored what they had, `Interrupted` or that exception is raised.
+    stored what they had, `Interrupted` or that exception is raised. The threads of several processes sleep while they
+    wait, unless the environment says otherwise: together they may have as many as there are cores.
     """
     waiting = list(enumerate(jobs))[::-1]
-    processes = [_Process(command) for _ in range(min(workers, len(jobs)))]
+    workers = min(workers, len(jobs))
+    environment = os.environ | (passive_waiting(os.environ) if workers > 1 else {})
+    processes = [_Process(command, environment) for _ in range(workers)]
 
     def stop() -> None:
         waiting.clear()
@@ -89,14 +93,15 @@ def _read_jobs(jobs: "queue.SimpleQueue[bytes]") -> None:
 
 
 class _Process:
-    """A process that `command` starts when there is a job for it, as a context; `place` is that of its job.
+    """A process that `command` starts, in `environment`, when it has a job, as a context; `place` is that of its job.
 
     Its stderr is kept, for the case that it dies.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.place = -1
         self._command = command
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._last = Update("done")
 
@@ -141,6 +146,7 @@ class _Process:
     def _start(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(
             self._command,
+            env=self._environment,
             bufsize=0,  # so that what is readable lies in the pipe, and not in a buffer
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
