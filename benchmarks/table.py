@@ -3,11 +3,16 @@
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from benchmarks.timing import Spread, ratio, spread
+
+#: What a processor may have for products in low precision, as Linux calls it, and as people do.
+_FEATURES = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX"}
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 class Row(NamedTuple):
@@ -44,13 +49,19 @@ def measure_and_print(names: list[str], rows_by_name: Mapping[str, Callable[[], 
     rows: list[Row] = []
     for name in names:
         for row in rows_by_name[name]():
-            print(_line(row), flush=True)
+            print(line(row), flush=True)
             rows.append(row)
+    print("", machine(), "", *table(rows), sep="\n")
+
+
+def table(rows: list[Row]) -> list[str]:
+    """The rows as a table in Markdown."""
     header = ["| what | against | target | measured | met | times: median (quartiles) |", "|---|---|---|---|---|---|"]
-    print("", machine(), "", *header, *map(_line, rows), sep="\n")
+    return [*header, *map(line, rows)]
 
 
-def _line(row: Row) -> str:
+def line(row: Row) -> str:
+    """A row as a line in Markdown."""
     met = {True: "yes", False: "**no**", None: "-"}[row.met]
     return f"| {row.what} | {row.against} | {row.target} | {row.value} | {met} | {row.times} |"
 
@@ -59,15 +70,29 @@ def machine() -> str:
     """What the numbers were measured on."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    instructions = ", ".join([torch.backends.cpu.get_cpu_capability(), *cpu_features()])
     return (
-        f"commit {commit.stdout.strip() or 'unknown'}; {_processor()}, {torch.get_num_threads()} threads{device}; "
-        f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()})"
+        f"commit {commit.stdout.strip() or 'unknown'}; {processor()}, {torch.get_num_threads()} threads{device}; "
+        f"torch {torch.__version__} ({instructions})"
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> list[str]:
+    """What the processor has for bf16: AVX512-BF16, AMX, both or nothing; where the system does not say so, nothing."""
+    flags = _cpuinfo().get("flags", "").split()
+    return [name for flag, name in _FEATURES.items() if flag in flags]
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        text = _CPUINFO.read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    pairs = (one.partition(":") for one in text.split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

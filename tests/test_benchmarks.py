@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import table
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -17,21 +19,38 @@ def _lines(*arguments):
     return result.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "rows"),
-    [
-        (("benchmarks", "--rows", "step", "agc", "data", "observing", "monitor"), 9),
-        (("benchmarks.gpu", "--device", "cpu", "--rows", "step", "agc"), 6),
-    ],
-    ids=["benchmarks", "benchmarks.gpu"],
-)
-def test_a_table_of_the_chosen_rows_is_printed(arguments, rows):
-    lines = _lines(*arguments, "--small")
+def test_a_table_of_the_chosen_rows_is_printed():
+    lines = _lines(
+        "benchmarks", "--rows", "step", "bf16", "agc", "data", "observing", "monitor", "--small", "--threads", "1"
+    )
     start = next(i for i, line in enumerate(lines) if line.startswith("| what |"))
-    table = lines[start + 2 :]
-    assert len(table) == rows
-    assert all(line.count("|") == 7 for line in table)
+    found = lines[start + 2 :]
+    assert len(found) == 10
+    assert all(line.count("|") == 7 for line in found)
     assert lines[start - 2].startswith("commit ")
+
+
+def test_the_rows_of_gpus_are_measured_on_a_cpu_and_their_file_gives_the_table_again(tmp_path):
+    path = tmp_path / "gpu.json"
+    small = ("benchmarks.gpu", "--device", "cpu", "--small", "--minutes", "10", "--file", str(path))
+    lines = _lines(*small, "--rows", "original", "bf16", "graph", "agc", "observing")
+    start = next(i for i, line in enumerate(lines) if line.startswith("| what |"))
+    found = lines[start + 2 : -2]
+    assert len(found) == 7
+    assert all(line.count("|") == 7 for line in found)
+    assert lines[-1].startswith("original, bf16, graph, agc, observing: commit ")
+    assert _lines("benchmarks.gpu", "--render", str(path)) == lines[start:]
+
+
+def test_the_instructions_of_a_processor_are_named(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(table, "_CPUINFO", cpuinfo)
+    cpuinfo.write_text("model name\t: A: B\nflags\t\t: avx2 avx512_bf16 amx_bf16\n\nmodel name\t: C\nflags\t: none\n")
+    assert (table.processor(), table.cpu_features()) == ("A: B", ["AVX512-BF16", "AMX"])
+    cpuinfo.write_text("model name\t: D\nflags\t\t: avx2\n")
+    assert (table.processor(), table.cpu_features()) == ("D", [])
+    cpuinfo.unlink()
+    assert table.cpu_features() == []
 
 
 def test_a_gpu_that_is_not_there_is_missed_in_one_line():
