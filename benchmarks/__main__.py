@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import clipping, data, depth, monitor, observing, step
+from benchmarks import clipping, data, depth, fixed_cost, monitor, observing, step
 from benchmarks.table import Row, cpu_features, faster, measure_and_print, multiple, percent
 from benchmarks.timing import ratio, spread
 from benchmarks.training import full_case, ms_by_turns, small_case
@@ -81,6 +81,11 @@ def depth_rows(small: bool) -> Iterator[Row]:
     yield from depth.rows(1, width=4) if small else depth.rows(3)
 
 
+def fixed_rows(small: bool) -> Iterator[Row]:
+    """A whole command beside the imports that it can't do without."""
+    yield from fixed_cost.rows(2, "--train.epochs", "1") if small else fixed_cost.rows(5)
+
+
 ROWS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "step": step_rows,
     "bf16": bf16_rows,
@@ -89,6 +94,7 @@ ROWS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "agc": agc_rows,
     "data": data_rows,
     "depth": depth_rows,
+    "fixed": fixed_rows,
 }
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from fnostab.cli.common import add_command, add_config_arguments, given_values, say
 from fnostab.config import resolve_config
+from fnostab.io.garbage import lasting_imports
 
 
 def add(commands: Any) -> None:
@@ -19,7 +20,8 @@ def add(commands: Any) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     given, base = given_values(arguments)
     config = resolve_config({**given, "model.arch": arguments.arch}, base)
-    from fnostab.workflows.check_arch import check_arch
+    with lasting_imports():
+        from fnostab.workflows.check_arch import check_arch
 
     found = check_arch(config)
     say(found.text)

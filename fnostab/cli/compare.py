@@ -14,6 +14,7 @@ from fnostab.cli.common import (
     unless_open,
 )
 from fnostab.config import ConfigError, check_name
+from fnostab.io.garbage import lasting_imports
 
 if TYPE_CHECKING:
     from fnostab.workflows.compare import Comparison
@@ -50,7 +51,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     promote, register = _truth("promote", arguments.promote), _truth("register", arguments.register)
     guest_values(arguments)
     name = model_name_value(arguments)
-    from fnostab.workflows.compare import compare_study
+    with lasting_imports():
+        from fnostab.workflows.compare import compare_study
 
     found = compare_study(
         arguments.study,

@@ -15,6 +15,7 @@ from fnostab.cli.common import (
     scan_values,
 )
 from fnostab.config import ConfigError, DataConfig, resolve_config
+from fnostab.io.garbage import lasting_imports
 
 if TYPE_CHECKING:
     from fnostab.dataset import Dataset
@@ -67,7 +68,8 @@ def _data_import(arguments: argparse.Namespace) -> int:
     config = resolve_config({**values, "model.modes": 1}).dataset
     if arguments.out is not None:
         _check_out(arguments.out, (".npz", ".npz.bz2"))
-    from fnostab.workflows.scan import find_orientation, import_measured
+    with lasting_imports():
+        from fnostab.workflows.scan import find_orientation, import_measured
 
     if search:
         config = find_orientation(config, say)
@@ -96,7 +98,8 @@ def _check_out(path: Path, endings: tuple[str, ...]) -> None:
 
 def _dataset(config: DataConfig) -> "Dataset":
     """The dataset of `config`, with a bar while it is built."""
-    from fnostab.workflows import build_dataset
+    with lasting_imports():
+        from fnostab.workflows import build_dataset
 
     with pattern_bar() as progress:
         return build_dataset(config, progress)

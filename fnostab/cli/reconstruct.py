@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from fnostab.cli.common import add_command, add_scan_arguments, pattern_bar, reading_config, say, whole_number
+from fnostab.io.garbage import lasting_imports
 
 
 def add(commands: Any) -> None:
@@ -26,7 +27,8 @@ def add(commands: Any) -> None:
 def _reconstruct(arguments: argparse.Namespace) -> int:
     batch_size = whole_number("batch_size", arguments.batch_size, at_least=1)
     reading = reading_config(arguments)
-    from fnostab.workflows.reconstruct import reconstruct_scan
+    with lasting_imports():
+        from fnostab.workflows.reconstruct import reconstruct_scan
 
     with pattern_bar("patches") as progress:
         result = reconstruct_scan(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fnostab.cli.common import add_command, add_group, say
 from fnostab.config import ConfigError
+from fnostab.io.garbage import lasting_imports
 
 if TYPE_CHECKING:
     from fnostab.study.champion import RegistryVersion
@@ -31,7 +32,8 @@ def add(commands: Any) -> None:
 def _show(arguments: argparse.Namespace) -> int:
     if arguments.model and arguments.study:
         raise ConfigError(f"`study` (={arguments.study}) must not be given together with a model")
-    from fnostab.tracking.model_registry import model_name, read_registry
+    with lasting_imports():
+        from fnostab.tracking.model_registry import model_name, read_registry
 
     versions = read_registry(model_name(arguments.study) if arguments.study else arguments.model)
     if arguments.json:
@@ -44,7 +46,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from fnostab.tracking.model_registry import rollback
+    with lasting_imports():
+        from fnostab.tracking.model_registry import rollback
 
     say(rollback(arguments.model))
     return 0

@@ -18,6 +18,7 @@ from fnostab.cli.common import (
     whole_number,
 )
 from fnostab.config import ConfigError, check_name, is_left_open
+from fnostab.io.garbage import lasting_imports
 from fnostab.io.untrusted import shown
 from fnostab.launch import LaunchConfig, Launcher
 from fnostab.study.plan import FIRST_LOOK, STAGE_B_BLOCKS, StudyPlan, plan_file, plan_stage_a
@@ -61,8 +62,9 @@ def _study(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments, min(FIRST_LOOK, until.max_seeds or FIRST_LOOK) if until else None)
     if arguments.plan:
         return _say_plan(plan, until)
-    from fnostab.cli.table import study_view
-    from fnostab.workflows.study import run_study
+    with lasting_imports():
+        from fnostab.cli.table import study_view
+        from fnostab.workflows.study import run_study
 
     with pattern_bar() as progress, study_view(plan.study, say) as view:
         outcome = run_study(plan, where, view, progress, until=until, model_name=model_name, **guest)
@@ -151,7 +153,8 @@ def _stage_b(arguments: argparse.Namespace, given: dict[str, Any], base: dict[st
         stage_a = preset if preset in ("stage_a", "scan") else f"stage_a_{preset}"
     check_name("stage_a", stage_a)  # the study is named after it
     fno_blocks = whole_number("fno_blocks", str(values.get("fno_blocks", STAGE_B_BLOCKS)), 1)
-    from fnostab.workflows.study import stage_b_of
+    with lasting_imports():
+        from fnostab.workflows.study import stage_b_of
 
     return stage_b_of(stage_a, arguments.seeds, fno_blocks=fno_blocks, study=study)
 

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from fnostab.cli.common import add_command, say
+from fnostab.io.garbage import lasting_imports
 
 
 def add(commands: Any) -> None:
@@ -24,7 +25,8 @@ def _sync(arguments: argparse.Namespace) -> int:
         for run in runs:
             say(f"{_name(run.config)}: run {run.run_id} in {run.store}")
         return 0
-    from fnostab.workflows.sync import sync_runs
+    with lasting_imports():
+        from fnostab.workflows.sync import sync_runs
 
     done = sync_runs(runs, say)
     for run, (state, text) in zip(runs, done, strict=True):

@@ -13,6 +13,7 @@ from fnostab.cli.common import (
     pattern_bar,
     say,
 )
+from fnostab.io.garbage import lasting_imports
 
 if TYPE_CHECKING:
     from fnostab.workflows.train import ArmResult
@@ -37,7 +38,8 @@ def _train(arguments: argparse.Namespace) -> int:
         say(config.to_yaml().rstrip())
         return 0
     guest = guest_values(arguments)
-    from fnostab.workflows.train import train_arm
+    with lasting_imports():
+        from fnostab.workflows.train import train_arm
 
     with pattern_bar() as progress:
         result = train_arm(config, say, progress, **guest)
@@ -63,7 +65,8 @@ def _summary(result: "ArmResult") -> str:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from fnostab.workflows.inspect import as_table, inspect_run
+    with lasting_imports():
+        from fnostab.workflows.inspect import as_table, inspect_run
 
     found = inspect_run(arguments.run_id, judged=arguments.judge)
     say(json.dumps(found, indent=2, allow_nan=False) if arguments.json else as_table(found))

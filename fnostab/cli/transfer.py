@@ -6,6 +6,7 @@ from typing import Any
 
 from fnostab.cli.common import add_command, say, unless_open
 from fnostab.config import ConfigError, check_name
+from fnostab.io.garbage import lasting_imports
 
 
 def add(commands: Any) -> None:
@@ -24,8 +25,9 @@ def _export(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out or f"{study}.jsonl.gz")
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"`out` (={out}) must be a file in a folder that exists")
-    from fnostab.tracking.store import open_store
-    from fnostab.tracking.transfer import export_study
+    with lasting_imports():
+        from fnostab.tracking.store import open_store
+        from fnostab.tracking.transfer import export_study
 
     open_store(must_exist=True)
     count = export_study(study, out, steps=arguments.steps)
@@ -38,8 +40,9 @@ def _import(arguments: argparse.Namespace) -> int:
     for path in paths:
         if not path.is_file():
             raise ConfigError(f"`file` (={path}) must be a file")
-    from fnostab.tracking.store import open_store
-    from fnostab.tracking.transfer import import_runs, read_exported
+    with lasting_imports():
+        from fnostab.tracking.store import open_store
+        from fnostab.tracking.transfer import import_runs, read_exported
 
     files = [read_exported(path) for path in paths]
     open_store()

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import resample
 
 from fnostab import optics
 from fnostab.config import ReadingConfig
@@ -169,6 +168,8 @@ def _object(
 
 def _resampled(obj: NDArray[np.complex64], N: int, M: int) -> NDArray[np.complex64]:
     """`obj` (H, W) band-limited to pixels M / N times larger; its edge is repeated to a size that this divides."""
+    from scipy.signal import resample  # half a second, for the few scans that need it
+
     whole = M // math.gcd(N, M)
     padded = np.pad(obj, [(0, -length % whole) for length in obj.shape], mode="edge")
     for axis, length in enumerate(padded.shape):

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import fftconvolve
 from scipy.spatial import cKDTree
 
 from fnostab.dataset.dataset import SPLITS, Dataset
@@ -52,5 +51,7 @@ def _light(positions_px: NDArray[np.float64], probe: NDArray[np.complex64]) -> N
     corners = np.rint(positions_px - positions_px.min(axis=0)).astype(np.int64)
     visits = np.zeros(corners.max(axis=0) + 1)
     np.add.at(visits, (corners[:, 0], corners[:, 1]), 1)
+    from scipy.signal import fftconvolve  # half a second, which training has no use for
+
     light: NDArray[np.float64] = fftconvolve(visits, np.square(np.abs(probe), dtype=np.float64))
     return light

@@ -48,8 +48,36 @@ def label(name: str, length: int = 24) -> str:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure outside of pyplot, in inches: no global state, no window."""
+    """A figure outside of pyplot, in inches: no global state, no window; matplotlib makes room for all its texts."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def new_grid(
+    rows: int,
+    columns: int,
+    size: tuple[float, float],
+    *,
+    margins: tuple[float, float, float, float],
+    gaps: tuple[float, float] = (0.0, 0.0),
+    share_x: bool = False,
+) -> tuple[Figure, NDArray[np.object_]]:
+    """A figure of `size`, and its axes (rows, columns) at fixed places, with room for the texts where it is asked for.
+
+    All lengths are inches: `margins` to the left of all axes, under them, to their right and above them, and `gaps`
+    between two beside each other and between two on top of each other. To find the room out from the texts, as
+    `new_figure` does, takes longer than all the drawing: this is for what every run draws.
+    """
+    (width, height), (left, under, right, above), (beside, between) = size, margins, gaps
+    figure = Figure(figsize=size)
+    places = {
+        "left": left / width,
+        "right": 1 - right / width,
+        "bottom": under / height,
+        "top": 1 - above / height,
+        "wspace": beside * columns / (width - left - right - beside * (columns - 1)),
+        "hspace": between * rows / (height - under - above - between * (rows - 1)),
+    }
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=share_x, gridspec_kw=places)
 
 
 def tidy(axes: Axes, grid: Literal["x", "y"] = "y") -> None:

@@ -6,20 +6,22 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fnostab.dataset import Dataset
 from fnostab.evaluation import Reconstruction
 from fnostab.health import spikes
 from fnostab.health.history import History
-from fnostab.report.axes import label, new_figure
+from fnostab.report.axes import label, new_grid
 
 
 def _figure(rows: int, columns: int, title: str) -> tuple[Figure, NDArray[np.object_]]:
     """A figure with room for a square map and its colour bar in each place of a grid."""
-    figure = new_figure(3.6 * columns, 3.3 * rows)
+    size, margins, gaps = (3.6 * columns, 3.3 * rows), (0.35, 0.4, 0.35, 0.6), (0.7, 0.65)
+    figure, axes = new_grid(rows, columns, size, margins=margins, gaps=gaps)
     figure.suptitle(label(title, 100), fontsize=11)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, axes
 
 
 def _show(
@@ -35,9 +37,10 @@ def _show(
     )
     axes.set_title(title, fontsize=10)
     axes.tick_params(labelsize=7)
+    axes.locator_params(nbins=5)
     axes.set_xlabel("px", fontsize=8)
     assert axes.figure is not None
-    bar = axes.figure.colorbar(picture, ax=axes, shrink=0.85)
+    bar = axes.figure.colorbar(picture, ax=axes, shrink=0.85, ticks=MaxNLocator(5))
     bar.ax.tick_params(labelsize=7)
     bar.set_label(unit, fontsize=8)
 
@@ -72,7 +75,8 @@ def reconstruction_figure(reconstruction: Reconstruction, probe: NDArray[np.comp
 
 def frc_figure(reconstructions: Sequence[Reconstruction], title: str) -> Figure:
     """Fourier ring correlation with the truth of every reconstruction that was compared, and its threshold, 0.5."""
-    figure, axes = _figure(1, 1, title)
+    figure, axes = new_grid(1, 1, (6, 4), margins=(0.75, 0.5, 0.15, 0.35))
+    figure.suptitle(label(title, 100), fontsize=11)
     axis = axes[0, 0]
     for index, reconstruction in enumerate(reconstructions):
         found = reconstruction.comparison
@@ -83,15 +87,14 @@ def frc_figure(reconstructions: Sequence[Reconstruction], title: str) -> Figure:
     axis.annotate("0.5", (0.49, 0.5), ha="right", va="bottom", fontsize=8)
     axis.set(xlim=(0, 0.5), ylim=(-0.1, 1.05), xlabel="spatial frequency / (cycles/px)", ylabel="FRC with the truth")
     axis.legend(fontsize=8, title="falls under 0.5 at", title_fontsize=8)
-    figure.set_size_inches(6, 4)
     return figure
 
 
 def training_figure(history: History, title: str) -> Figure:
     """Loss and gradient norm of every optimizer step, with spikes marked, and the R-factor on validation patches."""
-    figure = new_figure(9, 6)
+    figure, axes = new_grid(2, 1, (9, 6), margins=(0.75, 0.5, 0.15, 0.35), gaps=(0, 0.15), share_x=True)
     figure.suptitle(label(title, 100), fontsize=11)
-    losses, norms = figure.subplots(2, 1, sharex=True)
+    losses, norms = axes[:, 0]
     steps = np.arange(history.steps)
     _plot_with_spikes(losses, history.loss_step, "training loss", "C0")
     if epochs := len(history.val_loss):
@@ -157,7 +160,11 @@ def dataset_figure(dataset: Dataset) -> Figure:
     else:
         for axis, split, name in ((axes[0, 1], dataset.train, "training"), (axes[1, 1], dataset.val, "validation")):
             axis.plot(split.positions_px[:, 1], split.positions_px[:, 0], ".", markersize=2)
-            axis.set(title=f"{name} positions", xlabel="column / px", ylabel="row / px", aspect="equal")
+            axis.set_aspect("equal")
+            axis.set_title(f"{name} positions", fontsize=10)
+            axis.tick_params(labelsize=7)
+            axis.set_xlabel("column / px", fontsize=8)
+            axis.set_ylabel("row / px", fontsize=8)
             axis.invert_yaxis()
     for axis, place in ((axes[0, 2], 0), (axes[1, 2], len(dataset.train.counts) // 2)):
         pattern = np.log10(1 + np.asarray(dataset.train.counts[place]))

@@ -30,12 +30,18 @@ def signature(N: int, gridsize: int = 1) -> ModelSignature:
 
 @translated_store_errors()
 def log_model(
-    tracker: Tracker, model: torch.nn.Module, example_counts: NDArray[np.float32], extra_files: Sequence[Path] = ()
+    tracker: Tracker,
+    model: torch.nn.Module,
+    example_counts: NDArray[np.float32],
+    extra_files: Sequence[Path] = (),
+    *,
+    try_it: bool = True,
 ) -> None:
     """Log `model`, which lies on the CPU, as `model` of the run.
 
     `example_counts` is (B, N, N), or of groups of patterns (B, C, N, N); `extra_files` lie beside the network in
-    `extra_files/`. What an earlier process of the run logged is deleted.
+    `extra_files/`. What an earlier process of the run logged is deleted. With `try_it`, MLflow loads the model
+    again, predicts the example, and warns if that fails; of this package's own networks the tests show that it works.
     """
     client = mlflow.MlflowClient()
     gridsize = 1 if example_counts.ndim == 3 else math.isqrt(example_counts.shape[1])
@@ -51,6 +57,7 @@ def log_model(
         metadata={"gridsize": gridsize},  # for people; `models.load_model` reads it off the signature
         input_example=example_counts,
         extra_files=[str(path) for path in extra_files],
+        validate_serving_input=try_it,
         pip_requirements=[
             f"mlflow=={mlflow.__version__}",
             f"numpy=={np.__version__}",

@@ -1,14 +1,13 @@
 """The runs of a study, wherever `fnostab.launch` has them executed."""
 
 import os
-import sys
 import time
 import traceback
 from typing import Final
 
 from fnostab.config import ArmConfig, ConfigError
 from fnostab.io.endings import CommandFailed, Interrupted
-from fnostab.launch import Job, Send, Update, serve_jobs
+from fnostab.launch import Job, Send, Update
 from fnostab.tracking.errors import redacted
 from fnostab.training.callbacks import EpochSummary
 from fnostab.workflows.runfolder import AlreadyRunning
@@ -63,7 +62,3 @@ def train_job(job: Job, send: Send) -> None:
                 run_id=result.run_id,
             )
         )
-
-
-if __name__ == "__main__":
-    sys.exit(serve_jobs(train_job))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fnostab.config import ArmConfig, source_files
+from fnostab.config import ARCHITECTURES, ArmConfig, source_files
 from fnostab.dataset import Dataset
 from fnostab.evaluation import Evaluation, Reconstruction, can_be_stitched, reconstruct
 from fnostab.health import History, Stability, Verdict
@@ -138,7 +138,8 @@ class Logbook:
         with torch.no_grad():
             shipped(torch.from_numpy(example))  # a network may keep what it makes at its first call
         with batches_of_any_size():
-            log_model(self._tracker, shipped, example, extra_files=[probe_path])
+            is_own = self._config.model.arch in ARCHITECTURES
+            log_model(self._tracker, shipped, example, extra_files=[probe_path], try_it=not is_own)
 
     def end(
         self,

@@ -19,7 +19,7 @@ from fnostab.study.stored_run import StoredRun
 from fnostab.tracking.studies import end_runs
 from fnostab.workflows.child import train_job
 
-_CHILD: Final = (sys.executable, "-m", "fnostab.workflows.child")
+_CHILD: Final = (sys.executable, "-m", "fnostab.launch.worker", "fnostab.workflows.child:train_job")
 #: Memory that a run is counted with when the number of workers is not given.
 _MEMORY_A_RUN: Final = 2 * 2**30
 
