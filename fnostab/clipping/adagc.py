@@ -61,6 +61,6 @@ def adagc_(
     follows = torch.where(finite & (norms > 0), follows, gamma)
     for number, new in zip(present, follows.unbind(), strict=True):
         gammas[number] = new
-    state["gamma"] = torch.stack(gammas)
-    state["count"] = count + finite
+    state["gamma"].copy_(torch.stack(gammas))
+    count.add_(finite)
     return ClipStats(norm, torch.linalg.vector_norm(after), clipped.to(norms.dtype).mean())

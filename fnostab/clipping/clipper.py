@@ -21,7 +21,8 @@ from fnostab.gradients import gradient_of, norm_of_norms, tensor_norms
 from fnostab.io.foreign import is_foreign
 from fnostab.io.untrusted import shown
 
-#: `rule(module, value, state, **options)` clips in place and keeps what it remembers as tensors in `state`.
+#: `rule(module, value, state, **options)` clips in place and keeps what it remembers as tensors in `state`. Those of
+#: the built-in rules keep their place in memory, so that a CUDA graph can replay a step.
 Rule = Callable[..., ClipStats]
 
 #: The rules that keep a history.

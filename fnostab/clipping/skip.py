@@ -47,6 +47,6 @@ def skip_(
 
     place = (count % window).reshape(1)
     entry = torch.where(norm.isfinite(), norm, norms.index_select(0, place)[0]).reshape(1)
-    state["norms"] = norms.index_copy(0, place, entry)
-    state["count"] = count + norm.isfinite()
+    norms.index_copy_(0, place, entry)
+    count.add_(norm.isfinite())
     return ClipStats(norm, norm.masked_fill(skip, 0.0), skip.to(norm.dtype), skip)

@@ -37,8 +37,8 @@ def zclip_(
     if not gradients:
         return ClipStats(norm, norm, torch.zeros_like(norm))
     if not state:
-        zero = torch.zeros_like(norm)
-        state.update(mean=zero, var=zero, count=torch.zeros_like(norm, dtype=torch.int64))
+        state.update(mean=torch.zeros_like(norm), var=torch.zeros_like(norm))
+        state["count"] = torch.zeros_like(norm, dtype=torch.int64)
     mean, var, count = state["mean"], state["var"], state["count"]
     finite, warm = norm.isfinite(), count < warmup
 
@@ -54,7 +54,7 @@ def zclip_(
     new_mean = mean + weight * (limit - mean)
     ahead = torch.where(warm, limit - mean, limit - new_mean)
     new_var = var + weight * (ahead * (limit - new_mean) - var)
-    state["mean"] = torch.where(finite, new_mean, mean)
-    state["var"] = torch.where(finite, new_var, var)
-    state["count"] = count + finite
+    mean.copy_(torch.where(finite, new_mean, mean))
+    var.copy_(torch.where(finite, new_var, var))
+    count.add_(finite)
     return ClipStats(norm, torch.where(over, limit, norm), over.to(norm.dtype))

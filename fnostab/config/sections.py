@@ -256,7 +256,7 @@ class TrainConfig(Section):
         json_schema_extra=newer("32-true"),
     )
     cuda_graph: bool = Field(
-        True, description="on one CUDA device, launch a step's kernels as a graph (built-in networks)"
+        True, description="on one CUDA device, launch whole steps as graphs (built-in networks and rules)"
     )
     checkpoint_every_s: float = Field(60.0, gt=0, le=MANY, description="seconds between checkpoints inside an epoch")
     layer_norms_every_steps: int = Field(100, ge=1, le=MANY, description="steps between norms of all gradients")

@@ -37,8 +37,19 @@ class Batch(NamedTuple):
     rank: int = 0
     world_size: int = 1
     group_size: int = 1
-    #: Whether each patch counts (B,), or only fills a group; None: all count.
+    #: Whether each patch counts (B,), or only fills a group, or a batch up to the size of others; None: all count.
     counted: torch.Tensor | None = None
+
+    @property
+    def size(self) -> int | torch.Tensor:
+        """Patches of this step over all ranks that count, as a number on the device where only that knows it."""
+        return self.global_size if self.counted is None else self.counted.sum()
+
+    def only_counted(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` (B, ...), zero for patches that do not count."""
+        if self.counted is None:
+            return values
+        return values * self.counted.view(-1, *(1 for _ in values.shape[1:]))
 
     @property
     def is_stand_in(self) -> bool:
@@ -59,6 +70,15 @@ class Batch(NamedTuple):
         """This rank's rows of `whole` (global_size, ...), which has a row for each patch of the step."""
         groups = whole.reshape(-1, self.group_size, *whole.shape[1:])
         return groups[share(self.rank, self.world_size, len(groups))].flatten(0, 1)
+
+
+class Draw(NamedTuple):
+    """Which patches make one rank's batch, without the patches themselves."""
+
+    place: int  #: of the batch in the epoch
+    members: torch.Tensor  #: (B,) int64, on the device of the patches
+    global_size: int  #: as in `Batch`
+    extent_px: tuple[int, int]  #: as in `Batch`
 
 
 @dataclass
@@ -112,12 +132,16 @@ class EpochOrder:
 class PatchLoader:
     """Iterates over batches of resident tensors; its state is its place in the epoch, so that a run resumes mid-epoch.
 
-    Each rank gets every `world_size`-th group of each batch, or a stand-in where the batch is too small for that.
+    Each rank gets every `world_size`-th group of each batch, or a stand-in where the batch is too small for that. If
+    `gathers` is set to false, the batches come as `Draw`, for a step that takes the patches itself.
     """
 
     def __init__(self, patches: Batch, order: EpochOrder, rank: int = 0, world_size: int = 1) -> None:
         self.sampler = order  # the name through which Lightning sets the epoch
-        self._patches = patches
+        self.patches = patches
+        self.gathers = True
+        #: The batches of the epoch that is iterated over.
+        self.draws: list[Draw] = []
         self._positions_px = patches.positions_px.cpu().numpy()
         self._rank = rank
         self._world_size = world_size
@@ -128,27 +152,44 @@ class PatchLoader:
         """Batches an epoch."""
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Draw]:
         """Yield the epoch's batches, from the restored place on in the first epoch after a resume."""
         start, self._start = self._start, 0
-        for place, members in enumerate(self.sampler.batches()):
-            if place < start:
-                continue
-            self._place = place + 1
-            yield self._batch(members, self._rank, self._world_size)
+        self.draws = self._draws_of_epoch()
+        for draw in self.draws[start:]:
+            self._place = draw.place + 1
+            yield self.gather(draw) if self.gathers else draw
+
+    def _draws_of_epoch(self) -> list[Draw]:
+        """All batches of the epoch: what they are made of goes to the device at once, so that no step waits for it."""
+        batches = self.sampler.batches()
+        mine = [self._of_rank(members, self._rank, self._world_size) for members in batches]
+        device = self.patches.sqrt_counts.device
+        on_device = torch.split(torch.from_numpy(np.concatenate(mine)).to(device), [len(members) for members in mine])
+        return [
+            Draw(place, members, len(of_all), self._extent_px(of_all))
+            for place, (members, of_all) in enumerate(zip(on_device, batches, strict=True))
+        ]
+
+    def gather(self, draw: Draw) -> Batch:
+        """The batch that `draw` tells of."""
+        return self.patches.take(draw.members)._replace(
+            global_size=draw.global_size, extent_px=draw.extent_px, rank=self._rank, world_size=self._world_size
+        )
 
     def batch(self, place: int) -> Batch:
         """The whole batch, of all ranks, at `place` in the epoch."""
-        return self._batch(self.sampler.batches()[place], rank=0, world_size=1)
+        members = self.sampler.batches()[place]
+        index = torch.from_numpy(members).to(self.patches.sqrt_counts.device)
+        return self.patches.take(index)._replace(global_size=len(members), extent_px=self._extent_px(members))
 
-    def _batch(self, members: NDArray[np.int64], rank: int, world_size: int) -> Batch:
-        groups = members.reshape(-1, self._patches.group_size)
-        mine = groups[share(rank, world_size, len(groups))].ravel()
+    def _of_rank(self, members: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
+        groups = members.reshape(-1, self.patches.group_size)
+        return groups[share(rank, world_size, len(groups))].ravel()
+
+    def _extent_px(self, members: NDArray[np.int64]) -> tuple[int, int]:
         height, width = np.ptp(np.rint(self._positions_px[members]), axis=0).astype(int).tolist()
-        index = torch.from_numpy(mine).to(self._patches.sqrt_counts.device)
-        return self._patches.take(index)._replace(
-            global_size=len(members), extent_px=(height, width), rank=rank, world_size=world_size
-        )
+        return height, width
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of the epoch were used."""

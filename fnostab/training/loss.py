@@ -55,7 +55,7 @@ class TrainingLoss:
         if batch.is_stand_in:  # as in `_distance`
             return 0 * torch.view_as_real(patches).sum()
         distance = truth.distance(patches, truth.patches(batch.positions_px, batch.object_index))
-        return distance.sum() * (batch.world_size / batch.global_size)
+        return batch.only_counted(distance).sum() * (batch.world_size / batch.size)
 
     def _distance(self, predicted: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Distance of predicted amplitudes (B, N, N) from the batch's, over what a pattern holds on average."""
@@ -63,29 +63,32 @@ class TrainingLoss:
         if batch.is_stand_in:  # DDP wants a gradient of every parameter from every rank
             return 0 * predicted.sum()
         # DDP averages gradients over ranks, so each rank's sum counts `world_size` times.
-        share = batch.world_size / batch.global_size
+        share = batch.world_size / batch.size
         if self._train.loss == "mae":
-            return (predicted - batch.sqrt_counts / self._scale).abs().sum() * (share / amplitude_sum)
+            distance = (predicted - batch.sqrt_counts / self._scale).abs()
+            return batch.only_counted(distance).sum() * (share / amplitude_sum)
         floor = _POISSON_FLOOR * self.mean_counts / self._good_pixels
         rate = (self._scale * predicted).square() + floor
         counts = batch.sqrt_counts.square() + floor
-        return (rate - counts + counts * (counts / rate).log()).sum() * (share / counts_sum)
+        deviance = rate - counts + counts * (counts / rate).log()
+        return batch.only_counted(deviance).sum() * (share / counts_sum)
 
     def _pattern_sums(self, batch: Batch) -> tuple[float | torch.Tensor, float | torch.Tensor]:
         """Amplitudes and counts of a pattern on average, over the training patterns or over the batch of all ranks."""
         if self._train.loss_scale == "dataset":
             return self.mean_amplitude_sum, self.mean_counts
-        sums = torch.stack([batch.sqrt_counts.sum() / self._scale, batch.sqrt_counts.square().sum()])
+        measured = batch.only_counted(batch.sqrt_counts)
+        sums = torch.stack([measured.sum() / self._scale, measured.square().sum()])
         if batch.world_size > 1:
             sums = sum_over_processes(0 * sums if batch.is_stand_in else sums)
-        amplitudes, counts = sums / batch.global_size
+        amplitudes, counts = sums / batch.size
         return amplitudes, counts
 
 
 def _stitched(patches: torch.Tensor, batch: Batch, beam: Beam) -> torch.Tensor:
     """This rank's part of `stitched_amplitude` of the patches of all ranks."""
     if batch.world_size == 1:
-        return stitched_amplitude(patches, beam, batch.positions_px, batch.extent_px)
+        return stitched_amplitude(patches, beam, batch.positions_px, batch.extent_px, batch.only_counted)
     # Each rank's loss depends on the patches of all ranks, so `all_gather` sums a patch's gradients over them. Each
     # rank's loss counts `world_size` times, and DDP averages.
     waves = all_gather_complex(patches, batch.global_size, batch.group_size)

@@ -1,10 +1,12 @@
 """The LightningModule of one arm: a network trained by pushing its prediction through the physics."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from numpy.typing import NDArray
 from torch import nn
 
@@ -13,14 +15,15 @@ from fnostab.clipping import Clipper
 from fnostab.config import ARCHITECTURES, ArmConfig
 from fnostab.dataset import Dataset, Split
 from fnostab.dataset.groups import Groups
+from fnostab.io.foreign import is_foreign
 from fnostab.models import build_generator
 from fnostab.models.layers import block_statistics, fingerprints, first_bad_layer, norm_statistics
 from fnostab.optics import Beam
-from fnostab.training.batches import Batch
+from fnostab.training.batches import Batch, Draw, PatchLoader
 from fnostab.training.loss import TrainingLoss
 from fnostab.training.optimizers import RealTwins, make_optimizer, update_moments, warmup_cosine
 from fnostab.training.precision import step_precision
-from fnostab.training.replay import Replay
+from fnostab.training.replay import GraphedSteps, replays_on
 from fnostab.training.step import TrainingStep
 from fnostab.training.validation import Validation, object_std
 
@@ -48,10 +51,6 @@ class PtychoModule(lightning.LightningModule):
         learnt = config.train.learn_probe
         # The first mode has a name of its own: checkpoints of runs with one hold no more.
         first, *further = (nn.Parameter(torch.view_as_real(mode).clone(), learnt) for mode in dataset.beam.modes)
-        alone = config.train.devices * config.train.nodes == 1
-        known = config.model.arch in ARCHITECTURES  # a graph repeats the kernels of a step, and no Python
-        groups = config.train.batch_size // config.data.group_size
-        self._replay = Replay(self.generator, groups, enabled=config.train.cuda_graph and alone and known)
         self.probe_parameter, self.further_modes = first, nn.ParameterList(further)
         self.register_buffer("mask", dataset.beam.mask, persistent=False)
         self.scale = dataset.scale
@@ -66,6 +65,7 @@ class PtychoModule(lightning.LightningModule):
         self.truth_std = _truth_std(dataset)
         self._validation = Validation(config, dataset)
         self.step = TrainingStep(self, make_clipper(config))
+        self._graphed: GraphedSteps | None = None
 
     @property
     def beam(self) -> Beam:
@@ -95,15 +95,49 @@ class PtychoModule(lightning.LightningModule):
         groups = (sqrt_counts * self.input_scale).reshape(-1, self.config.data.group_size, *sqrt_counts.shape[1:])
         if self.training and torch.is_grad_enabled():
             with step_precision(self.config, self.device):
-                output = self._replay(groups).float()
+                output = self.generator(groups).float()
         else:  # whatever is measured or shipped is in single precision
-            output = self._replay(groups)
+            output = self.generator(groups)
         parts = output.movedim(3, 1).flatten(0, 1)
         return torch.complex(parts[..., 0], parts[..., 1])
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """This rank's part of the loss of one batch; the mean over ranks is the loss of the whole batch."""
+    def on_train_start(self) -> None:
+        """Have whole steps replayed, where that gives the same numbers sooner."""
+        train, loader = self.config.train, self.trainer.train_dataloader
+        assert isinstance(loader, PatchLoader)
+        alone = train.devices * train.nodes == 1
+        # A graph repeats the kernels of a step, and no Python.
+        known = self.config.model.arch in ARCHITECTURES and not is_foreign(self.config.clip.algo)
+        if train.cuda_graph and alone and known and replays_on(self.device):
+            schedules = self.trainer.lr_scheduler_configs
+            schedule = schedules[0].scheduler if schedules else None
+            every = train.layer_norms_every_steps
+            self._graphed = GraphedSteps(self.step, loader, self.trainer.optimizers[0], schedule, every)
+        loader.gathers = self._graphed is None
+
+    def on_train_end(self) -> None:
+        """Give back the memory of what was replayed."""
+        self._graphed = None
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the weights are those of a later step than the last one that ended; see `GraphedSteps`."""
+        return self._graphed is not None and self._graphed.is_ahead
+
+    def training_step(self, batch: Batch | Draw, batch_idx: int) -> torch.Tensor:
+        """This rank's part of the loss of one batch; the mean over ranks is the loss of the whole batch.
+
+        Of a `Draw`, the whole step is taken, and the hooks that follow have nothing left to do.
+        """
+        if isinstance(batch, Draw):
+            assert self._graphed is not None
+            return self._graphed.take(batch, self.trainer.global_step)
         return self.step.loss(self(batch.sqrt_counts), batch)
+
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """Go backwards from the loss."""
+        if self._graphed is None:
+            super().backward(loss, *args, **kwargs)
 
     def configure_gradient_clipping(
         self,
@@ -120,7 +154,21 @@ class PtychoModule(lightning.LightningModule):
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Clear all gradients."""
-        self.step.clear_gradients(optimizer)
+        if self._graphed is None:
+            self.step.clear_gradients(optimizer)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take the step: by the closure alone if it is replayed."""
+        if self._graphed is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        elif optimizer_closure is not None:
+            optimizer_closure()
 
     @property
     def step_record(self) -> torch.Tensor:
@@ -143,7 +191,7 @@ class PtychoModule(lightning.LightningModule):
         Runs a training step without taking it, or, if not `training`, the network forwards. `batch` holds the patches
         of all ranks, so no rank waits for another.
         """
-        with torch.set_grad_enabled(training), self._replay.paused():
+        with torch.set_grad_enabled(training):
             return first_bad_layer(
                 self.generator,
                 lambda: self.training_step(batch, 0) if training else self(batch.sqrt_counts).abs().sum(),

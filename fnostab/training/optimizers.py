@@ -71,6 +71,21 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def coming_lrs(
+    optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler | None, steps: int
+) -> list[list[float]]:
+    """The learning rates of the coming `steps`, each with one for each group of parameters.
+
+    `schedule` is a `LambdaLR`, as `warmup_cosine` gives it, or None for rates that stay.
+    """
+    if schedule is None:
+        return [[float(group["lr"]) for group in optimizer.param_groups]] * steps
+    assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+    of_groups = [(float(base), factor) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    first = schedule.last_epoch
+    return [[base * factor(step) for base, factor in of_groups] for step in range(first, first + steps)]
+
+
 def update_moments(checkpoint: dict[str, Any], generator: nn.Module) -> None:
     """Bring the optimizer's moments in `checkpoint` into the memory order of today's parameters, in place.
 

@@ -1,6 +1,7 @@
 """The one object that the overlapping patches of a batch, or of a whole scan, make together while a run trains."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -19,21 +20,26 @@ _DARK = 1e-3
 
 
 def stitched_amplitude(
-    patches: torch.Tensor, beam: Beam, positions_px: torch.Tensor, extent_px: tuple[int, int]
+    patches: torch.Tensor,
+    beam: Beam,
+    positions_px: torch.Tensor,
+    extent_px: tuple[int, int],
+    only_counted: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows,
 ) -> torch.Tensor:
     """Far-field amplitudes (B, N, N) of the one object that overlapping `patches` (B, N, N) make together.
 
     The patches' free global phases are settled first, by a few iterations that pass no gradient; then the least-squares
     object of `scan.stitch`, weighted by the light of all modes, is read back at each of the `positions_px` (B, 2),
-    whose rounded rows and columns span `extent_px`.
+    whose rounded rows and columns span `extent_px`, or less: a larger canvas gives the same numbers. `only_counted`
+    sets rows to zero; patches of such rows are no part of the object.
     """
     size = patches.shape[-1]
     corners = positions_px.round()
     remainder = positions_px - corners
     corners = (corners - corners.amin(0)).long()
     height, width = extent_px[0] + size, extent_px[1] + size
-    probes = fourier_shift(beam.weight.expand_as(patches), remainder)
-    waves = fourier_shift(beam.weight * patches, remainder)
+    probes = only_counted(fourier_shift(beam.weight.expand_as(patches), remainder))
+    waves = only_counted(fourier_shift(beam.weight * patches, remainder))
     modes: tuple[torch.Tensor, ...] = (probes,)
     if len(beam.modes) > 1:
         modes = tuple(fourier_shift(mode.expand_as(patches), remainder) for mode in beam.modes)

@@ -50,9 +50,13 @@ class Checkpoints(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time, but not after an epoch's last batch, before its validation, nor after a bad step."""
+        """Save if it is time, but not after an epoch's last batch, before its validation, nor after a bad step.
+
+        Where steps are taken together, it waits until the last of them has ended.
+        """
         due = self._shared.after_step(time.monotonic() - self._saved_at > self._every_s, module.device)
-        if due and batch_idx + 1 < trainer.num_training_batches and not module.has_stopped:
+        is_last = due and batch_idx + 1 == trainer.num_training_batches
+        if due and not is_last and not module.is_ahead and not module.has_stopped:
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
