@@ -1,6 +1,6 @@
 """Measure the table of the README: each row beside its peer, in the same run.
 
-    python -m benchmarks                    # some 20 minutes on 2 cores (make bench)
+    python -m benchmarks                    # some 30 minutes on 2 cores (make bench)
     python -m benchmarks --rows step agc    # some rows
     python -m benchmarks --small            # a minute or two: whether it runs at all; the numbers mean nothing
 
@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import clipping, data, depth, fixed_cost, monitor, observing, step
+from benchmarks import clipping, data, depth, fixed_cost, monitor, observing, step, waiting
 from benchmarks.table import Row, cpu_features, faster, measure_and_print, multiple, percent
 from benchmarks.timing import ratio, spread
 from benchmarks.training import full_case, ms_by_turns, small_case
@@ -76,6 +76,11 @@ def data_rows(small: bool) -> Iterator[Row]:
     yield row._replace(times=f"{row.times}, {spread(seconds['poisson'])} of them photon noise")
 
 
+def waiting_rows(small: bool) -> Iterator[Row]:
+    """Threads that sleep while they wait beside threads that spin."""
+    yield from waiting.rows(2, 4, 2) if small else waiting.rows(7, 16, 8)
+
+
 def depth_rows(small: bool) -> Iterator[Row]:
     """Time and memory of more blocks beside the straight line."""
     yield from depth.rows(1, width=4) if small else depth.rows(3)
@@ -93,6 +98,7 @@ ROWS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "monitor": monitor_rows,
     "agc": agc_rows,
     "data": data_rows,
+    "waiting": waiting_rows,
     "depth": depth_rows,
     "fixed": fixed_rows,
 }

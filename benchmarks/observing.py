@@ -14,6 +14,7 @@ elsewhere. Pictures, which come every few epochs only, are left out.
 
 import argparse
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -164,6 +165,7 @@ class Turns:
         clock = Clock(self._first, watch)
         trainer = make_trainer(self._config, [clock, *callbacks], CheckpointFiles(self._folder))
         loaders = make_loaders(trainer, self._dataset, self._config)
+        gc.collect()  # a trainer and its module refer to each other: those of earlier turns are no part of this one
         clock.start(torch.device("cpu"))
         trainer.fit(module, *loaders, weights_only=True)
         return clock.stop(module.device)

@@ -68,7 +68,8 @@ def line(row: Row) -> str:
 
 def machine() -> str:
     """What the numbers were measured on."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     instructions = ", ".join([torch.backends.cpu.get_cpu_capability(), *cpu_features()])
     return (

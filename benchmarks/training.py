@@ -5,6 +5,7 @@ Those that are compared take turns; each turn is a training of its own, whose fi
 captures, compiles or looks up, is not counted.
 """
 
+import gc
 import logging
 import statistics
 import tempfile
@@ -87,6 +88,7 @@ def step_ms(config: ArmConfig) -> float:
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(config, [SeriesRecorder(History(), Nowhere()), clock], CheckpointFiles(Path(folder)))
         loaders = make_loaders(trainer, dataset, config)
+        gc.collect()  # a trainer and its module refer to each other: those of earlier turns are no part of this one
         trainer.fit(PtychoModule(config, dataset), *loaders, weights_only=True)
     return 1e3 * statistics.median(clock.seconds_a_step[1:])
 
