@@ -52,10 +52,11 @@ _OF_THE_RECORDER = ("on_fit_start", "on_train_start", "on_train_batch_end", "on_
 
 
 class BareStep(TrainingStep):
-    """A step that clips as PyTorch does and keeps no record."""
+    """A step that clips as PyTorch does; its record, which a CUDA graph hands out, is loss and norm alone."""
 
     def prepare(self, optimizer: torch.optim.Optimizer, *, measures_layers: bool = False) -> None:
-        torch.nn.utils.clip_grad_norm_(self._module.generator.parameters(), self._module.config.clip.val)
+        norm = torch.nn.utils.clip_grad_norm_(self._module.generator.parameters(), self._module.config.clip.val)
+        self.record = torch.stack([self._loss, norm, norm, norm])
 
 
 class Unobserved(PtychoModule):
