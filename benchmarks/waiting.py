@@ -27,7 +27,8 @@ from fnostab.config import ModelConfig
 from fnostab.io.openmp import OPENMP_CHOICES
 from fnostab.models import build_generator
 
-_BUSY = "while True: pass"
+#: Keeps a core busy until the process that started it is gone.
+_BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 _SPIN, _SLEEP = "spin", "sleep"
 
 
