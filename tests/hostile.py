@@ -526,6 +526,7 @@ CONFIGS = {
             "one seed twice": ("study", "--preset", "smoke", "--seeds", "3,3"),
             "an unknown launcher": ("study", "--preset", "smoke", "--launcher", "moon"),
             "no workers": ("study", "--preset", "smoke", "--workers", "0"),
+            "no seeds at once": ("study", "--preset", "smoke", "--seeds_at_once", "0"),
             "until something else": ("study", "--preset", "smoke", "--until", "bored"),
             "an error rate of 60 %": ("study", "--preset", "smoke", "--until", "decided", "--alpha", "0.6"),
             "an error rate without until": ("study", "--preset", "smoke", "--alpha", "0.05"),

@@ -350,3 +350,111 @@ def test_a_ray_cluster_that_does_not_answer_is_refused(monkeypatch):
     message = r"^`ray_address` \(=there:1\) must name a Ray cluster that answers: no GCS$"
     with pytest.raises(ConfigError, match=message), ray_cluster("there:1", cpus=1):
         pytest.fail("it began")
+
+
+#: A child whose groups are told of in a file; the kind `dies` kills the process in the middle of one.
+_GROUPS = (
+    CHILD.replace("import Update, serve_jobs", "import Update, collected_signals, serve_jobs")
+    .replace("sys.exit(serve_jobs(run))", "sys.exit(serve_jobs(run, together))")
+    .replace(
+        "if __name__ ==",
+        """
+def together(jobs, send):
+    for place, job in enumerate(jobs):
+        send(place, Update("running", f"together {len(jobs)}", pid=os.getpid()))
+    if jobs[0].config.get("group") == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if jobs[0].config.get("group") == "waits":
+        with collected_signals() as caught:
+            send(0, Update("running", "waiting"))
+            while not caught:
+                time.sleep(0.02)
+        for place in range(len(jobs)):
+            send(place, Update("interrupted", "stopped by SIGTERM"))
+    if jobs[0].config.get("group") == "first":
+        send(0, Update("interrupted", "stopped"))
+
+if __name__ ==""",
+    )
+)
+
+
+@pytest.fixture
+def group_command(tmp_path):
+    path = tmp_path / "groups.py"
+    path.write_text(_GROUPS)
+    return [sys.executable, str(path)]
+
+
+def _grouped(*groups, kind="finish", **config):
+    return [Job(f"{place}", {"kind": kind, **config}, {}, 1, group) for place, group in enumerate(groups)]
+
+
+def _said(news, place):
+    return [update.text for update in news.of(place)]
+
+
+def test_jobs_of_a_group_are_trained_together_and_then_each_is_carried_out(group_command):
+    news = News()
+    ends = run_processes(_grouped(1, 2, 1, None, 2), group_command, news, workers=1)
+    assert [end.state for end in ends] == ["done"] * 5
+    for place in (0, 1, 2, 4):
+        assert _said(news, place) == ["together 2", "starting", "", "fine"]
+    assert _said(news, 3) == ["starting", "", "fine"]
+    order = [place for place, update in news.updates if update.text in ("together 2", "starting")]
+    assert order == [0, 2, 0, 2, 1, 4, 1, 4, 3]  # what is trained is finished before more is begun
+
+
+def test_further_processes_finish_what_was_trained_together(group_command):
+    news = News()
+    run_processes(_grouped(1, 1, 1, 1, 2, 2), group_command, news, workers=1, finishers=3)
+    trainers = {update.pid for _, update in news.updates if update.text.startswith("together")}
+    finishers = {update.pid for _, update in news.updates if update.text == "starting"}
+    assert len(trainers) <= 3
+    assert len(finishers) > 1
+
+
+def test_a_group_whose_process_dies_leaves_its_jobs_to_be_carried_out_one_by_one(group_command):
+    news = News()
+    ends = run_processes(_grouped(1, 1, group="dies"), group_command, news, workers=1)
+    assert [end.state for end in ends] == ["done", "done"]
+    assert _said(news, 1)[1].startswith("on its own from here: its process was ended by SIGKILL")
+
+
+def test_a_job_that_ends_within_its_group_is_not_carried_out_again(group_command):
+    news = News()
+    ends = run_processes(_grouped(1, 1, group="first"), group_command, news, workers=1)
+    assert [end.state for end in ends] == ["interrupted", "done"]
+    assert _said(news, 0) == ["together 2", "stopped"]
+
+
+def test_a_signal_stops_a_group_and_what_would_follow(group_command):
+    def on_update(place, update):
+        seen.append((place, update))
+        if update.text == "waiting":
+            signal.raise_signal(signal.SIGTERM)
+
+    seen = []
+    with pytest.raises(Interrupted):
+        run_processes(_grouped(1, 1, 2, 2, group="waits"), group_command, on_update, workers=1)
+    assert [(place, update.state) for place, update in seen][-2:] == [(0, "interrupted"), (1, "interrupted")]
+    assert {place for place, _ in seen} == {0, 1}
+
+
+def test_groups_in_this_process_hear_of_signals_and_of_a_display_that_fails():
+    def together(jobs, send):
+        with collected_signals() as caught:
+            for step in range(1000):
+                if caught:
+                    for place in range(len(jobs)):
+                        send(place, Update("interrupted", "stopped"))
+                    return
+                send(0, Update("running", f"step {step}"))
+                time.sleep(0.001)
+
+    def on_update(place, update):
+        if update.text == "step 3":
+            raise RuntimeError("no display")
+
+    with pytest.raises(RuntimeError, match="no display"):
+        run_inline(_grouped(1, 1), pytest.fail, on_update, together)

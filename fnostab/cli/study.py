@@ -48,6 +48,7 @@ def add(commands: Any) -> None:
     study.add_argument("--stage_a", type=unless_open, metavar="STUDY", help="study whose winner Stage B trains")
     study.add_argument("--launcher", type=unless_open, help=f"{', '.join(_LAUNCHERS)} (default processes)")
     study.add_argument("--workers", type=unless_open, help="runs at a time (default: as cores and memory allow)")
+    study.add_argument("--seeds_at_once", type=unless_open, help="seeds of an arm that are trained as one (default 1)")
     study.add_argument("--gpus_per_run", type=unless_open, help="share of a GPU that a run takes (launcher ray)")
     study.add_argument("--ray_address", type=unless_open, help="a Ray cluster; default: RAY_ADDRESS, or this machine")
     study.add_argument("--plan", action="store_true", help="print the runs of the study, and stop")
@@ -111,7 +112,8 @@ def _where(arguments: argparse.Namespace) -> LaunchConfig:
     if launcher != "ray" and (gpus_per_run or address):
         name, value = ("gpus_per_run", gpus_per_run) if gpus_per_run else ("ray_address", address)
         raise ConfigError(f"`{name}` (={value}) is for launcher ray")
-    return LaunchConfig(cast(Launcher, launcher), workers, gpus_per_run, address)
+    at_once = whole_number("seeds_at_once", arguments.seeds_at_once, 1) if arguments.seeds_at_once else 1
+    return LaunchConfig(cast(Launcher, launcher), workers, at_once, gpus_per_run, address)
 
 
 def _share(text: str) -> float:

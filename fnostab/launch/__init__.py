@@ -6,7 +6,18 @@ Whatever happens to one run, the others go on. A signal, or an exception of whoe
 store what they have, and only then the launcher raises.
 """
 
-from fnostab.launch.jobs import Job, LaunchConfig, Launcher, OnUpdate, Run, Send, Update, collected_signals, run_inline
+from fnostab.launch.jobs import (
+    Job,
+    LaunchConfig,
+    Launcher,
+    OnUpdate,
+    Run,
+    RunTogether,
+    Send,
+    Update,
+    collected_signals,
+    run_inline,
+)
 from fnostab.launch.ray_tasks import ray_cluster, run_ray
 from fnostab.launch.workers import run_processes, serve_jobs
 
@@ -16,6 +27,7 @@ __all__ = [
     "Launcher",
     "OnUpdate",
     "Run",
+    "RunTogether",
     "Send",
     "Update",
     "collected_signals",

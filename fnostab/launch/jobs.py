@@ -1,7 +1,7 @@
 """Runs as jobs: what is asked for, what is heard of them, what stops them, and a launcher for this process."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,22 +19,30 @@ TICK_S: Final = 0.2
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Where runs execute; `workers` None: as many as cores and memory allow, one where there is a GPU."""
+    """Where runs execute; `workers` None: as many as cores and memory allow, one where there is a GPU.
+
+    Up to `seeds_at_once` runs of an arm are trained together, as one group of jobs.
+    """
 
     launcher: Launcher = "processes"
     workers: int | None = None
+    seeds_at_once: int = 1
     gpus_per_run: float = 0.0
     ray_address: str | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: `config` as JSON takes it, MLflow tags for it, and the CPUs that it keeps busy."""
+    """One run: `config` as JSON takes it, MLflow tags for it, and the CPUs that it keeps busy.
+
+    Jobs of the same `group` are trained together first, and then each is carried out like any other.
+    """
 
     name: str
     config: Mapping[str, Any]
     tags: Mapping[str, str] = field(default_factory=dict)
     cpus: int = 1
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,9 @@ class Update:
 Send = Callable[[Update], None]
 Run = Callable[[Job, Send], None]
 OnUpdate = Callable[[int, Update], None]
+#: Trains the jobs of a group together, as far as that goes. Of the updates, by place in the group, those that end a job
+#: count; jobs without one are to be carried out for themselves, and go on from where they stand.
+RunTogether = Callable[[Sequence[Job], OnUpdate], None]
 
 NOT_STARTED: Final = Update("interrupted", "not begun")
 
@@ -119,6 +130,10 @@ class Supervisor:
         except BaseException as error:
             self.stop(error)
 
+    def left_of(self, unit: Sequence[int]) -> list[int]:
+        """The places of a group that has been trained together at which no run has ended."""
+        return [place for place in unit if self.ends[place] is NOT_STARTED] if len(unit) > 1 else []
+
     def check(self) -> None:
         """Stop the runs if a signal came."""
         if self._caught:
@@ -142,7 +157,34 @@ def supervised(jobs: int, on_update: OnUpdate, stop: Callable[[], None]) -> Iter
             raise supervisor.cause
 
 
-def run_inline(jobs: Sequence[Job], run: Run, on_update: OnUpdate) -> list[Update]:
+class Waiting:
+    """The jobs that wait, by their places: those of a group stand together until they have been trained together."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, job in enumerate(jobs):
+            groups.setdefault((-1, place) if job.group is None else (job.group, -1), []).append(place)
+        self._new = list(groups.values())
+        self._trained: list[list[int]] = []
+
+    def take(self, *, new: bool = True) -> list[int]:
+        """What is next: the places of a group, or of one job; nothing if none waits, or only `new` ones do."""
+        units = self._trained or (self._new if new else [])
+        return units.pop(0) if units else []
+
+    def add_trained(self, places: Iterable[int]) -> None:
+        """Let the jobs at `places`, which have been trained together, be next, each for itself."""
+        self._trained += [[place] for place in places]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._new.clear()
+        self._trained.clear()
+
+
+def run_inline(
+    jobs: Sequence[Job], run: Run, on_update: OnUpdate, run_together: RunTogether | None = None
+) -> list[Update]:
     """Carry out the jobs one after the other in this process; returns how each ended.
 
     A run may handle signals itself: if it ends `interrupted`, the rest is not begun. Raises `Interrupted` then.
@@ -153,18 +195,31 @@ def run_inline(jobs: Sequence[Job], run: Run, on_update: OnUpdate) -> list[Updat
             supervisor.hear(place, update)
             supervisor.check()
             # Before a run handles signals it would not hear one: the next time it says something is early enough.
-            if supervisor.cause and not isinstance(signal.getsignal(signal.SIGTERM), _Collector) and not told:
+            heeded = unit[1:] or not isinstance(signal.getsignal(signal.SIGTERM), _Collector)
+            if supervisor.cause and heeded and not told:
                 told.append(True)
                 signal.raise_signal(signal.SIGTERM)
 
         told: list[bool] = []
-        for place, job in enumerate(jobs):
-            if supervisor.cause:
-                break
-            end = run_job(run, job, partial(send, place))
-            if end.state == "interrupted":
-                supervisor.stop(Interrupted(end.signum))
+        waiting = Waiting(jobs)
+        while (unit := waiting.take()) and not supervisor.cause:
+            run_unit(
+                run, run_together, [jobs[place] for place in unit], lambda index, update: send(unit[index], update)
+            )
+            waiting.add_trained(supervisor.left_of(unit))
+            for end in (supervisor.ends[place] for place in unit):
+                if end.state == "interrupted" and end is not NOT_STARTED:
+                    supervisor.stop(Interrupted(end.signum))
     return supervisor.ends
+
+
+def run_unit(run: Run, run_together: RunTogether | None, jobs: Sequence[Job], send: OnUpdate) -> None:
+    """Carry out one job, or train several together, in this process; `send` gets the updates of each."""
+    if len(jobs) == 1:
+        run_job(run, jobs[0], partial(send, 0))
+    else:
+        assert run_together is not None
+        run_together(jobs, send)
 
 
 def run_job(run: Run, job: Job, send: Send) -> Update:

@@ -1,4 +1,7 @@
-"""A process that `run_processes` starts: `python -m fnostab.launch.worker fnostab.workflows.child:train_job`."""
+"""A process that `run_processes` starts.
+
+python -m fnostab.launch.worker fnostab.workflows.child train_job train_together
+"""
 
 import importlib
 import sys
@@ -8,11 +11,12 @@ from fnostab.launch.workers import serve_jobs
 
 
 def main() -> int:
-    """Import the function that carries out a job, and carry out the jobs that stdin brings; returns 0."""
-    module, _, name = sys.argv[1].partition(":")
+    """Import what carries out a job, and what trains a group of them; carry out what stdin brings; returns 0."""
+    module, *names = sys.argv[1:]
     with lasting_imports():
-        run = getattr(importlib.import_module(module), name)
-    return serve_jobs(run)
+        imported = importlib.import_module(module)
+    run, run_together = (getattr(imported, name) for name in names)
+    return serve_jobs(run, run_together)
 
 
 if __name__ == "__main__":

@@ -176,7 +176,9 @@ class Lifter(nn.Sequential):
     def forward(self, x: Float[Tensor, "batch in_channels H W"]) -> Float[Tensor, "batch channels H W"]:
         """Lift `x`, in whatever order it lies in memory."""
         # With one channel every order counts as `contiguous`; torch then goes by the strides, which only a copy sets.
-        lifted: Tensor = super().forward(x.clone(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
+        # (`torch.vmap` does not know the copy `clone(memory_format=torch.channels_last)`, which is the same.)
+        rows = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+        lifted: Tensor = super().forward(rows.permute(0, 3, 1, 2))  # type: ignore[no-untyped-call]
         return lifted
 
 

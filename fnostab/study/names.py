@@ -106,6 +106,7 @@ TAGS: Final = {
     "git_commit": "commit of the checkout; with `-dirty`, the artifact `code.diff` holds what it lacks",
     "device": "what it trains on",
     "precision": "of its training steps: 32-true, bf16-mixed or tf32",
+    "seeds_at_once": "with `--seeds_at_once`: how many runs began their training together, itself among them",
     "verdict": "how it went, in one word",
     "verdict_reason": "and why",
     "verdict_version": "the version of the rules that decided it; none is the first",

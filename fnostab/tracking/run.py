@@ -56,8 +56,8 @@ def open_run(
     `first_run_id` is the run of this identity that was started before and not finished. A run of `MLFLOW_RUN_ID` that
     belongs to something else already gets a child, which is written to. The run is called `run_name`; without one it
     keeps the name that somebody gave it. A new run carries `claim`, by which `find_claimed` finds it. What the store
-    does not take for a while waits in `folder`. The run ends FINISHED when the block does, KILLED after an interrupt or
-    exit, and FAILED after an error.
+    does not take for a while waits in `folder`. The run ends as the tracker's `status` says, KILLED after an
+    interrupt or exit, and FAILED after an error.
     """
     run_id: str | None = None
     tags = {_CLAIM: claim} if claim else {}
@@ -83,7 +83,7 @@ def open_run(
             raise
         tracker.finish()
         with translated_store_errors():
-            mlflow.end_run("FINISHED")
+            mlflow.end_run(tracker.status)
     except BaseException as error:
         _end(run_id, claim, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise

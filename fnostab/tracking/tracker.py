@@ -49,6 +49,8 @@ class Tracker:
         with translated_store_errors():
             self.experiment_id = self._client.get_run(run_id).info.experiment_id
         self.resumed = resumed
+        #: How the run ends, in MLflow's words, where nothing goes wrong.
+        self.status = "FINISHED"
         self._queue: list[Metric] = []
         self._stored: dict[str, int] = {}
         self._pictures = PictureQueue(self._client, run_id, folder / "pictures", resumed=resumed)

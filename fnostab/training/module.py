@@ -66,6 +66,8 @@ class PtychoModule(lightning.LightningModule):
         self._validation = Validation(config, dataset)
         self.step = TrainingStep(self, make_clipper(config))
         self._graphed: GraphedSteps | None = None
+        #: Computes the loss of a step, and the gradients, together with those of other runs; see `together`.
+        self.loss_together: Callable[[Batch], torch.Tensor] | None = None
 
     @property
     def beam(self) -> Beam:
@@ -92,12 +94,21 @@ class PtychoModule(lightning.LightningModule):
 
         Those of a group, which the network takes as its channels, lie one after the other.
         """
-        groups = (sqrt_counts * self.input_scale).reshape(-1, self.config.data.group_size, *sqrt_counts.shape[1:])
+        groups = self.to_groups(sqrt_counts)
         if self.training and torch.is_grad_enabled():
             with step_precision(self.config, self.device):
                 output = self.generator(groups).float()
         else:  # whatever is measured or shipped is in single precision
             output = self.generator(groups)
+        return self.to_patches(output)
+
+    def to_groups(self, sqrt_counts: torch.Tensor) -> torch.Tensor:
+        """What the network takes, (B / C, C, N, N), from square roots of counts (B, N, N)."""
+        return (sqrt_counts * self.input_scale).reshape(-1, self.config.data.group_size, *sqrt_counts.shape[1:])
+
+    @staticmethod
+    def to_patches(output: torch.Tensor) -> torch.Tensor:
+        """Object patches, complex (B, N, N), from what the network gives, (B / C, N, N, C, 2)."""
         parts = output.movedim(3, 1).flatten(0, 1)
         return torch.complex(parts[..., 0], parts[..., 1])
 
@@ -105,7 +116,7 @@ class PtychoModule(lightning.LightningModule):
         """Have whole steps replayed, where that gives the same numbers sooner."""
         train, loader = self.config.train, self.trainer.train_dataloader
         assert isinstance(loader, PatchLoader)
-        alone = train.devices * train.nodes == 1
+        alone = train.devices * train.nodes == 1 and self.loss_together is None
         # A graph repeats the kernels of a step, and no Python.
         known = self.config.model.arch in ARCHITECTURES and not is_foreign(self.config.clip.algo)
         if train.cuda_graph and alone and known and replays_on(self.device):
@@ -132,11 +143,11 @@ class PtychoModule(lightning.LightningModule):
         if isinstance(batch, Draw):
             assert self._graphed is not None
             return self._graphed.take(batch, self.trainer.global_step)
-        return self.step.loss(self(batch.sqrt_counts), batch)
+        return self.loss_together(batch) if self.loss_together else self.step.loss(self(batch.sqrt_counts), batch)
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        """Go backwards from the loss."""
-        if self._graphed is None:
+        """Go backwards from the loss, unless the gradients have come together with it."""
+        if self._graphed is None and self.loss_together is None:
             super().backward(loss, *args, **kwargs)
 
     def configure_gradient_clipping(
@@ -153,8 +164,8 @@ class PtychoModule(lightning.LightningModule):
         return self.trainer.global_step % self.config.train.layer_norms_every_steps == 0
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Clear all gradients."""
-        if self._graphed is None:
+        """Clear all gradients, unless they are new: Lightning calls this between `training_step` and `backward`."""
+        if self._graphed is None and self.loss_together is None:
             self.step.clear_gradients(optimizer)
 
     def optimizer_step(
@@ -194,7 +205,9 @@ class PtychoModule(lightning.LightningModule):
         with torch.set_grad_enabled(training):
             return first_bad_layer(
                 self.generator,
-                lambda: self.training_step(batch, 0) if training else self(batch.sqrt_counts).abs().sum(),
+                lambda: (
+                    self.step.loss(self(batch.sqrt_counts), batch) if training else self(batch.sqrt_counts).abs().sum()
+                ),
             )
 
     def observe(self) -> dict[str, float]:

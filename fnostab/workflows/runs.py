@@ -7,19 +7,27 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+import numpy as np
 import psutil
 import torch
 
 from fnostab import launch
-from fnostab.config import ArmConfig
+from fnostab.config import ARCHITECTURES, ArmConfig
 from fnostab.io.environment import kept_environment
 from fnostab.launch import Job, LaunchConfig, OnUpdate, Update
 from fnostab.study.plan import Planned, StudyPlan
 from fnostab.study.stored_run import StoredRun
 from fnostab.tracking.studies import end_runs
-from fnostab.workflows.child import train_job
+from fnostab.workflows.child import train_job, train_together
 
-_CHILD: Final = (sys.executable, "-m", "fnostab.launch.worker", "fnostab.workflows.child:train_job")
+_CHILD: Final = (
+    sys.executable,
+    "-m",
+    "fnostab.launch.worker",
+    "fnostab.workflows.child",
+    "train_job",
+    "train_together",
+)
 #: Memory that a run is counted with when the number of workers is not given.
 _MEMORY_A_RUN: Final = 2 * 2**30
 
@@ -34,7 +42,7 @@ class StudyDisplay(Protocol):
         """Show what the run at `place` says of itself."""
 
     def look(self, text: str) -> None:
-        """Show what is decided and what is open."""
+        """Show a line about the study as a whole, such as what is decided and what is open."""
 
 
 @dataclass
@@ -97,7 +105,11 @@ def _launch(
 ) -> list[Update]:
     """Train the runs, and return how each ended."""
     tags = {"mlflow.parentRunId": parent_run_id, "varied": ",".join(plan.varied)}
-    jobs = [Job(run.name, run.config.model_dump(mode="json"), tags, _cpus(run.config)) for run in runs]
+    groups = _groups(runs, where.seeds_at_once)
+    jobs = [
+        Job(run.name, run.config.model_dump(mode="json"), tags, _cpus(run.config), group)
+        for run, group in zip(runs, groups, strict=True)
+    ]
     statuses = {}
 
     def watch(index: int, update: Update) -> None:
@@ -107,10 +119,14 @@ def _launch(
 
     try:
         if where.launcher == "inline":
-            return launch.run_inline(jobs, train_job, watch)
+            return launch.run_inline(jobs, train_job, watch, train_together)
         if where.launcher == "ray":
-            return launch.run_ray(jobs, train_job, watch, workers=where.workers, gpus_per_run=where.gpus_per_run)
-        return launch.run_processes(jobs, _CHILD, watch, where.workers or _workers(plan.common, len(jobs)))
+            gpus = where.gpus_per_run
+            return launch.run_ray(jobs, train_job, watch, train_together, workers=where.workers, gpus_per_run=gpus)
+        workers = where.workers or _workers(plan.common, len(jobs))
+        # What comes after a training together keeps no GPU busy.
+        finishers = 0 if where.workers else min(where.seeds_at_once, _fitting(plan.common, len(jobs)))
+        return launch.run_processes(jobs, _CHILD, watch, workers, finishers)
     finally:
         end_runs(plan.study, parent_run_id, statuses)
 
@@ -124,9 +140,39 @@ def _workers(config: ArmConfig, jobs: int) -> int:
     """As many processes as cores and free memory allow; one at a time where they would share a GPU."""
     if config.train.accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available()):
         return 1
+    return _fitting(config, jobs)
+
+
+def _fitting(config: ArmConfig, jobs: int) -> int:
+    """As many processes as cores and free memory allow."""
     cores = (os.cpu_count() or 1) // _cpus(config)
     memory = int(psutil.virtual_memory().available // _MEMORY_A_RUN)
     return max(1, min(cores, memory, jobs))
+
+
+def _groups(runs: Sequence[Planned], at_once: int) -> list[int | None]:
+    """The number of the group that each run is trained in, or None for one that is trained alone."""
+    places: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        if trains_alone(run.config) is None:
+            places.setdefault(run.arm, []).append(place)
+    groups: list[int | None] = [None] * len(runs)
+    number = 0
+    for of_arm in places.values():
+        for part in np.array_split(of_arm, -(-len(of_arm) // at_once)):  # of sizes as equal as can be
+            number += 1
+            for place in part if len(part) > 1 else ():
+                groups[place] = number
+    return groups
+
+
+def trains_alone(config: ArmConfig) -> str | None:
+    """Why the runs of an arm cannot be trained together; None if they can."""
+    if config.model.arch not in ARCHITECTURES:
+        return f"model.arch={config.model.arch} is a network of your own"
+    if config.train.devices * config.train.nodes > 1 or config.train.strategy == "ddp":
+        return "each of its runs takes several devices"
+    return None
 
 
 def cluster(plan: StudyPlan, where: LaunchConfig, *, needed: bool) -> AbstractContextManager[None]:

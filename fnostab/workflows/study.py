@@ -24,7 +24,7 @@ from fnostab.workflows import build_dataset
 from fnostab.workflows.looks import Looks
 from fnostab.workflows.ranked import rank_study
 from fnostab.workflows.runfolder import held_alone
-from fnostab.workflows.runs import Runs, StudyDisplay, cluster, environment
+from fnostab.workflows.runs import Runs, StudyDisplay, cluster, environment, trains_alone
 from fnostab.workflows.warm_start import warm_start
 
 
@@ -86,6 +86,9 @@ def run_study(
         looks = None if until is None else Looks(plan, until, data_sha256, find_parent(identity))
         runs = Runs(plan, where, view, find_results(plan.study, data_sha256))
         runs.plan_more(looks.all_runs if looks else plan.runs, only_finished=looks is not None)
+        for arm, config in plan.arms.items() if where.seeds_at_once > 1 else ():
+            if reason := trains_alone(config):
+                view.look(f"the seeds of {arm} are trained one by one: {reason}")
         tags = {"stage": "b" if plan.stage_a else "a", "dataset_sha256": data_sha256, "preset": plan.common.preset}
         tags |= {"fnostab_version": fnostab.__version__, "git_commit": git_commit()}
         tags |= {"stage_a": plan.stage_a} if plan.stage_a else {}

@@ -2,10 +2,11 @@
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +24,7 @@ from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import find_results
 from fnostab.tracking.tracker import Tracker
 from fnostab.tracking.verdict import evidence_numbers
+from fnostab.training.batches import Batch
 from fnostab.training.callbacks import (
     Checkpoints,
     ConsoleProgress,
@@ -55,6 +57,8 @@ from fnostab.workflows.warm_start import warm_start
 
 #: Is told how a run stands after each epoch; what it answers with True ends there, with the verdict `pruned`.
 Watch = Callable[[EpochSummary], bool | None]
+#: Gives the loss of a step that is taken together with those of other runs, and the gradients.
+LossTogether = Callable[[PtychoModule, Batch], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,42 @@ def train_arm(
     starts one more for each and leads them; where torchrun or SLURM started all of them, those that do not lead train
     along and end here: `SystemExit`.
     """
+    config = _checked(config, report)
+    if find_environment(config).global_rank() > 0:
+        follow.follow(config)
+        raise SystemExit(0)
+    with Interruption() as interruption:
+        noted = {NOTE: description} if description else {}
+        with _begun(config, report, data_progress, tags or {}, noted, again=again, run_name=run_name) as begun:
+            return begun if isinstance(begun, ArmResult) else begun.run(interruption, watch)
+
+
+class Along(NamedTuple):
+    """How a run trains along with others: what takes its steps, the signals that came, and how many runs there are."""
+
+    loss_together: LossTogether
+    signals: Sequence[int]
+    runs: int
+
+
+def train_along(
+    config: ArmConfig, report: PrintLine, along: Along, *, watch: Watch | None = None, tags: Mapping[str, str]
+) -> None:
+    """Train `config` in step with others as far as that goes; for a thread of its own.
+
+    Everything but the training is left to `train_arm` with the same arguments, which goes on from the last checkpoint;
+    a run that has its result is left alone. Raises what `train_arm` does.
+    """
+    config = _checked(config, report)
+    with Interruption(caught=along.signals) as interruption:
+        interruption.check()
+        with _begun(config, report, None, tags, {"seeds_at_once": str(along.runs)}, again=False) as begun:
+            if not isinstance(begun, ArmResult):
+                begun.train(interruption, watch, along.loss_together)
+
+
+def _checked(config: ArmConfig, report: PrintLine) -> ArmConfig:
+    """`config` with the hashes of its source files, if it can be trained here; raises `ConfigError` if not."""
     quieten_libraries()
     check_accelerator(config.train.accelerator)
     config = settle_precision({config.arm: config})[config.arm]
@@ -102,36 +142,51 @@ def train_arm(
     for line in (namesake(config.model.arch), slower_than_single(config)):
         if line:
             report(line)
-    if find_environment(config).global_rank() > 0:
-        follow.follow(config)
-        raise SystemExit(0)
-    with Interruption() as interruption:
-        store_uri = check_store(for_new_run=True)
-        start = warm_start(config)
-        config = start.config
-        dataset = build_dataset(config.dataset, data_progress)
-        config = set_threads(config)
-        set_matrix_precision(config)
-        open_store()
-        with RunFolder(config, dataset.sha256, redacted(store_uri)) as folder:
-            run_id, state = _earlier_run(config, dataset.sha256, folder, again)
-            if run_id and state == "finished":
-                result = _finished_result(run_id, report)
-            else:
-                opened = open_run(config, folder.path, first_run_id=run_id, claim=folder.claim, run_name=run_name)
-                with opened as tracker:
-                    tags = {**(tags or {}), **start.tags}
-                    folder.begin(tracker.run_id, tags)
-                    tracker.set_tags({**tags, **({NOTE: description} if description else {})})
-                    logbook = Logbook(config, dataset, tracker, folder.path, report)
-                    training = _Training(config, dataset, tracker, logbook, folder.path, report, start.weights)
-                    try:
-                        result = training.run(interruption, watch)
-                    except Interrupted as interrupt:
-                        logbook.log_interrupted(interrupt)
-                        raise
-            folder.finish()  # everything is in the store, and the run is closed
-            return result
+    return config
+
+
+@contextmanager
+def _begun(
+    config: ArmConfig,
+    report: PrintLine,
+    data_progress: Callable[[int, int], None] | None,
+    tags: Mapping[str, str],
+    further_tags: Mapping[str, str],
+    *,
+    again: bool,
+    run_name: str | None = None,
+) -> Iterator["_Training | ArmResult"]:
+    """A training with its folder and its MLflow run, both held inside the block; or its result, if it has one.
+
+    At the end of the block the run ends as its tracker says; if it is finished, nothing is left of the folder, which
+    remembers `tags` for those who go on with the run.
+    """
+    store_uri = check_store(for_new_run=True)
+    start = warm_start(config)
+    config = start.config
+    dataset = build_dataset(config.dataset, data_progress)
+    config = set_threads(config)
+    set_matrix_precision(config)
+    open_store()
+    with RunFolder(config, dataset.sha256, redacted(store_uri)) as folder:
+        run_id, state = _earlier_run(config, dataset.sha256, folder, again)
+        if run_id and state == "finished":
+            yield _finished_result(run_id, report)
+        else:
+            opened = open_run(config, folder.path, first_run_id=run_id, claim=folder.claim, run_name=run_name)
+            with opened as tracker:
+                tags = {**tags, **start.tags}
+                folder.begin(tracker.run_id, tags)
+                tracker.set_tags({**tags, **further_tags})
+                logbook = Logbook(config, dataset, tracker, folder.path, report)
+                try:
+                    yield _Training(config, dataset, tracker, logbook, folder.path, report, start.weights)
+                except Interrupted as interrupt:
+                    logbook.log_interrupted(interrupt)
+                    raise
+            if tracker.status != "FINISHED":
+                return
+        folder.finish()  # everything is in the store, and the run is closed
 
 
 def _earlier_run(config: ArmConfig, dataset_sha256: str, folder: RunFolder, again: bool) -> tuple[str | None, RunState]:
@@ -181,9 +236,7 @@ class _Training:
     def run(self, interruption: Interruption, watch: Watch | None) -> ArmResult:
         """Train, evaluate, judge, log."""
         tracker, logbook, history = self.tracker, self.logbook, self.logbook.history
-        known = baselines(self.dataset, self.config.train.learn_probe)
-        if self.config.train.mode == "supervised":
-            known["supervised_loss_constant"] = constant_object_loss(self.dataset)
+        known = self._known()
         results: dict[str, float] = {}
         evaluation = None
         with self._running_out_of_memory():
@@ -204,11 +257,30 @@ class _Training:
         where = how_to_open(tracker.run_id, tracker.experiment_id)
         return ArmResult(tracker.run_id, where, verdict, stability, tracked(known | results), history)
 
-    def _fit(self, interruption: Interruption, watch: Watch | None, known: dict[str, float]) -> dict[str, float]:
+    def train(self, interruption: Interruption, watch: Watch | None, loss_together: LossTogether) -> None:
+        """Train in step with others, and leave the rest to somebody else's `run`."""
+        self.tracker.status = "SCHEDULED"
+        speed = self._fit(interruption, watch, self._known(), loss_together)
+        self.tracker.log_metrics(tracked(speed), step=self.logbook.history.steps - 1)
+
+    def _known(self) -> dict[str, float]:
+        """What is known before the first step."""
+        known = baselines(self.dataset, self.config.train.learn_probe)
+        if self.config.train.mode == "supervised":
+            known["supervised_loss_constant"] = constant_object_loss(self.dataset)
+        return known
+
+    def _fit(
+        self,
+        interruption: Interruption,
+        watch: Watch | None,
+        known: dict[str, float],
+        loss_together: LossTogether | None = None,
+    ) -> dict[str, float]:
         """Build the network and train it; what is noticed on the way goes into the history."""
         config = self.config
         recorder = SeriesRecorder(self.logbook.history, self.tracker, config.train.give_up_epoch)
-        console = ConsoleProgress(self.report, watch)
+        console = ConsoleProgress(self.report, watch, terminal=False if loss_together else None)
         pruning = Pruning(self.logbook.history, lambda: console.stop_wanted)
         callbacks = [recorder, console, pruning, self._checkpoints, interruption]
         if self.logbook.keeps_all:
@@ -221,7 +293,7 @@ class _Training:
         resume_from = str(last) if last else None
         meeting = Meeting(self.dataset.sha256, resume_from)
         with leading(trainer, config, meeting, follow.COMMAND, self.report):
-            fit(trainer, config, self.dataset, resume_from, self.weights)
+            fit(trainer, config, self.dataset, resume_from, self.weights, loss_together)
         # Nothing is left to train where only the upload was.
         return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
 

@@ -1,6 +1,7 @@
 """Stop signals, heard between two steps."""
 
 import signal
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -15,27 +16,32 @@ class Interruption(lightning.Callback):
 
     As a context manager it takes over all `STOP_SIGNALS`. Outside of training, or at the second signal, it raises at
     once. Of several processes the first one hears the signals, and all raise after the same step; one that `follows`
-    hears none.
+    hears none. For a run in a thread, which no signal reaches, somebody else collects them in `caught`.
     """
 
-    def __init__(self, *, follows: bool = False) -> None:
+    def __init__(self, *, follows: bool = False, caught: Sequence[int] | None = None) -> None:
         self._handler: Any = signal.SIG_IGN if follows else self._on_signal
-        self._signum = 0
+        self._caught = caught
+        self._own_signum = 0
         self._training = False
         self._previous: dict[int, Any] = {}
         self._shared = OccasionalBroadcast()
 
     def __enter__(self) -> "Interruption":
-        for signum in STOP_SIGNALS:
+        for signum in STOP_SIGNALS if self._caught is None else ():
             self._previous[signum] = signal.signal(signum, self._handler)
         return self
+
+    @property
+    def _signum(self) -> int:
+        return next(iter(self._caught or ()), self._own_signum)
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        again, self._signum = self._signum != 0, signum
+        again, self._own_signum = self._own_signum != 0, signum
         if again or not self._training:
             raise Interrupted(signum)
 
