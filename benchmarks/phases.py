@@ -39,6 +39,9 @@ PHASES: Final = (
 )
 
 _UPLOADS: Final = ("log_config", "log_dataset", "log_text", "log_picture", "log_artifact", "log_artifacts", "set_tags")
+#: Where the functions of `_IN_RUN` are, and were at commit 7c60fe8.
+_OF_RUN: Final = ("fnostab.workflows.arm_training", "fnostab.workflows.train")
+_IN_RUN: Final = (("baselines", DATASET), ("make_trainer", BUILD), ("fit", BUILD), ("_free_memory", EVALUATION))
 #: The functions that are timed: module, name, phase. Time in a function that another one calls is the inner phase's.
 PHASE_OF: Final = (
     ("fnostab.workflows.train", "check_store", STORE),
@@ -47,13 +50,12 @@ PHASE_OF: Final = (
     ("fnostab.tracking.run", "_choose_run", STORE),
     ("mlflow", "start_run", STORE),
     ("fnostab.workflows.train", "build_dataset", DATASET),
-    ("fnostab.workflows.train", "baselines", DATASET),
     ("fnostab.workflows.train", "check_network", BUILD),
     ("fnostab.workflows.train", "check_clipping", BUILD),
-    ("fnostab.workflows.train", "make_trainer", BUILD),
-    ("fnostab.workflows.train", "fit", BUILD),
-    ("fnostab.workflows.train", "_free_memory", EVALUATION),
-    ("fnostab.workflows.train", "_Training._best", EVALUATION),
+    *((of_run, name, phase) for of_run in _OF_RUN for name, phase in _IN_RUN),
+    ("fnostab.workflows.arm_training", "ArmTraining._best", EVALUATION),
+    ("fnostab.workflows.arm_training", "ArmTraining._evaluate", EVALUATION),
+    ("fnostab.workflows.train", "_Training._best", EVALUATION),  # as it was called at commit 7c60fe8
     ("fnostab.workflows.train", "_Training._evaluate", EVALUATION),
     ("fnostab.workflows.logbook", "_pixels", FIGURES),
     ("fnostab.workflows.logbook", "Logbook.log_model", MODEL),

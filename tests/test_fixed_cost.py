@@ -78,12 +78,13 @@ def test_a_worker_of_a_study_leaves_its_modules_to_the_process(tmp_path):
     (tmp_path / "work.py").write_text(
         "import gc, xml.dom.minidom\nfrom fnostab.launch import Update\n"
         "def run(job, send):\n    send(Update('done', f'{gc.isenabled()} {gc.get_freeze_count() > 1000}'))\n"
+        "run_together = None\n"
     )
-    command = [sys.executable, "-m", "fnostab.launch.worker", "work:run"]
+    command = [sys.executable, "-m", "fnostab.launch.worker", "work", "run", "run_together"]
     job = json.dumps({"name": "a", "config": {}})
-    done = subprocess.run(command, input=f"{job}\n\n", cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=f"[{job}]\n\n", cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["text"] == "True True"
+    assert json.loads(done.stdout)[1]["text"] == "True True"
 
 
 def test_the_benchmark_of_fixed_costs_finds_every_phase_of_a_run(tmp_path):

@@ -99,7 +99,7 @@ def test_a_run_that_is_given_up_is_evaluated_and_trains_no_more_when_it_is_start
         raise SystemError("killed")
 
     with monkeypatch.context() as broken:
-        broken.setattr("fnostab.workflows.train.judge", killed)
+        broken.setattr("fnostab.workflows.arm_training.judge", killed)
         with pytest.raises(SystemError, match="killed"):
             _train(**_HOPELESS)
     assert main(again) == 0
@@ -156,7 +156,7 @@ def test_a_pruned_run_that_was_killed_before_its_verdict_trains_no_more(fresh_st
         raise SystemError("killed")
 
     with monkeypatch.context() as broken:
-        broken.setattr("fnostab.workflows.train.judge", killed)
+        broken.setattr("fnostab.workflows.arm_training.judge", killed)
         with pytest.raises(SystemError, match="killed"):
             _train_until(2)
     result, told = _train_until(0)

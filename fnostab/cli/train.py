@@ -16,7 +16,7 @@ from fnostab.cli.common import (
 from fnostab.io.garbage import lasting_imports
 
 if TYPE_CHECKING:
-    from fnostab.workflows.train import ArmResult
+    from fnostab.workflows.arm_training import ArmResult
 
 
 def add(commands: Any) -> None:

@@ -1,76 +1,37 @@
 """Train one arm, everything logged: the entry point `main` of `MLproject`, and `fnostab train`."""
 
-import gc
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from fnostab.config import ArmConfig, namesake, with_sources
-from fnostab.dataset import ORIENTATIONS, Dataset, combined, common_sha256, r_by_orientation
-from fnostab.evaluation import Evaluation, baselines, can_be_stitched, consistency_warning, evaluate
-from fnostab.health import Stability, Verdict, better_orientation, judge, measure_stability
+from fnostab.dataset import common_sha256
+from fnostab.health import judge, measure_stability
 from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
-from fnostab.study.names import tracked
 from fnostab.tracking.artifacts import read_run
 from fnostab.tracking.errors import redacted
 from fnostab.tracking.run import NOTE, RunState, find_claimed, how_to_open, open_run, resume_into, run_state
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import find_results
-from fnostab.tracking.tracker import Tracker
-from fnostab.tracking.verdict import evidence_numbers
-from fnostab.training.batches import Batch
 from fnostab.training.callbacks import (
-    Checkpoints,
-    ConsoleProgress,
-    EpochSummary,
     Interruption,
-    Pictures,
-    Pruning,
-    SeriesRecorder,
 )
-from fnostab.training.checkpoint_files import CheckpointFiles
-from fnostab.training.memory import is_out_of_memory, peak_bytes
-from fnostab.training.module import PtychoModule
 from fnostab.training.precision import check_precision, set_matrix_precision, settle_precision, slower_than_single
-from fnostab.training.processes import Meeting, find_environment, leading
-from fnostab.training.supervised import constant_object_loss
+from fnostab.training.processes import find_environment
 from fnostab.training.trainer import (
     check_accelerator,
     check_clipping,
     check_devices,
     check_network,
-    fit,
-    make_trainer,
     quieten_libraries,
     set_threads,
 )
 from fnostab.workflows import PrintLine, build_dataset, follow
+from fnostab.workflows.arm_training import ArmResult, ArmTraining, LossTogether, Watch
 from fnostab.workflows.logbook import Logbook
 from fnostab.workflows.runfolder import RunFolder
 from fnostab.workflows.warm_start import warm_start
-
-#: Is told how a run stands after each epoch; what it answers with True ends there, with the verdict `pruned`.
-Watch = Callable[[EpochSummary], bool | None]
-#: Gives the loss of a step that is taken together with those of other runs, and the gradients.
-LossTogether = Callable[[PtychoModule, Batch], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """What a trained arm left behind: its MLflow run, its verdict, its stability (None if it never learnt), metrics."""
-
-    run_id: str
-    how_to_open: str
-    verdict: Verdict
-    stability: Stability | None
-    metrics: dict[str, float]
-    history: History
 
 
 def train_arm(
@@ -155,7 +116,7 @@ def _begun(
     *,
     again: bool,
     run_name: str | None = None,
-) -> Iterator["_Training | ArmResult"]:
+) -> Iterator["ArmTraining | ArmResult"]:
     """A training with its folder and its MLflow run, both held inside the block; or its result, if it has one.
 
     At the end of the block the run ends as its tracker says; if it is finished, nothing is left of the folder, which
@@ -180,7 +141,7 @@ def _begun(
                 tracker.set_tags({**tags, **further_tags})
                 logbook = Logbook(config, dataset, tracker, folder.path, report)
                 try:
-                    yield _Training(config, dataset, tracker, logbook, folder.path, report, start.weights)
+                    yield ArmTraining(config, dataset, tracker, logbook, folder.path, report, start.weights)
                 except Interrupted as interrupt:
                     logbook.log_interrupted(interrupt)
                     raise
@@ -214,140 +175,3 @@ def _finished_result(run_id: str, report: PrintLine) -> ArmResult:
     where = how_to_open(run_id, found.experiment_id)
     series = history.to_mapping()
     return ArmResult(run_id, where, judge(series), measure_stability(series), dict(found.metrics), history)
-
-
-@dataclass
-class _Training:
-    """One training, from its network to its verdict."""
-
-    config: ArmConfig
-    dataset: Dataset
-    tracker: Tracker
-    logbook: Logbook
-    folder: Path
-    report: PrintLine
-    weights: Mapping[str, torch.Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        self._files = CheckpointFiles(self.folder, self.report)
-        self._checkpoints = Checkpoints(self._files, self.config.train.checkpoint_every_s, self.config.train.select_by)
-        self._device = torch.device("cpu")
-
-    def run(self, interruption: Interruption, watch: Watch | None) -> ArmResult:
-        """Train, evaluate, judge, log."""
-        tracker, logbook, history = self.tracker, self.logbook, self.logbook.history
-        known = self._known()
-        results: dict[str, float] = {}
-        evaluation = None
-        with self._running_out_of_memory():
-            results |= self._fit(interruption, watch, known)
-        interruption.check()  # of a signal that came while the memory ran out
-        if history.val_loss:
-            results["best_val_loss"] = self._checkpoints.best_val_loss
-        _free_memory()
-        with self._running_out_of_memory():
-            if module := self._best():
-                evaluation = self._evaluate(module)
-                results |= evaluation.metrics if evaluation else {}
-                logbook.log_model(module)
-        series = history.to_mapping()
-        verdict, stability = judge(series), measure_stability(series)
-        results |= evidence_numbers(verdict)
-        logbook.end(verdict, stability, results, evaluation, self._files)
-        where = how_to_open(tracker.run_id, tracker.experiment_id)
-        return ArmResult(tracker.run_id, where, verdict, stability, tracked(known | results), history)
-
-    def train(self, interruption: Interruption, watch: Watch | None, loss_together: LossTogether) -> None:
-        """Train in step with others, and leave the rest to somebody else's `run`."""
-        self.tracker.status = "SCHEDULED"
-        speed = self._fit(interruption, watch, self._known(), loss_together)
-        self.tracker.log_metrics(tracked(speed), step=self.logbook.history.steps - 1)
-
-    def _known(self) -> dict[str, float]:
-        """What is known before the first step."""
-        known = baselines(self.dataset, self.config.train.learn_probe)
-        if self.config.train.mode == "supervised":
-            known["supervised_loss_constant"] = constant_object_loss(self.dataset)
-        return known
-
-    def _fit(
-        self,
-        interruption: Interruption,
-        watch: Watch | None,
-        known: dict[str, float],
-        loss_together: LossTogether | None = None,
-    ) -> dict[str, float]:
-        """Build the network and train it; what is noticed on the way goes into the history."""
-        config = self.config
-        recorder = SeriesRecorder(self.logbook.history, self.tracker, config.train.give_up_epoch)
-        console = ConsoleProgress(self.report, watch, terminal=False if loss_together else None)
-        pruning = Pruning(self.logbook.history, lambda: console.stop_wanted)
-        callbacks = [recorder, console, pruning, self._checkpoints, interruption]
-        if self.logbook.keeps_all:
-            callbacks.insert(3, Pictures(self.logbook.draw, config.train.picture_every_epochs))
-        trainer = make_trainer(config, callbacks, self._files)
-        self._device = trainer.strategy.root_device
-        self.logbook.begin(_device_name(self._device), known)
-        self._check_positions()
-        last = self._files.newest_complete() if self.tracker.resumed else None
-        resume_from = str(last) if last else None
-        meeting = Meeting(self.dataset.sha256, resume_from)
-        with leading(trainer, config, meeting, follow.COMMAND, self.report):
-            fit(trainer, config, self.dataset, resume_from, self.weights, loss_together)
-        # Nothing is left to train where only the upload was.
-        return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
-
-    def _check_positions(self) -> None:
-        """Say before a training what looks wrong with a scan; the verdict at its end counts its positions."""
-        for line in self.dataset.warnings:
-            self.report(f"warning: {line}")
-        found = r_by_orientation(self.dataset)
-        self.logbook.history.r_by_orientation = found
-        if better := better_orientation(found):
-            best = combined(self.config.data.orient, min(ORIENTATIONS, key=lambda name: found[name]))
-            self.report(f"warning: the axes of the scan's positions look wrong: {better}; try data.orient={best}")
-
-    @contextmanager
-    def _running_out_of_memory(self) -> Iterator[None]:
-        """Make an event of an error that says that the memory does not suffice."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            history, device = self.logbook.history, _device_name(self._device)
-            peak = peak_bytes(self._device)
-            history.events["out_of_memory"] = {"step": history.steps, "peak_bytes": peak, "device": device}
-
-    def _best(self) -> PtychoModule | None:
-        """The network with its best weights; None if it did not fit into the memory, or never gave finite numbers."""
-        if "out_of_memory" in self.logbook.history.events or not math.isfinite(self._checkpoints.best_val_loss):
-            return None
-        module = PtychoModule(self.config, self.dataset)
-        module.load_state_dict(self._files.best_weights())
-        return module.to(self._device)
-
-    def _evaluate(self, module: PtychoModule) -> Evaluation | None:
-        """Reconstruct the test objects and log them; None if the network blew up so far that there are none."""
-        patches = module.reconstruct(self.dataset.test)
-        if not can_be_stitched(patches):
-            return None
-        beam = module.beam.detached()
-        found = evaluate(patches, self.dataset, beam, self.config.train.learn_probe)
-        for name in ("object_correlation", "twin_correlation"):
-            setattr(self.logbook.history, name, found.metrics.get(name, math.nan))
-        for one in found.reconstructions:
-            if warning := consistency_warning(one.stitched):
-                self.report(warning)
-        self.logbook.log_reconstructions(found, beam)
-        return found
-
-
-def _free_memory() -> None:
-    """Free the network that was trained and its optimizer, which Lightning's objects keep alive in circles."""
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
