@@ -22,7 +22,7 @@ from fnostab.dataset import load_or_build
 from fnostab.models import build_generator
 
 #: One arm, for studies that only count runs.
-_CONTROL = "control: {model.arch: hybrid, clip.algo: norm, clip.val: 1.0}\n"
+_CONTROL = "arms:\n  - {name: control, arch: hybrid, clip_algo: norm, clip_val: 1.0}\n"
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def seeds_rows(setting: Setting) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         arms = Path(folder) / "arms.yaml"
         arms.write_text(_CONTROL, encoding="utf-8")
-        common = ["--arms", str(arms), "--seeds", str(seeds), "--workers", "1", *extra]
+        common = ["--arms", str(arms), "--seeds", str(seeds), *extra]  # on a GPU one after another, if nobody says more
         together_s = study_s(setting, preset, *common, "--seeds_at_once", str(seeds))
         alone_s = study_s(setting, preset, *common)
     gain = alone_s / together_s
