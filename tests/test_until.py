@@ -247,9 +247,9 @@ def test_ray_is_started_once_for_all_looks(record, monkeypatch):
         started.append(1)
         yield
 
-    def run_ray(jobs, run, on_update, **_):
+    def run_ray(jobs, run, on_update, run_together, **_):
         batches.append(len(jobs))
-        return runs.launch.run_inline(jobs, run, on_update)
+        return runs.launch.run_inline(jobs, run, on_update, run_together)
 
     monkeypatch.setattr(runs.launch, "ray_cluster", cluster)
     monkeypatch.setattr(runs.launch, "run_ray", run_ray)
