@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fnostab.io.untrusted import first_line, raised, shown
+from fnostab.models.precision import mixed_precision
 
 #: Largest difference, over the largest number, between a patch alone and the same in a batch: kernels differ by less.
 _TOLERANCE: Final = 1e-3
@@ -53,7 +54,7 @@ def check_mixed_precision(network: nn.Module, label: str, N: int, C: int, device
     amplitudes = trial_amplitudes(_SIZES[0], C, N).to(device)
     network.to(device).train()
     try:
-        with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+        with mixed_precision(device):
             output = network(amplitudes)
         output.float().square().mean().backward()
         finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in network.parameters())

@@ -15,6 +15,12 @@ from torch import Tensor
 _LOW = (torch.bfloat16, torch.float16)
 
 
+def mixed_precision(device_type: str) -> torch.autocast:
+    """Compute in bfloat16 what autocast takes in it, on devices of that type, inside the context."""
+    # A weight is used once a step, so there is nothing to remember; and CUDA graphs must not find casts of before.
+    return torch.autocast(device_type, torch.bfloat16, cache_enabled=False)
+
+
 def single_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Switch autocast off for the device of `x` inside the context."""
     if torch.is_autocast_enabled(x.device.type):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from fnostab.config import ARCHITECTURES, ArmConfig, ConfigError
+from fnostab.models.precision import mixed_precision
 
 #: Names that CPUs give their bfloat16 instructions in `torch.cpu.get_capabilities`: x86's, then Arm's.
 _CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
@@ -87,6 +88,5 @@ def set_matrix_precision(config: ArmConfig) -> None:
 def step_precision(config: ArmConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """The context in which the network of a training step is called, its output being cast to float32 outside."""
     if config.train.precision == "bf16-mixed":
-        # A weight is used once a step, so there is nothing to remember; and CUDA graphs must not find casts of before.
-        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+        return mixed_precision(device.type)
     return contextlib.nullcontext()
