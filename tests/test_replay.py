@@ -18,8 +18,9 @@ from fnostab.clipping import Clipper
 from fnostab.config import ARCHITECTURES, resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.training.batches import Batch, EpochOrder, PatchLoader, resident
+from fnostab.training.launches import Launch
 from fnostab.training.module import PtychoModule
-from fnostab.training.replay import GraphedSteps, _Launch
+from fnostab.training.replay import GraphedSteps
 from fnostab.training.stitching import stitched_amplitude
 
 #: 24 patches, and so six batches an epoch, the last one of four.
@@ -91,7 +92,7 @@ def _replayed(config, device):
     optimizer, schedule = (
         (made["optimizer"], made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else (made, None)
     )
-    steps = GraphedSteps(module.step, loader, optimizer, schedule, measure_every=20)
+    steps = GraphedSteps(module, loader, optimizer, schedule, measure_every=20)
     losses, norms = [], []
     while len(losses) < _STEPS:
         loader.sampler.set_epoch(len(losses) // len(loader))
@@ -199,10 +200,10 @@ def test_fifty_replayed_steps_are_those_of_plain_pytorch(several, without_traine
 
 
 def test_patches_that_need_a_larger_canvas_are_stitched_in_the_ordinary_way(several, without_trainer, monkeypatch):
-    monkeypatch.setattr("fnostab.training.replay._CANVAS_MARGIN", 0.6)
+    monkeypatch.setattr("fnostab.training.launches._CANVAS_MARGIN", 0.6)
     taken = []
-    run = _Launch.run
-    monkeypatch.setattr(_Launch, "run", lambda launch: (taken.append(len(launch.records)), run(launch))[1])
+    run = Launch.run
+    monkeypatch.setattr(Launch, "run", lambda launch: (taken.append(launch.records.shape[1]), run(launch))[1])
     _assert_close(_config(**_CASES["overlap"]), torch.device("cpu"))
     assert 0 < sum(taken) < _STEPS - 5
 
@@ -258,7 +259,7 @@ def test_no_replayed_step_waits_for_the_device_nor_leaves_it_nor_moves_what_it_r
     optimizer, schedule = (
         (made["optimizer"], made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else (made, None)
     )
-    steps = GraphedSteps(module.step, loader, optimizer, schedule, measure_every=10**6)
+    steps = GraphedSteps(module, loader, optimizer, schedule, measure_every=10**6)
 
     def remembered():
         of_optimizer = [value for state in optimizer.state.values() for value in state.values()]

@@ -16,8 +16,9 @@ from fnostab.io.endings import Interrupted
 from fnostab.models import build_generator
 from fnostab.models.fused import fused_forward
 from fnostab.training.batches import EpochOrder, PatchLoader, resident
+from fnostab.training.joint import Step, losses_with_gradients
 from fnostab.training.module import PtychoModule
-from fnostab.training.together import Step, Together, losses_with_gradients
+from fnostab.training.together import Member, Together
 from fnostab.training.turns import Turns
 
 _SEEDS = (1, 2, 3)
@@ -164,7 +165,7 @@ def test_runs_that_do_not_fit_into_the_memory_at_once_go_in_smaller_groups(monke
     def work(place):
         for number in range(2):
             module = SimpleNamespace(trainer=SimpleNamespace(optimizers=[None]))
-            found[place].append(float(together.loss(place, module, 10 * place + number)))
+            found[place].append(float(Member(together, place).loss(module, 10 * place + number)))
 
     sizes, lines, found = [], [], [[] for _ in range(5)]
     monkeypatch.setattr("fnostab.training.together.losses_with_gradients", fused)

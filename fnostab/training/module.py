@@ -25,6 +25,7 @@ from fnostab.training.optimizers import RealTwins, make_optimizer, update_moment
 from fnostab.training.precision import step_precision
 from fnostab.training.replay import GraphedSteps, replays_on
 from fnostab.training.step import TrainingStep
+from fnostab.training.together import Member
 from fnostab.training.validation import Validation, object_std
 
 #: Validation patterns on which the activations of the blocks are observed.
@@ -66,8 +67,8 @@ class PtychoModule(lightning.LightningModule):
         self._validation = Validation(config, dataset)
         self.step = TrainingStep(self, make_clipper(config))
         self._graphed: GraphedSteps | None = None
-        #: Computes the loss of a step, and the gradients, together with those of other runs; see `together`.
-        self.loss_together: Callable[[Batch], torch.Tensor] | None = None
+        #: Where the steps are taken together with those of other runs.
+        self.member: Member | None = None
 
     @property
     def beam(self) -> Beam:
@@ -116,14 +117,14 @@ class PtychoModule(lightning.LightningModule):
         """Have whole steps replayed, where that gives the same numbers sooner."""
         train, loader = self.config.train, self.trainer.train_dataloader
         assert isinstance(loader, PatchLoader)
-        alone = train.devices * train.nodes == 1 and self.loss_together is None
+        one_device = train.devices * train.nodes == 1
         # A graph repeats the kernels of a step, and no Python.
         known = self.config.model.arch in ARCHITECTURES and not is_foreign(self.config.clip.algo)
-        if train.cuda_graph and alone and known and replays_on(self.device):
+        if train.cuda_graph and one_device and known and replays_on(self.device):
             schedules = self.trainer.lr_scheduler_configs
             schedule = schedules[0].scheduler if schedules else None
-            every = train.layer_norms_every_steps
-            self._graphed = GraphedSteps(self.step, loader, self.trainer.optimizers[0], schedule, every)
+            every, take_coming = train.layer_norms_every_steps, self.member.records if self.member else None
+            self._graphed = GraphedSteps(self, loader, self.trainer.optimizers[0], schedule, every, take_coming)
         loader.gathers = self._graphed is None
 
     def on_train_end(self) -> None:
@@ -143,11 +144,11 @@ class PtychoModule(lightning.LightningModule):
         if isinstance(batch, Draw):
             assert self._graphed is not None
             return self._graphed.take(batch, self.trainer.global_step)
-        return self.loss_together(batch) if self.loss_together else self.step.loss(self(batch.sqrt_counts), batch)
+        return self.member.loss(self, batch) if self.member else self.step.loss(self(batch.sqrt_counts), batch)
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """Go backwards from the loss, unless the gradients have come together with it."""
-        if self._graphed is None and self.loss_together is None:
+        if self._graphed is None and self.member is None:
             super().backward(loss, *args, **kwargs)
 
     def configure_gradient_clipping(
@@ -165,7 +166,7 @@ class PtychoModule(lightning.LightningModule):
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Clear all gradients, unless they are new: Lightning calls this between `training_step` and `backward`."""
-        if self._graphed is None and self.loss_together is None:
+        if self._graphed is None and self.member is None:
             self.step.clear_gradients(optimizer)
 
     def optimizer_step(

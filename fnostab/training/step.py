@@ -1,4 +1,4 @@
-"""A whole optimizer step of a module, at once or a part at a time."""
+"""The parts of an optimizer step of a module."""
 
 from typing import Any
 
@@ -14,10 +14,9 @@ from fnostab.training.optimizers import RealTwins
 class TrainingStep:
     """Loss, gradients, clipping, guard, update and record of each step of `module`, a `PtychoModule`.
 
-    `take` does all of it; Lightning calls the parts in the same order. A program that trains several modules at once
-    can call `loss` for each of them, go backwards from the sum of their losses, and then call `update` for each.
-    Nothing waits for the device, and what is kept from step to step keeps its place in memory, so that a CUDA graph can
-    replay a step.
+    Lightning calls the parts one by one; `joint.take_together` does all of it in the same order, for one module or for
+    several at once. Nothing waits for the device, and what is kept from step to step keeps its place in memory, so that
+    a CUDA graph can replay a step.
 
     `record` holds the values of `history.STEP_SERIES` of the last step as one device tensor (4,), `layer_norms` the
     gradient norm of each parameter before clipping, of the steps at which they were asked for. A step whose loss or
@@ -34,12 +33,6 @@ class TrainingStep:
         self.layer_norms: dict[str, torch.Tensor] = {}
         self._loss = torch.zeros(())
         self._bad = torch.zeros((), dtype=torch.bool)
-
-    def take(self, batch: Batch, optimizer: torch.optim.Optimizer, *, measures_layers: bool = False) -> None:
-        """Take a whole step on `batch`, without other processes."""
-        self.clear_gradients(optimizer)
-        self.loss(self._module(batch.sqrt_counts), batch).backward()  # type: ignore[no-untyped-call]
-        self.update(optimizer, measures_layers=measures_layers)
 
     def loss(self, patches: torch.Tensor, batch: Batch) -> torch.Tensor:
         """This process's part of the loss of `patches` predicted for `batch`, noted for the record."""

@@ -1,75 +1,96 @@
 """Training steps of several runs of one arm, whose networks are computed as one."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-from fnostab.models.fused import fused_forward
 from fnostab.training.batches import Batch
+from fnostab.training.joint import Step, losses_with_gradients
+from fnostab.training.launches import Coming
 from fnostab.training.memory import is_out_of_memory
-from fnostab.training.module import PtychoModule
-from fnostab.training.precision import step_precision
+from fnostab.training.replay import CaptureMemory, Replays
 from fnostab.training.turns import Turns
 
 
-class Step(NamedTuple):
-    """A run's next training step."""
+class Together(Turns[Step | Coming, torch.Tensor]):
+    """Trainings, each in a thread of its own, whose steps are taken together.
 
-    module: PtychoModule
-    optimizer: torch.optim.Optimizer
-    batch: Batch
-
-
-class Together(Turns[Step, torch.Tensor]):
-    """Trainings, each in a thread of its own, whose steps are taken together; each updates its own weights.
+    Where steps are replayed, all of a step is taken for all runs by one launch, and up to eight steps are; each run
+    then goes through its own until all need more. Else losses and gradients are computed for all, and each run updates
+    its own weights.
 
     A run that ends, or is not finite, leaves the others as they are. If the memory does not suffice for all networks at
     once, `report` takes a line, and from then on as many go together as do fit; it is an error only if one does not.
     """
 
     def __init__(self, report: Callable[[str], None]) -> None:
-        super().__init__(self._losses)
+        super().__init__(self._answers_in_parts)
         self._report = report
         self._at_once: int | None = None
+        #: What replays the steps of the runs at these places.
+        self._replays: dict[tuple[int, ...], Replays] = {}
+        self._memory: CaptureMemory | None = None
 
-    def loss(self, place: int, module: PtychoModule, batch: Batch) -> torch.Tensor:
-        """The loss of the run at `place`, once all runs have come to their next step; the gradients are there then."""
-        return self.ask(place, Step(module, module.trainer.optimizers[0], batch))
-
-    def _losses(self, steps: Mapping[int, Step]) -> Mapping[int, torch.Tensor]:
-        """The loss of each step; the gradients are left in the parameters."""
-        while True:
-            at_once = min(self._at_once or len(steps), len(steps))
+    def _answers_in_parts(self, questions: Mapping[int, Step | Coming]) -> Mapping[int, torch.Tensor]:
+        """What is answered to each run, for as many at once as the memory holds."""
+        answers: dict[int, torch.Tensor] = {}
+        while waiting := [place for place in questions if place not in answers]:
+            at_once = min(self._at_once or len(questions), len(questions))
+            part = waiting[:at_once]
             try:
-                return self._losses_of_parts(steps, at_once)
+                answers |= self._answers_of({place: questions[place] for place in part}, questions.keys())
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or at_once == 1:
                     raise
+            else:
+                continue
             # Outside of the handler, which keeps the tensors of the attempt alive.
             self._at_once = at_once // 2
+            self._forget_replays()
             torch.cuda.empty_cache()
             self._report(f"out of memory with {at_once} runs at once: {self._at_once} at once from here")
+        return answers
 
-    def _losses_of_parts(self, steps: Mapping[int, Step], at_once: int) -> Mapping[int, torch.Tensor]:
-        places = list(steps)
-        losses: list[torch.Tensor] = []
-        for start in range(0, len(places), at_once):
-            losses += losses_with_gradients([steps[place] for place in places[start : start + at_once]])
-        return dict(zip(places, losses, strict=True))
+    def _answers_of(self, part: Mapping[int, Step | Coming], alive: Collection[int]) -> Mapping[int, torch.Tensor]:
+        """What is answered to each run of `part`, whose networks are computed as one."""
+        steps = [one for one in part.values() if isinstance(one, Step)]
+        coming = [one for one in part.values() if isinstance(one, Coming)]
+        assert not (steps and coming)  # runs that differ in their seed alone ask alike
+        found = losses_with_gradients(steps) if steps else self._replays_of(tuple(part), alive, coming).take(coming)
+        return dict(zip(part, found, strict=True))
+
+    def _replays_of(self, places: tuple[int, ...], alive: Collection[int], coming: Sequence[Coming]) -> Replays:
+        """What replays the steps of the runs at `places`.
+
+        Where the runs are other ones than before, all graphs are given up, and captured anew.
+        """
+        if places not in self._replays:
+            if any(place in places or place not in alive for of_before in self._replays for place in of_before):
+                self._forget_replays()
+            if self._memory is None:
+                self._memory = CaptureMemory(coming[0].run.loader.patches.sqrt_counts.device, shared=True)
+            self._replays[places] = Replays(self._memory)
+        return self._replays[places]
+
+    def _forget_replays(self) -> None:
+        """Give back the memory of all graphs, once none is running."""
+        if self._memory is not None and self._memory.stream is not None:
+            torch.cuda.synchronize()
+        self._replays.clear()
+        self._memory = None
 
 
-def losses_with_gradients(steps: Sequence[Step]) -> list[torch.Tensor]:
-    """The loss of each step, detached, its gradients in the parameters of its module in place of those before."""
-    for module, optimizer, _ in steps:
-        module.step.clear_gradients(optimizer)
-    first = steps[0].module
-    inputs = [module.to_groups(batch.sqrt_counts) for module, _, batch in steps]
-    with step_precision(first.config, first.device):
-        outputs = fused_forward([module.generator for module, *_ in steps], inputs)
-    losses = [
-        module.step.loss(module.to_patches(output.float()), batch)
-        for (module, _, batch), output in zip(steps, outputs, strict=True)
-    ]
-    torch.autograd.backward(losses)
-    return [loss.detach() for loss in losses]
+class Member(NamedTuple):
+    """One of the runs that are trained together: the one at `place`, in whose thread it is used."""
+
+    together: Together
+    place: int
+
+    def loss(self, module: Any, batch: Batch) -> torch.Tensor:
+        """The loss of `module`, a `PtychoModule`, once all runs have come here; the gradients are there then."""
+        return self.together.ask(self.place, Step(module, module.trainer.optimizers[0], batch))
+
+    def records(self, coming: Coming) -> torch.Tensor:
+        """The records (count, 4) of as many `coming` steps as are taken for all runs, once all have come here."""
+        return self.together.ask(self.place, coming)

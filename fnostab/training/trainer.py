@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import lightning
 import threadpoolctl
@@ -17,13 +17,14 @@ from fnostab.dataset import Dataset
 from fnostab.io.foreign import is_foreign
 from fnostab.models.checks import check_behaviour, check_mixed_precision
 from fnostab.models.registry import build_generator
-from fnostab.training.batches import Batch, make_loaders
+from fnostab.training.batches import make_loaders
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.memory import is_out_of_memory
 from fnostab.training.module import PtychoModule, make_clipper
 from fnostab.training.precision import device_kind, torch_device
 from fnostab.training.processes import find_environment
 from fnostab.training.shipped_model import check_export
+from fnostab.training.together import Member
 
 
 def fit(
@@ -32,17 +33,16 @@ def fit(
     dataset: Dataset,
     resume_from: str | None,
     weights: Mapping[str, torch.Tensor] | None = None,
-    loss_together: Callable[[PtychoModule, Batch], torch.Tensor] | None = None,
+    member: Member | None = None,
 ) -> None:
     """Train the arm, from the checkpoint `resume_from` on if there is one, else from `weights` if they are given.
 
-    Of several processes the first one needs the weights: the others take its own as they begin. `loss_together` gives
-    the loss of a step, and the gradients, where they are computed together with those of other runs.
+    Of several processes the first one needs the weights: the others take its own as they begin. With `member`, its
+    steps are taken together with those of other runs.
     """
     torch.manual_seed(config.seed)
     module = PtychoModule(config, dataset)
-    if loss_together is not None:
-        module.loss_together = functools.partial(loss_together, module)
+    module.member = member
     if weights is not None and resume_from is None:
         module.generator.load_state_dict(weights)
     trainer.fit(module, *make_loaders(trainer, dataset, config), ckpt_path=resume_from, weights_only=True)

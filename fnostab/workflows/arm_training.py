@@ -18,7 +18,6 @@ from fnostab.study.names import tracked
 from fnostab.tracking.run import how_to_open
 from fnostab.tracking.tracker import Tracker
 from fnostab.tracking.verdict import evidence_numbers
-from fnostab.training.batches import Batch
 from fnostab.training.callbacks import (
     Checkpoints,
     ConsoleProgress,
@@ -33,14 +32,13 @@ from fnostab.training.memory import is_out_of_memory, peak_bytes
 from fnostab.training.module import PtychoModule
 from fnostab.training.processes import Meeting, leading
 from fnostab.training.supervised import constant_object_loss
+from fnostab.training.together import Member
 from fnostab.training.trainer import fit, make_trainer
 from fnostab.workflows import PrintLine, follow
 from fnostab.workflows.logbook import Logbook
 
 #: Is told how a run stands after each epoch; what it answers with True ends there, with the verdict `pruned`.
 Watch = Callable[[EpochSummary], bool | None]
-#: Gives the loss of a step that is taken together with those of other runs, and the gradients.
-LossTogether = Callable[[PtychoModule, Batch], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,10 @@ class ArmTraining:
         where = how_to_open(tracker.run_id, tracker.experiment_id)
         return ArmResult(tracker.run_id, where, verdict, stability, tracked(known | results), history)
 
-    def train(self, interruption: Interruption, watch: Watch | None, loss_together: LossTogether) -> None:
+    def train(self, interruption: Interruption, watch: Watch | None, member: Member) -> None:
         """Train in step with others, and leave the rest to somebody else's `run`."""
         self.tracker.status = "SCHEDULED"
-        speed = self._fit(interruption, watch, self._known(), loss_together)
+        speed = self._fit(interruption, watch, self._known(), member)
         self.tracker.log_metrics(tracked(speed), step=self.logbook.history.steps - 1)
 
     def _known(self) -> dict[str, float]:
@@ -114,12 +112,12 @@ class ArmTraining:
         interruption: Interruption,
         watch: Watch | None,
         known: dict[str, float],
-        loss_together: LossTogether | None = None,
+        member: Member | None = None,
     ) -> dict[str, float]:
         """Build the network and train it; what is noticed on the way goes into the history."""
         config = self.config
         recorder = SeriesRecorder(self.logbook.history, self.tracker, config.train.give_up_epoch)
-        console = ConsoleProgress(self.report, watch, terminal=False if loss_together else None)
+        console = ConsoleProgress(self.report, watch, terminal=False if member else None)
         pruning = Pruning(self.logbook.history, lambda: console.stop_wanted)
         callbacks = [recorder, console, pruning, self._checkpoints, interruption]
         if self.logbook.keeps_all:
@@ -132,7 +130,7 @@ class ArmTraining:
         resume_from = str(last) if last else None
         meeting = Meeting(self.dataset.sha256, resume_from)
         with leading(trainer, config, meeting, follow.COMMAND, self.report):
-            fit(trainer, config, self.dataset, resume_from, self.weights, loss_together)
+            fit(trainer, config, self.dataset, resume_from, self.weights, member)
         # Nothing is left to train where only the upload was.
         return {"samples_per_s": recorder.samples_per_s} if recorder.samples_per_s else {}
 

@@ -13,7 +13,7 @@ from fnostab.io.untrusted import first_line
 from fnostab.launch import Job, OnUpdate, Send, Update, collected_signals
 from fnostab.tracking.errors import redacted
 from fnostab.training.callbacks import EpochSummary
-from fnostab.training.together import Together
+from fnostab.training.together import Member, Together
 from fnostab.workflows.runfolder import AlreadyRunning
 from fnostab.workflows.train import Along, train_along, train_arm
 
@@ -90,7 +90,7 @@ def train_together(jobs: Sequence[Job], send: OnUpdate) -> None:
 
     def train(place: int) -> None:
         job, mine = jobs[place], news[place]
-        along = Along(partial(together.loss, place), caught, len(jobs))
+        along = Along(Member(together, place), caught, len(jobs))
         try:
             train_along(ArmConfig.model_validate(job.config), mine.report, along, watch=mine.watch, tags=job.tags)
         except Interrupted as interrupt:

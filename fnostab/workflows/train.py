@@ -19,6 +19,7 @@ from fnostab.training.callbacks import (
 )
 from fnostab.training.precision import check_precision, set_matrix_precision, settle_precision, slower_than_single
 from fnostab.training.processes import find_environment
+from fnostab.training.together import Member
 from fnostab.training.trainer import (
     check_accelerator,
     check_clipping,
@@ -28,7 +29,7 @@ from fnostab.training.trainer import (
     set_threads,
 )
 from fnostab.workflows import PrintLine, build_dataset, follow
-from fnostab.workflows.arm_training import ArmResult, ArmTraining, LossTogether, Watch
+from fnostab.workflows.arm_training import ArmResult, ArmTraining, Watch
 from fnostab.workflows.logbook import Logbook
 from fnostab.workflows.runfolder import RunFolder
 from fnostab.workflows.warm_start import warm_start
@@ -67,9 +68,9 @@ def train_arm(
 
 
 class Along(NamedTuple):
-    """How a run trains along with others: what takes its steps, the signals that came, and how many runs there are."""
+    """How a run trains along with others: its place there, the signals that came, and how many runs there are."""
 
-    loss_together: LossTogether
+    member: Member
     signals: Sequence[int]
     runs: int
 
@@ -87,7 +88,7 @@ def train_along(
         interruption.check()
         with _begun(config, report, None, tags, {"seeds_at_once": str(along.runs)}, again=False) as begun:
             if not isinstance(begun, ArmResult):
-                begun.train(interruption, watch, along.loss_together)
+                begun.train(interruption, watch, along.member)
 
 
 def _checked(config: ArmConfig, report: PrintLine) -> ArmConfig:
