@@ -24,7 +24,7 @@ from fnostab.training.replay import GraphedSteps
 from fnostab.training.stitching import stitched_amplitude
 
 #: 24 patches, and so six batches an epoch, the last one of four.
-_TINY = {
+TINY = {
     **{
         "preset": "smoke",
         "data.N": 32,
@@ -63,10 +63,10 @@ _CASES = {
 }
 
 
-def _config(**keys):
+def tiny_config(**keys):
     algo = keys.get("clip_algo", "norm")
     options = {f"clip.options.{name}": value for name, value in _OPTIONS.get(algo, {}).items()}
-    return resolve_config(options | {key.replace("__", "."): value for key, value in keys.items()}, base=_TINY)
+    return resolve_config(options | {key.replace("__", "."): value for key, value in keys.items()}, base=TINY)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def several(monkeypatch):
     monkeypatch.setattr("fnostab.training.module.replays_on", lambda device: True)
 
 
-def _loader(config, device):
+def new_loader(config, device):
     dataset = load_or_build(config.data)
     neighbours = config.train.overlap_weight > 0
     gridsize = config.data.gridsize
@@ -86,7 +86,7 @@ def _loader(config, device):
 
 def _replayed(config, device):
     """Losses and module after `_STEPS` replayed steps."""
-    module, loader = new_module(config).to(device).train(), _loader(config, device)
+    module, loader = new_module(config).to(device).train(), new_loader(config, device)
     loader.gathers = False
     made = module.configure_optimizers()
     optimizer, schedule = (
@@ -106,7 +106,11 @@ def _replayed(config, device):
 
 def _plain(config, device):
     """The same by a loop of PyTorch's own means, in the ordinary batches."""
-    module, loader, dataset = new_module(config).to(device).train(), _loader(config, device), load_or_build(config.data)
+    module, loader, dataset = (
+        new_module(config).to(device).train(),
+        new_loader(config, device),
+        load_or_build(config.data),
+    )
     network, probe = module.generator, module.probe_parameter
     train, optim, clip = config.train, config.optim, config.clip
     groups = [{"params": list(network.parameters()), "lr": optim.lr}]
@@ -196,7 +200,7 @@ def without_trainer(monkeypatch):
 
 @pytest.mark.parametrize("case", _CASES)
 def test_fifty_replayed_steps_are_those_of_plain_pytorch(several, without_trainer, case):
-    _assert_close(_config(**_CASES[case]), torch.device("cpu"))
+    _assert_close(tiny_config(**_CASES[case]), torch.device("cpu"))
 
 
 def test_patches_that_need_a_larger_canvas_are_stitched_in_the_ordinary_way(several, without_trainer, monkeypatch):
@@ -204,17 +208,24 @@ def test_patches_that_need_a_larger_canvas_are_stitched_in_the_ordinary_way(seve
     taken = []
     run = Launch.run
     monkeypatch.setattr(Launch, "run", lambda launch: (taken.append(launch.records.shape[1]), run(launch))[1])
-    _assert_close(_config(**_CASES["overlap"]), torch.device("cpu"))
+    _assert_close(tiny_config(**_CASES["overlap"]), torch.device("cpu"))
     assert 0 < sum(taken) < _STEPS - 5
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", _CASES)
 def test_fifty_captured_steps_are_those_of_plain_pytorch(several, without_trainer, full_precision, case):
-    _assert_close(_config(**_CASES[case]), torch.device("cuda"))
+    _assert_close(tiny_config(**_CASES[case]), torch.device("cuda"))
 
 
-class _OnlyMeta(TorchDispatchMode):
+def let_meta_devices_train(monkeypatch):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)  # it does not know meta devices
+    for name in ("torch.optim.optimizer", "torch.optim.adam", "torch.optim.sgd"):
+        if hasattr(sys.modules[name], "_device_dtype_check_for_fused"):
+            monkeypatch.setattr(sys.modules[name], "_device_dtype_check_for_fused", lambda *arguments, **named: None)
+
+
+class OnlyMeta(TorchDispatchMode):
     """Notes what would copy between devices; to read a number of a meta tensor is an error anyway."""
 
     def __init__(self):
@@ -245,13 +256,10 @@ class _OnlyMeta(TorchDispatchMode):
 def test_no_replayed_step_waits_for_the_device_nor_leaves_it_nor_moves_what_it_remembers(
     several, without_trainer, monkeypatch, keys
 ):
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)  # it does not know meta devices
-    for name in ("torch.optim.optimizer", "torch.optim.adam", "torch.optim.sgd"):
-        if hasattr(sys.modules[name], "_device_dtype_check_for_fused"):
-            monkeypatch.setattr(sys.modules[name], "_device_dtype_check_for_fused", lambda *arguments, **named: None)
-    config = _config(**keys)
+    let_meta_devices_train(monkeypatch)
+    config = tiny_config(**keys)
     module = new_module(config).to("meta").train()
-    loader = _loader(config, "cpu")
+    loader = new_loader(config, "cpu")
     loader.gathers = False
     draws = [draw._replace(members=draw.members.to("meta")) for draw in loader]
     loader.draws, loader.patches = draws, loader.patches.each(lambda rows: rows.to("meta"))
@@ -266,7 +274,7 @@ def test_no_replayed_step_waits_for_the_device_nor_leaves_it_nor_moves_what_it_r
         kept = [*module.step.clipper._state.values(), *of_optimizer, *module.parameters(), module.step._bad]
         return [id(tensor) for tensor in kept]
 
-    with _OnlyMeta() as watched:
+    with OnlyMeta() as watched:
         for number, draw in enumerate(draws[:3], start=1):  # alone; the first one makes all that is remembered
             steps.take(draw, number)
         before = remembered()
@@ -280,13 +288,13 @@ def test_no_replayed_step_waits_for_the_device_nor_leaves_it_nor_moves_what_it_r
 _RUN = {"train__overlap_weight": 0.5, "optim__schedule": "cosine", "clip_algo": "zclip", "clip_val": 0.5}
 
 
-def _states_equal(first, second):
+def states_equal(first, second):
     return all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
 
 
-def _states_close(first, second, rtol):
+def states_close(first, second, rtol):
     return all(
         torch.dist(a, b) <= rtol * b.norm() + 1e-5
         for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
@@ -295,19 +303,19 @@ def _states_close(first, second, rtol):
 
 @pytest.mark.parametrize("killed_at", [7, 8, 9, 14])
 def test_a_killed_run_goes_on_bit_for_bit_from_the_end_of_a_launch(several, tmp_path, killed_at):
-    config = _config(**_RUN)
+    config = tiny_config(**_RUN)
     whole, history, _ = fit(config, tmp_path / "whole")
     with pytest.raises(SystemError, match="killed"):
         fit(config, tmp_path / "killed", checkpoint_every_s=0.0, extra=[KillAfter(killed_at)])
     checkpoint = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] in {6, 9, 12}  # steps 6 to 8, 9 to 11 and 12 to 14 are taken together
-    resumed, continued, _ = fit(config, tmp_path / "killed", new_module(_config(**_RUN, seed=7)), resume=True)
+    resumed, continued, _ = fit(config, tmp_path / "killed", new_module(tiny_config(**_RUN, seed=7)), resume=True)
     assert continued.to_json() == history.to_json()
-    assert _states_equal(whole, resumed)
+    assert states_equal(whole, resumed)
 
 
 def test_a_checkpoint_of_the_ordinary_way_goes_on_replayed_and_back(several, tmp_path, monkeypatch):
-    config, ordinary = _config(**_RUN), _config(**_RUN, train__cuda_graph=False)
+    config, ordinary = tiny_config(**_RUN), tiny_config(**_RUN, train__cuda_graph=False)
     _, history, _ = fit(ordinary, tmp_path / "whole")
     for first, then in ((config, ordinary), (ordinary, config)):
         with pytest.raises(SystemError, match="killed"):
@@ -319,16 +327,16 @@ def test_a_checkpoint_of_the_ordinary_way_goes_on_replayed_and_back(several, tmp
 
 def test_a_replayed_run_records_what_the_ordinary_one_does(several, tmp_path):
     keys = {**_RUN, "train__layer_norms_every_steps": 7}
-    module, history, sink = fit(_config(**keys), tmp_path / "replayed")
-    other, expected, other_sink = fit(_config(**keys, train__cuda_graph=False), tmp_path / "ordinary")
+    module, history, sink = fit(tiny_config(**keys), tmp_path / "replayed")
+    other, expected, other_sink = fit(tiny_config(**keys, train__cuda_graph=False), tmp_path / "ordinary")
     assert [(key, step) for key, _, step, _ in sink.rows] == [(key, step) for key, _, step, _ in other_sink.rows]
     values, others = ([value for _, value, *_ in of.rows] for of in (sink, other_sink))
     np.testing.assert_allclose(values, others, rtol=0.05, atol=1e-4)
     np.testing.assert_allclose(history.loss_step, expected.loss_step, rtol=1e-5)
-    assert _states_close(module, other, 1e-4)
+    assert states_close(module, other, 1e-4)
 
 
-class _BadPattern(lightning.Callback):
+class BadPattern(lightning.Callback):
     """Spoils the patterns of the batch at one place of an epoch; remembers what the module was after each step."""
 
     def __init__(self, epoch, place):
@@ -343,12 +351,14 @@ class _BadPattern(lightning.Callback):
 def test_nothing_moves_from_a_step_on_that_is_not_finite_amid_a_launch(several, tmp_path):
     # Epochs of six steps, of which 6, 7 and 8 are taken together.
     keys = {"clip_algo": "zclip", "clip_val": 0.5, "optim__name": "adamw"}
-    module, history, _ = fit(_config(**keys), tmp_path / "replayed", extra=[_BadPattern(1, 1)])
-    other, expected, _ = fit(_config(**keys, train__cuda_graph=False), tmp_path / "ordinary", extra=[_BadPattern(1, 1)])
+    module, history, _ = fit(tiny_config(**keys), tmp_path / "replayed", extra=[BadPattern(1, 1)])
+    other, expected, _ = fit(
+        tiny_config(**keys, train__cuda_graph=False), tmp_path / "ordinary", extra=[BadPattern(1, 1)]
+    )
     assert history.events == expected.events
     assert history.events["non_finite"]["step"] == 7
     assert history.steps == 8
-    assert _states_close(module, other, 1e-5)
+    assert states_close(module, other, 1e-5)
     assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
@@ -367,14 +377,14 @@ def test_networks_and_rules_of_users_and_runs_that_ask_for_it_are_trained_in_the
         ({"clip_algo": f"{tmp_path}/rules.py:half"}, True),
     ):
         watch = Watch()
-        fit(_config(**keys, epochs=1), tmp_path, extra=[watch])
+        fit(tiny_config(**keys, epochs=1), tmp_path, extra=[watch])
         assert watch.gathered is gathered
 
 
 def test_replayed_steps_in_bfloat16_are_those_of_the_ordinary_way(several, tmp_path):
     keys = {"train__precision": "bf16-mixed", "train__overlap_weight": 0.5}
-    _, history, _ = fit(_config(**keys), tmp_path / "replayed")
-    _, expected, _ = fit(_config(**keys, train__cuda_graph=False), tmp_path / "ordinary")
+    _, history, _ = fit(tiny_config(**keys), tmp_path / "replayed")
+    _, expected, _ = fit(tiny_config(**keys, train__cuda_graph=False), tmp_path / "ordinary")
     np.testing.assert_allclose(history.loss_step, expected.loss_step, rtol=1e-2)
 
 
@@ -384,16 +394,16 @@ def test_replayed_steps_in_bfloat16_are_those_of_the_ordinary_way(several, tmp_p
 def test_captured_steps_of_every_network_are_those_of_the_ordinary_way(tmp_path, full_precision, arch, precision):
     keys = {"arch": arch, "accelerator": "gpu", "train__overlap_weight": 0.5, "train__batch_size": 2}
     keys["train__precision"] = precision
-    module, history, _ = fit(_config(**keys), tmp_path / "captured")
-    other, expected, _ = fit(_config(**keys, train__cuda_graph=False), tmp_path / "ordinary")
+    module, history, _ = fit(tiny_config(**keys), tmp_path / "captured")
+    other, expected, _ = fit(tiny_config(**keys, train__cuda_graph=False), tmp_path / "ordinary")
     rtol = 1e-3 if precision == "32-true" else 3e-2
     np.testing.assert_allclose(history.loss_step, expected.loss_step, rtol=rtol)
-    assert _states_close(module, other, 10 * rtol)
+    assert states_close(module, other, 10 * rtol)
 
 
 @pytest.mark.gpu
 def test_a_killed_captured_run_goes_on_to_nearly_the_same_numbers(tmp_path, full_precision):
-    config = _config(**_RUN, accelerator="gpu", train__batch_size=2)
+    config = tiny_config(**_RUN, accelerator="gpu", train__batch_size=2)
     _, history, _ = fit(config, tmp_path / "whole")
     with pytest.raises(SystemError, match="killed"):
         fit(config, tmp_path / "killed", checkpoint_every_s=0.0, extra=[KillAfter(21)])

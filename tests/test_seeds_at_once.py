@@ -14,6 +14,7 @@ from fnostab.launch import Job, LaunchConfig
 from fnostab.study.plan import plan_file
 from fnostab.tracking.artifacts import read_run
 from fnostab.training import together
+from fnostab.training.launches import Launch
 from fnostab.workflows import child
 from fnostab.workflows.child import train_job, train_together
 from fnostab.workflows.runs import trains_alone
@@ -169,6 +170,21 @@ def test_a_seed_that_blows_up_and_one_that_is_pruned_leave_the_group_and_the_oth
     assert [end.verdict for end in ends if end.state == "done"] == verdicts
     assert {verdicts[0], verdicts[3]} <= {"converged", "stagnated"}
     assert [len(_series(run, "train/loss")) for run in runs] == [18, 9, 6, 18]
+
+
+def test_runs_whose_steps_are_replayed_together_are_whole_too(table, monkeypatch):
+    def run(launch):
+        launches.append(len(launch.records))
+        replayed(launch)
+
+    launches, replayed = [], Launch.run
+    monkeypatch.setattr(Launch, "run", run)
+    monkeypatch.setattr("fnostab.training.replay.STEPS_A_LAUNCH", 3)
+    monkeypatch.setattr("fnostab.training.module.replays_on", lambda device: True)
+    outcome = run_study(plan_file(table, {}), LaunchConfig("inline", seeds_at_once=3), _Lines())
+    assert outcome.without_result == []
+    _assert_whole(_runs(), outcome.run_id)
+    assert set(launches) == {3}
 
 
 def test_networks_of_ones_own_are_trained_one_by_one_and_the_study_says_so(table, tmp_path):
