@@ -97,17 +97,21 @@ class GraphedSteps:
 
 
 class CaptureMemory:
-    """The stream on which graphs are captured, and the memory that they share, unless they are of one run.
+    """The stream on which graphs are captured, None without CUDA, and the memory that they share if `share` was called.
 
-    They run one after another, and use nothing that one of them left there.
+    They may share it because they run one after another, and none uses what another one left there.
     """
 
-    def __init__(self, device: torch.device, *, shared: bool = False) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.stream: torch.cuda.Stream | None = None
         self.pool: Any = None
         if device.type == "cuda":
             self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self.pool = torch.cuda.graph_pool_handle() if shared else None
+
+    def share(self) -> None:
+        """Let the graphs that are captured from now on share memory, with none that were before."""
+        if self.stream is not None:
+            self.pool = torch.cuda.graph_pool_handle()
 
 
 class Replays:

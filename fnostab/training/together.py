@@ -69,7 +69,9 @@ class Together(Turns[Step | Coming, torch.Tensor]):
             if any(place in places or place not in alive for of_before in self._replays for place in of_before):
                 self._forget_replays()
             if self._memory is None:
-                self._memory = CaptureMemory(coming[0].run.loader.patches.sqrt_counts.device, shared=True)
+                self._memory = CaptureMemory(coming[0].run.loader.patches.sqrt_counts.device)
+            if not self._replays:
+                self._memory.share()
             self._replays[places] = Replays(self._memory)
         return self._replays[places]
 
@@ -78,7 +80,6 @@ class Together(Turns[Step | Coming, torch.Tensor]):
         if self._memory is not None and self._memory.stream is not None:
             torch.cuda.synchronize()
         self._replays.clear()
-        self._memory = None
 
 
 class Member(NamedTuple):
