@@ -129,7 +129,8 @@ class Replays:
     def take(self, coming: Sequence[Coming]) -> Tensor:
         """Take as many coming steps as all runs can take together; returns their records (runs, count, 4).
 
-        The runs may stand at different places. An error leaves all as they were, unless it is a `PartlyTaken`.
+        The runs may stand at different places. On CUDA, what goes wrong leaves all as they were, unless it is raised as
+        `PartlyTaken`: several steps are one graph there.
         """
         if not all(one.can_be_replayed(1) for one in coming):
             return self._take_in_the_ordinary_way(coming)
