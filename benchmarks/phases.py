@@ -50,7 +50,8 @@ PHASE_OF: Final = (
     ("fnostab.tracking.run", "_choose_run", STORE),
     ("mlflow", "start_run", STORE),
     ("fnostab.workflows.train", "build_dataset", DATASET),
-    ("fnostab.workflows.train", "check_network", BUILD),
+    ("fnostab.workflows.train", "check_arm", BUILD),
+    ("fnostab.workflows.train", "check_network", BUILD),  # at commit a914e3b and before
     ("fnostab.workflows.train", "check_clipping", BUILD),
     *((of_run, name, phase) for of_run in _OF_RUN for name, phase in _IN_RUN),
     ("fnostab.workflows.arm_training", "ArmTraining._best", EVALUATION),

@@ -12,7 +12,7 @@ import torch
 from small_runs import KillAfter, fit, new_module
 
 from fnostab.config import ConfigError, resolve_config
-from fnostab.training.trainer import check_clipping
+from fnostab.training.checks import check_clipping
 from fnostab.workflows.compare import compare_study
 from fnostab.workflows.train import train_arm
 

@@ -22,8 +22,9 @@ from fnostab.health.history import STEP_SERIES, History
 from fnostab.io.endings import Interrupted
 from fnostab.training.callbacks import Checkpoints, Interruption, Pruning, SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.checks import check_devices
 from fnostab.training.processes import OUT_OF_MEMORY_EXIT, Meeting, OneMachine, find_environment, followers, leading
-from fnostab.training.trainer import check_devices, fit, make_trainer
+from fnostab.training.trainer import fit, make_trainer
 from fnostab.workflows.follow import COMMAND
 
 #: Two processes sum float32 numbers in another order than one: about 1e-6 in the first steps, more as they go on.

@@ -20,11 +20,11 @@ from fnostab.optics import far_field_amplitude
 from fnostab.study.plan import plan_file
 from fnostab.tracking.models import load_model
 from fnostab.training.batches import EpochOrder, PatchLoader, resident
+from fnostab.training.checks import check_network
 from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import CountsToObject
 from fnostab.training.stitching import stitched_amplitude
 from fnostab.training.supervised import Truth
-from fnostab.training.trainer import check_network
 from fnostab.workflows.compare import compare_study
 from fnostab.workflows.reconstruct import reconstruct_scan
 from fnostab.workflows.study import run_study

@@ -15,7 +15,7 @@ from fnostab.io.endings import Interrupted
 from fnostab.models import build_generator, neuralop
 from fnostab.models.layers import block_statistics
 from fnostab.study.plan import plan_file
-from fnostab.training.trainer import check_network
+from fnostab.training.checks import check_network
 from fnostab.workflows.train import train_arm
 
 NAMES = ("neuralop_fno", "neuralop_tfno", "neuralop_uno")

@@ -16,8 +16,8 @@ from fnostab.models.spectral import SpectralConv2d
 from fnostab.optics import far_field_amplitude
 from fnostab.training import precision
 from fnostab.training.batches import EpochOrder, PatchLoader, resident
+from fnostab.training.checks import check_network
 from fnostab.training.shipped_model import CountsToObject
-from fnostab.training.trainer import check_network
 
 _TINY = {
     "preset": "smoke",

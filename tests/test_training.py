@@ -15,11 +15,12 @@ from fnostab.health.history import STEP_SERIES
 from fnostab.optics import far_field_amplitude
 from fnostab.scan import reassemble, stitched_r_factor
 from fnostab.training.batches import resident
+from fnostab.training.checks import check_network
 from fnostab.training.memory import is_out_of_memory
 from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import CountsToObject
 from fnostab.training.stitching import stitched_amplitude, stitched_amplitude_ssim
-from fnostab.training.trainer import _default_threads, check_network
+from fnostab.training.trainer import _default_threads
 from fnostab.training.validation import epochs_between_stitchings, object_std
 
 _TINY = {

@@ -18,8 +18,8 @@ from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.run import how_to_open
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import MODEL_NAME, StudyFolder, find_parent, find_results, open_parent
-from fnostab.training.precision import check_precision, settle_precision
-from fnostab.training.trainer import check_accelerator, check_clipping, check_devices, check_network
+from fnostab.training.checks import check_arm
+from fnostab.training.precision import settle_precision
 from fnostab.workflows import build_dataset
 from fnostab.workflows.looks import Looks
 from fnostab.workflows.ranked import rank_study
@@ -71,7 +71,8 @@ def run_study(
     after SIGTERM or Ctrl-C, once the runs have stored what they had; the same call then goes on.
     """
     plan = replace(plan, arms=settle_precision(plan.arms))
-    _check(plan)
+    for config in plan.arms.values():
+        check_arm(config)
     if until is not None:
         schedule_of(until, plan)
     store_uri = check_store(for_new_run=True)
@@ -176,12 +177,3 @@ def _build_datasets(plan: StudyPlan, progress: OnPatterns | None = None) -> str:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return common_sha256(data, datasets[0].sha256)
-
-
-def _check(plan: StudyPlan) -> None:
-    for config in plan.arms.values():
-        check_accelerator(config.train.accelerator)
-        check_network(config)
-        check_clipping(config)
-        check_devices(config)
-        check_precision(config)

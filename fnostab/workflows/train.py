@@ -14,20 +14,12 @@ from fnostab.tracking.errors import redacted
 from fnostab.tracking.run import NOTE, RunState, find_claimed, how_to_open, open_run, resume_into, run_state
 from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import find_results
-from fnostab.training.callbacks import (
-    Interruption,
-)
-from fnostab.training.precision import check_precision, set_matrix_precision, settle_precision, slower_than_single
+from fnostab.training.callbacks import Interruption
+from fnostab.training.checks import check_arm
+from fnostab.training.precision import set_matrix_precision, settle_precision, slower_than_single
 from fnostab.training.processes import find_environment
 from fnostab.training.together import Member
-from fnostab.training.trainer import (
-    check_accelerator,
-    check_clipping,
-    check_devices,
-    check_network,
-    quieten_libraries,
-    set_threads,
-)
+from fnostab.training.trainer import quieten_libraries, set_threads
 from fnostab.workflows import PrintLine, build_dataset, follow
 from fnostab.workflows.arm_training import ArmResult, ArmTraining, Watch
 from fnostab.workflows.logbook import Logbook
@@ -94,13 +86,8 @@ def train_along(
 def _checked(config: ArmConfig, report: PrintLine) -> ArmConfig:
     """`config` with the hashes of its source files, if it can be trained here; raises `ConfigError` if not."""
     quieten_libraries()
-    check_accelerator(config.train.accelerator)
-    config = settle_precision({config.arm: config})[config.arm]
-    check_devices(config)
-    check_precision(config)
-    config = with_sources(config)
-    check_network(config)
-    check_clipping(config)
+    config = with_sources(settle_precision({config.arm: config})[config.arm])
+    check_arm(config)
     for line in (namesake(config.model.arch), slower_than_single(config)):
         if line:
             report(line)
