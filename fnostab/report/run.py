@@ -165,7 +165,8 @@ def dataset_figure(dataset: Dataset) -> Figure:
             axis.tick_params(labelsize=7)
             axis.set_xlabel("column / px", fontsize=8)
             axis.set_ylabel("row / px", fontsize=8)
-            axis.invert_yaxis()
+        axes[0, 1].invert_yaxis()
+        axes[1, 1].set(xlim=axes[0, 1].get_xlim(), ylim=axes[0, 1].get_ylim())
     for axis, place in ((axes[0, 2], 0), (axes[1, 2], len(dataset.train.counts) // 2)):
         pattern = np.log10(1 + np.asarray(dataset.train.counts[place]))
         if dataset.mask is not None:
