@@ -318,6 +318,7 @@ train.probe_lr=inf
 train.overlap_weight=1.01 train.accelerator=tpu train.devices=0 train.nodes=0 train.strategy=fsdp train.threads=0
 train.precision=16-mixed
 train.cuda_graph=auto train.checkpoint_every_s=0 train.layer_norms_every_steps=0 train.picture_every_epochs=0
+train.watch_every_steps=0
 train.artifacts=none train.init_from=best.ckpt
 """,
     )

@@ -9,7 +9,7 @@ from fnostab.evaluation import baselines
 from fnostab.formats.own import write_scan
 from fnostab.health.history import History
 from fnostab.training.batches import make_loaders
-from fnostab.training.callbacks import Checkpoints, SeriesRecorder
+from fnostab.training.callbacks import Checkpoints, SeriesRecorder, StageRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.trainer import make_trainer
@@ -66,7 +66,8 @@ def fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, e
         setattr(history, name, value)
     files = CheckpointFiles(folder)
     recorder = SeriesRecorder(history, sink, config.train.give_up_epoch)
-    callbacks = [recorder, Checkpoints(files, checkpoint_every_s, config.train.select_by), *extra]
+    stages = StageRecorder(history, sink)
+    callbacks = [recorder, stages, Checkpoints(files, checkpoint_every_s, config.train.select_by), *extra]
     trainer = make_trainer(config, callbacks, files)
     loaders = make_loaders(trainer, dataset, config)
     trainer.fit(module, *loaders, ckpt_path=files.last if resume else None, weights_only=True)

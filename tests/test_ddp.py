@@ -20,7 +20,7 @@ from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.health.history import STEP_SERIES, History
 from fnostab.io.endings import Interrupted
-from fnostab.training.callbacks import Checkpoints, Interruption, Pruning, SeriesRecorder
+from fnostab.training.callbacks import Checkpoints, Interruption, Pruning, SeriesRecorder, StageRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.checks import check_devices
 from fnostab.training.processes import OUT_OF_MEMORY_EXIT, Meeting, OneMachine, find_environment, followers, leading
@@ -50,7 +50,8 @@ def _train(overrides, folder, devices, extra=(), constant=np.nan, stop=lambda: F
     recorder = SeriesRecorder(History(val_loss_constant=constant), Sink(), config.train.give_up_epoch)
     files = CheckpointFiles(folder)
     pruning = Pruning(recorder.history, stop)
-    callbacks = [recorder, pruning, Checkpoints(files, 1e-3), Interruption(), *extra]
+    stages = StageRecorder(recorder.history, recorder._series.sink)
+    callbacks = [recorder, pruning, stages, Checkpoints(files, 1e-3), Interruption(), *extra]
     trainer = make_trainer(config, callbacks, files)
     with leading(trainer, config, Meeting(dataset.sha256, None), COMMAND):
         fit(trainer, config, dataset, None)

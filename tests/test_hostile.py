@@ -109,6 +109,7 @@ _OPTIONAL_NUMBERS = {
     *("data.object_pixel_m", "data.energy_keV", "data.distance_m", "data.detector_pixel_m", "data.mask_value"),
     *("data.scan_index", "data.modes", "data.photons_per_pattern"),
     *("model.layerscale_init", "train.threads", "train.give_up_after"),
+    "train.watch_every_steps",
 }
 _NUMBERS = [
     key

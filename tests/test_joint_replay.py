@@ -227,7 +227,7 @@ def test_no_joint_step_waits_for_the_device_nor_leaves_it_nor_moves_what_it_reme
             loader,
             optimizer,
             schedule,
-            10**6,
+            [10**6],
             lambda one, to=coming: (to.append(one), torch.zeros(1, 4, device="meta"))[1],
         )
         runs.append((module, optimizer, draws, steps, coming))

@@ -13,6 +13,7 @@ from fnostab.config import resolve_config
 from fnostab.health.history import EPOCH_SERIES, STEP_SERIES, History
 from fnostab.metrics import SCALARS
 from fnostab.models.layers import block_statistics, norm_statistics
+from fnostab.models.network_stages import stage_grad_norms, stage_statistics
 from fnostab.models.registry import GENERATORS, build_generator
 from fnostab.ranking.arms import NUMBER_COLUMNS
 from fnostab.study.names import METRIC, NUMBERS, TAGS
@@ -26,11 +27,18 @@ def _network(arch):
     return build_generator(config.model, 16)
 
 
+def _watched(network):
+    """The names of all numbers of stages that a run with `network` may be watched by."""
+    norms = {name: torch.ones(()) for name, _ in network.named_parameters()}
+    return stage_statistics(network, lambda: network(torch.rand(2, 1, 16, 16))) | stage_grad_norms(network, norms)
+
+
 def _logged(network):
     """The names of all numbers that a run with `network` may log."""
     observed = block_statistics(network, lambda: network(torch.rand(1, 1, 16, 16))) | norm_statistics(network)
     names = {number.metric for number in NUMBERS if "<" not in number.metric}
     names |= {f"health/{name}" for name in observed}
+    names |= {f"watch/{name}" for name in _watched(network)}
     return names | {f"weight_grad_norm/{name}" for name, _ in network.named_parameters()}
 
 
@@ -60,6 +68,12 @@ def test_every_number_that_a_network_is_observed_by_is_in_the_table(arch):
     assert {f"health/{name.partition('/')[0]}" + "/" * ("/" in name) for name in observed} <= known
 
 
+def test_every_number_that_a_stage_is_watched_by_is_in_the_table_and_no_other():
+    known = {number.metric.partition("<")[0] for number in NUMBERS if number.metric.startswith("watch/")}
+    found = {f"watch/{name.partition('/')[0]}/" for name in _watched(_network("hybrid"))}
+    assert found | {"watch/loss", "watch/object_std_ratio"} == known
+
+
 def test_series_evidence_and_columns_have_a_name_in_the_store():
     assert {*STEP_SERIES, *EPOCH_SERIES} - {"train_loss"} <= METRIC.keys()
     assert {*NUMBER_COLUMNS, "best_val_loss"} - {"r_stitched"} <= {
@@ -77,7 +91,9 @@ def test_no_name_is_given_twice():
 
 def test_the_user_guide_names_all_of_the_table_and_no_others():
     code = " ".join(re.findall(r"`([^`\n]+)`", _GUIDE.read_text()))
-    told = set(re.findall(r"(?<![\w/.])(?:(?:train|grad|val|test|health|stability|weight_grad_norm)/[\w/<>]+)", code))
+    told = set(
+        re.findall(r"(?<![\w/.])(?:(?:train|grad|val|test|health|stability|watch|weight_grad_norm)/[\w/<>]+)", code)
+    )
     told |= {"lr", "best_val_loss", "samples_per_s"} & set(code.split())
     assert told == {number.metric for number in NUMBERS}
     (tags,) = re.findall(r"^\| tags \| `([^`]+)`", _GUIDE.read_text(), flags=re.MULTILINE)

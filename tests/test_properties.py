@@ -116,6 +116,7 @@ OTHER = {
     "train.threads": 3,
     "train.checkpoint_every_s": 5.0,
     "train.layer_norms_every_steps": 11,
+    "train.watch_every_steps": 13,
     "train.select_by": "r_stitched",
     "train.init_from": "models:/other@champion",
     "train.picture_every_epochs": 2,
@@ -127,6 +128,7 @@ OTHER = {
 WITHOUT_EFFECT = {
     *("preset", "study", "arm", "train.strategy", "train.cuda_graph"),
     *("train.checkpoint_every_s", "train.layer_norms_every_steps", "train.picture_every_epochs"),
+    "train.watch_every_steps",
 }
 _VALUES = (
     st.text(max_size=20)

@@ -92,7 +92,7 @@ def _replayed(config, device):
     optimizer, schedule = (
         (made["optimizer"], made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else (made, None)
     )
-    steps = GraphedSteps(module, loader, optimizer, schedule, measure_every=20)
+    steps = GraphedSteps(module, loader, optimizer, schedule, measure_every=[20])
     losses, norms = [], []
     while len(losses) < _STEPS:
         loader.sampler.set_epoch(len(losses) // len(loader))
@@ -267,7 +267,7 @@ def test_no_replayed_step_waits_for_the_device_nor_leaves_it_nor_moves_what_it_r
     optimizer, schedule = (
         (made["optimizer"], made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else (made, None)
     )
-    steps = GraphedSteps(module, loader, optimizer, schedule, measure_every=10**6)
+    steps = GraphedSteps(module, loader, optimizer, schedule, measure_every=[10**6])
 
     def remembered():
         of_optimizer = [value for state in optimizer.state.values() for value in state.values()]

@@ -34,6 +34,12 @@ def check_name(key: str, value: str) -> None:
         )
 
 
+#: Keys of `train` that change no number: paces, and names for the same.
+_WITHOUT_EFFECT: Final = (
+    *("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "watch_every_steps"),
+    *("strategy", "cuda_graph"),
+)
+
 #: What keys of the loss on patterns say of a run that has another loss.
 _SUPERVISED: Final = {"learn_probe": False, "overlap_weight": 0, "loss": "mae", "loss_scale": "dataset"}
 
@@ -132,15 +138,15 @@ class ArmConfig(Section):
     def sha256(self) -> str:
         """Hash of everything that decides the numbers.
 
-        It leaves out the tags, the pace of checkpoints and pictures, the strategy (there is only one, under two names),
-        how kernels are launched, and the keys `left_out`. `artifacts` is in it: a run that kept its numbers alone is
-        not the finished run of a config that asks for all artifacts.
+        It leaves out the tags, the pace of checkpoints, pictures and observations, the strategy (there is only one,
+        under two names), how kernels are launched, and the keys `left_out`. `artifacts` is in it: a run that kept its
+        numbers alone is not the finished run of a config that asks for all artifacts.
         """
         config = self.model_dump(mode="json", exclude={"preset": True, "study": True, "arm": True})
         config["model"] |= REMOVED_OPTIONS
         config["model"]["arch"] = _IDENTITY_OF.get(self.model.arch, portable(self.model.arch))
         config["clip"]["algo"] = portable(self.clip.algo)
-        for key in ("checkpoint_every_s", "picture_every_epochs", "layer_norms_every_steps", "strategy", "cuda_graph"):
+        for key in _WITHOUT_EFFECT:
             del config["train"][key]
         for key in self.left_out:
             section, name = key.split(".")

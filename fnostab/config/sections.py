@@ -260,6 +260,12 @@ class TrainConfig(Section):
     )
     checkpoint_every_s: float = Field(60.0, gt=0, le=MANY, description="seconds between checkpoints inside an epoch")
     layer_norms_every_steps: int = Field(100, ge=1, le=MANY, description="steps between norms of all gradients")
+    watch_every_steps: int | None = Field(
+        None,
+        ge=1,
+        le=MANY,
+        description="steps between observations of all layers on a fixed batch; null: never, once an epoch is kept",
+    )
     select_by: Literal["val_loss", "r_stitched"] = Field(
         "val_loss",
         description="the best weights, which are shipped, have the lowest of it",

@@ -12,6 +12,8 @@ class HealthConfig:
     dead_ratio: float = 1e-6
     #: A block's update is constant if its deviation is under this share of the block's output: rounding alone is 1e-7.
     dead_update: float = 1e-6
+    #: A stage is dead if its output varies over patterns by at most this share of what it varies by over all.
+    dead_stage: float = 1e-6
 
     #: Progress from which on a run has learnt; a plateau at the best constant object has 0, photon noise alone 1.
     learnt_progress: float = 0.25

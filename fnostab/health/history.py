@@ -24,11 +24,13 @@ class History:
     `supervised_loss` is the loss of a supervised run on the validation patches, and empty for others;
     `supervised_loss_constant` is that of the best constant object. `parameters_moved` is the share of the blocks'
     parameter tensors that changed in the epoch. The series in `health`, by name, have one value from before the first
-    step and then one an epoch. `object_correlation` and `twin_correlation` are those of `metrics.orientation` at the
-    end, `r_by_orientation` what `dataset.r_by_orientation` gives for a measured scan. `events` holds what ended a run
-    early, and is empty if nothing did. `monitor` is empty for runs of this package; a run that it did not train itself
-    (`fnostab.monitor`) says there what it was. Its `val_loss` is whatever loss was given, `val_loss_constant` that of a
-    constant prediction, and the mapping of its history leaves out what is not known.
+    step and then one an epoch. Those in `watched`, of a run that is watched every few steps, have one value each time;
+    `step` says how many steps were done then. `object_correlation` and `twin_correlation` are those of
+    `metrics.orientation` at the end, `r_by_orientation` what `dataset.r_by_orientation` gives for a measured scan.
+    `events` holds what ended a run early, and is empty if nothing did. `monitor` is empty for runs of this package; a
+    run that it did not train itself (`fnostab.monitor`) says there what it was. Its `val_loss` is whatever loss was
+    given, `val_loss_constant` that of a constant prediction, and the mapping of its history leaves out what is not
+    known.
     """
 
     train_loss: list[float] = _one_per("epoch")
@@ -46,6 +48,7 @@ class History:
     grad_norm_postclip: list[float] = _one_per("step")
     clipped_fraction: list[float] = _one_per("step")
     health: dict[str, list[float]] = field(default_factory=dict)
+    watched: dict[str, list[float]] = field(default_factory=dict)
     val_loss_constant: float = math.nan
     val_loss_floor: float = math.nan
     val_loss_mean_pattern: float = math.nan
@@ -89,10 +92,17 @@ class History:
         for name, value in values.items():
             self.health.setdefault(name, [math.nan] * times).append(value)
 
+    def add_watched(self, values: Mapping[str, float]) -> None:
+        """Append one value to each series of `watched`, `step` among them; NaN where there was, or is, none."""
+        times = len(self.watched.get("step", ()))
+        for name in self.watched | dict(values):
+            series = self.watched.setdefault(name, [])
+            series += [math.nan] * (times - len(series)) + [values.get(name, math.nan)]
+
     def to_mapping(self) -> dict[str, Any]:
         """Give plain numbers, lists and strings for JSON; non-finite values as strings NaN, Infinity, -Infinity."""
         mapping = asdict(self)
-        for name in ("events", "r_by_orientation", "monitor"):
+        for name in ("watched", "events", "r_by_orientation", "monitor"):
             if not mapping[name]:
                 del mapping[name]
         if self.monitor:

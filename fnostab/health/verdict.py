@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 from fnostab.health.config import DEFAULTS, HealthConfig
+from fnostab.health.death import death
 from fnostab.health.evidence import gather, mapping, number, series
 from fnostab.health.history import checked_mapping, each, finite_or_none
 from fnostab.health.positions import better_orientation
@@ -70,7 +71,7 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     number that is not known is None; what comes from series that this network does not have is absent.
     """
     history = checked_mapping(history)
-    evidence = gather(history, config)
+    evidence = gather(history, config) | _of_watching(history, config)
     events = {name: event for name, event in mapping(history.get("events")).items() if event not in (None, False)}
     happened = _judge_events(history, events)
     evidence |= {"foreign": True} if mapping(history.get("monitor")) else {}
@@ -91,6 +92,17 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     if evidence.pop("foreign", False):  # nothing of ptychography
         evidence = {name: value for name, value in evidence.items() if value is not None and name != "rules_left_out"}
     return Verdict(label, reason, evidence)
+
+
+def _of_watching(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
+    """When and where the network died, and what came before; nothing of a run that was not watched."""
+    if not mapping(history.get("watched")):
+        return {}
+    found = death(history, config)
+    if found is None:
+        return {"died_at_step": None, "died_in": None}
+    before = {name: value for name, value in asdict(found).items() if name not in ("step", "stage")}
+    return {"died_at_step": found.step, "died_in": found.stage, "before_death": before}
 
 
 def _judge_events(history: Mapping[str, Any], events: Mapping[str, Any]) -> tuple[VerdictLabel, str] | None:
@@ -157,6 +169,9 @@ def _judge_dead(evidence: Mapping[str, Any], config: HealthConfig) -> tuple[Verd
         before = f"; before, {_reached(evidence)}"
     else:
         before = "" if math.isnan(evidence["val_loss_constant"]) else "; it had never learnt"
+    if (step := evidence.get("died_at_step")) is not None:
+        stage = evidence["died_in"]
+        dead += f"; dead from step {step} on" + (f", first in `{stage}`" if stage else "")
     return "collapsed", f"{dead}{before}{'' if math.isnan(norm) else f'; its largest gradient norm was {norm:.3g}'}"
 
 

@@ -1,7 +1,7 @@
 """Observations of single layers: activations of blocks, norm weights, the first layer whose output is not finite."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -43,7 +43,7 @@ def block_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str,
             names.append(f"update_std/{name}")
             statistics.append(layer.update(*inputs).std((0, 2, 3), correction=0).mean())
 
-    with _watching(network, watch):
+    with watching(network.named_modules(), watch):
         run()
     return _values(names, statistics)
 
@@ -130,7 +130,7 @@ def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | Non
             bad.append(name)
 
     network.zero_grad()
-    with _watching(network, watch):
+    with watching(network.named_modules(), watch):
         value = loss()
     if bad:
         return bad[0]
@@ -148,14 +148,14 @@ def first_bad_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str | Non
 
 
 @contextmanager
-def _watching(network: nn.Module, watch: _Observer) -> Iterator[None]:
-    """Call `watch` after every layer of `network` that returns a tensor, inner layers before those that hold them."""
+def watching(layers: Iterable[tuple[str, nn.Module]], watch: _Observer) -> Iterator[None]:
+    """Call `watch` after each of the named `layers` that returns a tensor, inner layers before those that hold them."""
 
     def after(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor):
             watch(name, layer, inputs, output)
 
-    handles = [layer.register_forward_hook(partial(after, name)) for name, layer in network.named_modules() if name]
+    handles = [layer.register_forward_hook(partial(after, name)) for name, layer in layers if name]
     try:
         yield
     finally:

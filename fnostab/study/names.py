@@ -12,8 +12,8 @@ from typing import Final, Literal, NamedTuple
 class Number(NamedTuple):
     """A number of a run: its name in the store, its name in Python, when it is recorded, and what it is.
 
-    `<block>` and `<parameter>` stand for the name of a layer or a tensor of the network. Numbers that are `observed`
-    have a value from before the first step, and then one an epoch.
+    `<block>`, `<stage>` and `<parameter>` stand for the name of a layer or a tensor of the network. Numbers that are
+    `observed` have a value from before the first step, and then one an epoch.
     """
 
     metric: str
@@ -36,6 +36,14 @@ NUMBERS: Final = (
     Number("grad/norm_postclip", "grad_norm_postclip", "step", "norm of all gradients after clipping"),
     Number("grad/clipped_fraction", "clipped_fraction", "step", "share of what clipping looks at that it changed"),
     Number("weight_grad_norm/<parameter>", "", "some steps", "norm of a parameter's gradient before clipping"),
+    Number("watch/loss", "", "some steps", "watched: R-factor of the fixed batch"),
+    Number("watch/object_std_ratio", "", "some steps", "watched: its object's deviation over the truth's"),
+    Number("watch/act_std/<stage>", "", "some steps", "watched: standard deviation of a stage's output"),
+    Number("watch/pattern_std/<stage>", "", "some steps", "watched: its deviation over patterns alone"),
+    Number("watch/middle_std/<stage>", "", "some steps", "watched: the same in the middle of its images"),
+    Number("watch/dead_channels/<stage>", "", "some steps", "watched: share of its channels that are constant"),
+    Number("watch/grad_norm/<stage>", "", "some steps", "watched: norm of its gradient before clipping"),
+    Number("watch/weight_norm/<stage>", "", "some steps", "watched: norm of its parameters"),
     Number("val/loss", "val_loss", "epoch", "R-factor on the validation patterns"),
     Number("val/progress", "progress", "epoch", "0: best constant object, 1: photon noise alone"),
     Number("val/r_stitched", "r_stitched", "epoch", "R-factor of the one object that validation patches make together"),

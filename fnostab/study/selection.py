@@ -37,7 +37,7 @@ _IRRELEVANT: Final = frozenset(
         *("seed", "preset", "study", "arm"),
         *("train.accelerator", "train.threads", "train.devices", "train.nodes", "train.strategy"),
         *("train.checkpoint_every_s", "train.layer_norms_every_steps", "train.picture_every_epochs"),
-        *("train.artifacts", "train.cuda_graph"),
+        *("train.watch_every_steps", "train.artifacts", "train.cuda_graph"),
         "data.path",  # the content hash says it better
     }
 )

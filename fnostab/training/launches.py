@@ -77,12 +77,18 @@ class Coming(NamedTuple):
     table: Table  #: of the epoch
     place: int  #: of the next step's batch in the epoch
     number: int  #: of the next step in the run
-    measure_every: int  #: Steps with a number that this divides measure the layers.
+    measure_every: Sequence[int]  #: Steps with a number that one of these divides measure the layers.
+
+    @property
+    def measures_layers(self) -> bool:
+        """Whether the next step measures the layers."""
+        return any(self.number % every == 0 for every in self.measure_every)
 
     def can_be_replayed(self, count: int) -> bool:
         """Whether the next `count` steps belong to the epoch, measure no layers, and have room for their batches."""
         draws = self.draws[self.place : self.place + count]
-        return min(len(draws), -self.number % self.measure_every) >= count and all(map(self.run.shape.holds, draws))
+        free = [-self.number % every for every in self.measure_every]
+        return min(len(draws), *free) >= count and all(map(self.run.shape.holds, draws))
 
 
 class Launch:

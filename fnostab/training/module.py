@@ -20,6 +20,7 @@ from fnostab.models import build_generator
 from fnostab.models.layers import block_statistics, fingerprints, first_bad_layer, norm_statistics
 from fnostab.optics import Beam
 from fnostab.training.batches import Batch, Draw, PatchLoader
+from fnostab.training.collectives import is_first
 from fnostab.training.loss import TrainingLoss
 from fnostab.training.optimizers import RealTwins, make_optimizer, update_moments, warmup_cosine
 from fnostab.training.precision import step_precision
@@ -123,7 +124,8 @@ class PtychoModule(lightning.LightningModule):
         if train.cuda_graph and one_device and known and replays_on(self.device):
             schedules = self.trainer.lr_scheduler_configs
             schedule = schedules[0].scheduler if schedules else None
-            every, take_coming = train.layer_norms_every_steps, self.member.records if self.member else None
+            every = [train.layer_norms_every_steps, *([train.watch_every_steps] if train.watch_every_steps else [])]
+            take_coming = self.member.records if self.member else None
             self._graphed = GraphedSteps(self, loader, self.trainer.optimizers[0], schedule, every, take_coming)
         loader.gathers = self._graphed is None
 
@@ -158,11 +160,14 @@ class PtychoModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Do what a step does between the backward pass and the update: see `TrainingStep.prepare`."""
-        self.step.prepare(optimizer, measures_layers=self._measures_layers)
+        number = self.trainer.global_step
+        logs_norms = number % self.config.train.layer_norms_every_steps == 0
+        self.step.prepare(optimizer, measures_layers=logs_norms or self.is_watched(number))
 
-    @property
-    def _measures_layers(self) -> bool:
-        return self.trainer.global_step % self.config.train.layer_norms_every_steps == 0
+    def is_watched(self, number: int) -> bool:
+        """Whether this process, the first of a run, watches all stages at the step with this `number`."""
+        every = self.config.train.watch_every_steps
+        return every is not None and number % every == 0 and is_first()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Clear all gradients, unless they are new: Lightning calls this between `training_step` and `backward`."""
@@ -190,7 +195,8 @@ class PtychoModule(lightning.LightningModule):
     @property
     def layer_norms(self) -> dict[str, torch.Tensor]:
         """The norm of each parameter's gradient, every `layer_norms_every_steps` steps; see `TrainingStep`."""
-        return self.step.layer_norms
+        is_due = (self.trainer.global_step - 1) % self.config.train.layer_norms_every_steps == 0
+        return self.step.layer_norms if is_due else {}
 
     @property
     def has_stopped(self) -> bool:

@@ -37,8 +37,8 @@ class GraphedSteps:
 
     What differs from step to step is written into static tensors first, from tables of the epoch that lie on the
     device: members and learning rates, these in single precision. A batch with fewer patches than others is filled up
-    with patches that do not count. A step at which the layers are measured, every `measure_every`, and one whose
-    patches lie further apart than the canvas is wide, are taken in the ordinary way.
+    with patches that do not count. A step at which the layers are measured, with a number that one of `measure_every`
+    divides, and one whose patches lie further apart than the canvas is wide, are taken in the ordinary way.
 
     On other devices than CUDA's the same steps are taken from the same static tensors by calling what would be
     captured; that is for tests. Parameters, and what optimizer and clipping rule remember, must keep their place in
@@ -54,7 +54,7 @@ class GraphedSteps:
         loader: PatchLoader,
         optimizer: Optimizer,
         schedule: LRScheduler | None,
-        measure_every: int,
+        measure_every: Sequence[int],
         take_coming: Callable[[Coming], Tensor] | None = None,
     ) -> None:
         self._module = module
@@ -156,5 +156,5 @@ class Replays:
     @staticmethod
     def _take_in_the_ordinary_way(coming: Sequence[Coming]) -> Tensor:
         steps = [Step(one.run.module, one.run.optimizer, one.run.loader.gather(one.draws[one.place])) for one in coming]
-        measures = [one.number % one.measure_every == 0 for one in coming]
+        measures = [one.measures_layers for one in coming]
         return torch.stack(take_together(steps, measures)).unsqueeze(1)

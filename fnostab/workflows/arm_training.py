@@ -26,6 +26,7 @@ from fnostab.training.callbacks import (
     Pictures,
     Pruning,
     SeriesRecorder,
+    StageRecorder,
 )
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.memory import is_out_of_memory, peak_bytes
@@ -119,9 +120,10 @@ class ArmTraining:
         recorder = SeriesRecorder(self.logbook.history, self.tracker, config.train.give_up_epoch)
         console = ConsoleProgress(self.report, watch, terminal=False if member else None)
         pruning = Pruning(self.logbook.history, lambda: console.stop_wanted)
-        callbacks = [recorder, console, pruning, self._checkpoints, interruption]
+        stages = StageRecorder(self.logbook.history, self.tracker)
+        callbacks = [recorder, console, pruning, stages, self._checkpoints, interruption]
         if self.logbook.keeps_all:
-            callbacks.insert(3, Pictures(self.logbook.draw, config.train.picture_every_epochs))
+            callbacks.insert(4, Pictures(self.logbook.draw, config.train.picture_every_epochs))
         trainer = make_trainer(config, callbacks, self._files)
         self._device = trainer.strategy.root_device
         self.logbook.begin(_device_name(self._device), known)

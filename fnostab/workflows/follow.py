@@ -9,7 +9,7 @@ from fnostab.config import ArmConfig, with_sources
 from fnostab.dataset import load_or_build
 from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
-from fnostab.training.callbacks import Checkpoints, Interruption, Pruning, SeriesRecorder
+from fnostab.training.callbacks import Checkpoints, Interruption, Pruning, SeriesRecorder, StageRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.memory import is_out_of_memory
 from fnostab.training.precision import set_matrix_precision
@@ -36,7 +36,9 @@ def follow(config: ArmConfig) -> None:
     files = CheckpointFiles(Path())  # the first process alone writes
     interruption = Interruption(follows=True)
     checkpoints = Checkpoints(files, config.train.checkpoint_every_s, config.train.select_by)
-    callbacks = [recorder, Pruning(recorder.history), checkpoints, interruption]
+    # Lightning wants every process to know the callbacks of a checkpoint.
+    stages = StageRecorder(recorder.history, Nowhere())
+    callbacks = [recorder, Pruning(recorder.history), stages, checkpoints, interruption]
     trainer = make_trainer(config, callbacks, files)
     try:
         with following(trainer) as meeting, interruption:

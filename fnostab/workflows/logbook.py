@@ -19,6 +19,7 @@ from fnostab.models.neuralop import batches_of_any_size
 from fnostab.optics import Beam
 from fnostab.report.axes import to_rgb
 from fnostab.report.run import frc_figure, reconstruction_figure, training_figure
+from fnostab.report.watched import watched_figure
 from fnostab.study.names import tracked
 from fnostab.tracking.checkout import uncommitted_code
 from fnostab.tracking.errors import StoreUnavailable
@@ -153,6 +154,8 @@ class Logbook:
         tracker, history = self._tracker, self.history
         if self.keeps_all:
             self._log_picture("figures/training.png", "training", training_figure, history, self._title)
+            if history.watched:
+                self._log_picture("figures/watched.png", "watched", watched_figure, history, self._title)
         numbers = tracked(results)
         tracker.log_metrics(numbers, step=history.steps - 1)
         vacuous = evaluation.vacuous if evaluation else []

@@ -13,7 +13,7 @@ from fnostab.tracking.errors import redacted
 from fnostab.tracking.run import run_state
 from fnostab.tracking.store import open_store
 from fnostab.tracking.tracker import Tracker
-from fnostab.training.callbacks import SeriesRecorder
+from fnostab.training.callbacks import SeriesRecorder, StageRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.workflows import PrintLine
 from fnostab.workflows.runfolder import AlreadyRunning, RunFolder, Unfinished
@@ -68,8 +68,13 @@ def _upload(run: Unfinished, config: ArmConfig, folder: Path, report: PrintLine)
     tracker = Tracker(run.run_id, folder, resumed=True)
     history = History()
     recorder = SeriesRecorder(history, tracker)
-    recorder.load_state_dict(torch.load(checkpoint, weights_only=True)["callbacks"][SeriesRecorder.__qualname__])
+    stages = StageRecorder(history, tracker)
+    states = torch.load(checkpoint, weights_only=True)["callbacks"]
+    recorder.load_state_dict(states[SeriesRecorder.__qualname__])
     recorder.offer_all()
+    if StageRecorder.__qualname__ in states:
+        stages.load_state_dict(states[StageRecorder.__qualname__])
+        stages.offer()
     tracker.finish()
     is_over = recorder.epochs == config.train.epochs or recorder.had_to_stop
     return is_over, f"{history.steps} steps of {recorder.epochs} of {config.train.epochs} epochs are stored"

@@ -8,3 +8,4 @@ from fnostab.training.callbacks.pictures import Pictures as Pictures
 from fnostab.training.callbacks.progress import ConsoleProgress as ConsoleProgress, EpochSummary as EpochSummary
 from fnostab.training.callbacks.pruning import Pruning as Pruning
 from fnostab.training.callbacks.recorder import SeriesRecorder as SeriesRecorder
+from fnostab.training.callbacks.stage_recorder import StageRecorder as StageRecorder
