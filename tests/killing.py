@@ -25,7 +25,7 @@ from typing import Any
 ARGUMENTS = (
     *("train", "--preset", "smoke", "--epochs", "3", "--width", "4", "--data.max_train_patches", "80"),
     *("--data.object_size", "112", "--train.checkpoint_every_s", "0.000001", "--train.picture_every_epochs", "100"),
-    *("--train.layer_norms_every_steps", "4", "--train.threads", "1"),
+    *("--train.layer_norms_every_steps", "4", "--train.watch_every_steps", "3", "--train.threads", "1"),
 )
 
 #: Where a training can be killed: the owner of a function, and its name.

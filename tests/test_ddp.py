@@ -125,6 +125,18 @@ def test_two_processes_train_like_one_with_the_same_batches(tmp_path, overrides)
     assert not torch.distributed.is_initialized()
 
 
+def test_the_first_of_two_processes_watches_what_one_alone_does(tmp_path):
+    keys = _TINY | {"train.watch_every_steps": 2, "optim.name": "sgd", "lr": 0.01}
+    alone, weights = _train(keys, tmp_path / "one", 1)
+    together, shared_weights = _train(keys, tmp_path / "two", 2)
+    assert together.watched["step"] == [0, 2, 4, 6]
+    assert together.watched.keys() == alone.watched.keys()
+    for name, values in alone.watched.items():
+        np.testing.assert_allclose(together.watched[name], values, rtol=10 * _RTOL, atol=1e-7, err_msg=name)
+    _, unwatched = _train(keys | {"train.watch_every_steps": None}, tmp_path / "unwatched", 2)
+    assert all(torch.equal(weight, unwatched[name]) for name, weight in shared_weights.items())
+
+
 @pytest.mark.parametrize(("gridsize", "modes"), [(1, 1), (2, 1), (1, 2)])
 def test_two_processes_stitch_a_scan_like_one(tmp_path, gridsize, modes):
     source = write_small_scan(tmp_path / "scan.npz")

@@ -120,6 +120,25 @@ def test_the_overlap_and_a_schedule_are_those_of_the_ordinary_way_and_so_is_all_
         np.testing.assert_allclose(values, others, rtol=0.05, atol=1e-4)
 
 
+@pytest.mark.parametrize("way", [{}, _ORDINARY], ids=["replayed", "ordinary"])
+def test_each_of_several_runs_is_watched_as_if_it_were_alone_and_trains_as_if_it_were_not_watched(
+    launched, tmp_path, way
+):
+    keys = way | {"data__max_train_patches": 30, "optim__lr": 2**-10}
+    trained = _Trained(tmp_path / "watched", keys | {"train__watch_every_steps": 4})
+    unwatched = _Trained(tmp_path / "unwatched", keys)
+    assert trained.ends == [None] * 3
+    for place, seed in enumerate(_SEEDS):
+        config = tiny_config(**keys, train__watch_every_steps=4, seed=seed)
+        _, alone, _ = small_runs.fit(config, tmp_path / "alone" / str(seed))
+        watched = trained.histories[place].watched
+        assert watched["step"] == [0, 4, 8, 12, 16, 18]
+        assert watched.keys() == alone.watched.keys()
+        for name, values in alone.watched.items():
+            np.testing.assert_allclose(watched[name], values, rtol=1e-2, atol=1e-6, err_msg=name)
+        assert states_equal(trained.modules[place], unwatched.modules[place])
+
+
 def test_a_run_that_is_not_finite_amid_a_launch_ends_there_and_leaves_the_bits_of_the_others(launched, tmp_path):
     keys = {"clip_algo": "agc", "clip_val": 0.01}
     sound = _Trained(tmp_path / "sound", keys)

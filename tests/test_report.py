@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from fnostab.evaluation import evaluate
 from fnostab.health.history import History
 from fnostab.report.axes import to_rgb, try_to_draw
 from fnostab.report.run import dataset_figure, frc_figure, reconstruction_figure, training_figure
+from fnostab.report.watched import watched_figure
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,31 @@ def test_the_training_figure_shows_validation_where_epochs_end():
     (validation,) = [line for line in losses.lines if line.get_label() == "validation R-factor"]
     np.testing.assert_array_equal(validation.get_xdata(), [99, 199])
     assert [text.get_text() for text in losses.texts] == ["R of constant object"]
+
+
+def test_the_watched_figure_has_a_line_a_stage_and_says_where_the_network_died():
+    history = _history()
+    for place in range(6):
+        alive = float(place < 3)
+        stages = {f"middle_std/{name}": 1e-3 * alive if name == "b$c" else 0.1 for name in ("a", "b$c")}
+        history.add_watched(
+            {"step": 10 * place, "object_std_ratio": alive, "loss": 0.5, "act_std/a": 1, "act_std/b$c": 1} | stages
+        )
+    figure = watched_figure(history, "title")
+    upper, lower = figure.axes
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["a", r"b\$c"]
+    assert figure.get_suptitle() == r"title: dead from step 30 on, first in b\$c"
+    assert upper.lines[1].get_ydata()[3] == pytest.approx(0.1)
+    floor = upper.lines[0].get_ydata()[0]
+    assert list(upper.lines[2].get_ydata()) == pytest.approx([1e-3] * 3 + [floor] * 3)
+    assert upper.get_yscale() == lower.get_yscale() == "log"
+    assert {tuple(axes.lines[-1].get_xdata()) for axes in figure.axes} == {(30, 30)}
+
+
+def test_the_watched_figure_of_a_run_that_was_watched_once_can_be_drawn():
+    history = _history()
+    history.add_watched({"step": 0, "object_std_ratio": math.inf, "loss": math.nan, "middle_std/a": math.nan})
+    assert watched_figure(history, "title").axes[0].get_legend() is None
 
 
 def test_the_training_figure_of_a_supervised_run_shows_its_own_loss_on_validation_patches():

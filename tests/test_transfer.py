@@ -23,7 +23,7 @@ _TABLE = """
 study: numbers
 preset: smoke
 seeds: [1, 2]
-train: {epochs: 3, artifacts: numbers}
+train: {epochs: 3, artifacts: numbers, watch_every_steps: 20}
 arms:
   - {name: control, arch: hybrid, clip_algo: norm}
   - {name: plain, arch: hybrid, clip_algo: none}
@@ -87,6 +87,31 @@ def test_nothing_without_a_model_is_registered_and_it_is_said_why(exported, monk
         "the numbers are here, but no model; one that is trained with `train.artifacts=all`" in capsys.readouterr().out
     )
     assert mlflow.MlflowClient().search_registered_models() == []
+
+
+@pytest.mark.parametrize("name", ["numbers.jsonl.gz", "with_steps.jsonl.gz"])
+def test_what_was_watched_travels_with_and_without_the_series_of_steps(exported, tmp_path, monkeypatch, name):
+    _, *runs = _lines(exported / name)
+    for run in runs:
+        assert run["history"]["watched"]["step"] == [0, 20, 40, 60, 72]
+        assert run["metrics"]["watch/loss"] == run["history"]["watched"]["loss"][-1]
+    _use(tmp_path, monkeypatch)
+    assert main(["import", str(exported / name)]) == 0
+    for run in mlflow.MlflowClient().search_runs(["0"]):
+        (sent,) = [each for each in runs if each["run_id"] == run.data.tags["exported_from"]]
+        history = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/history.json")
+        assert history["watched"] == sent["history"]["watched"]
+
+
+def test_what_was_watched_is_in_the_store_by_step(exported, monkeypatch):
+    _use(exported, monkeypatch)
+    client = mlflow.MlflowClient()
+    for run in client.search_runs(["0"], "tags.arm = 'plain'"):
+        watched = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/history.json")["watched"]
+        stored = client.get_metric_history(run.info.run_id, "watch/grad_norm/bottleneck")
+        assert [metric.step for metric in stored] == [0, 20, 40, 60]
+        assert [metric.value for metric in stored] == watched["grad_norm/bottleneck"][:4]
+        assert watched["grad_norm/bottleneck"][4] == "NaN"
 
 
 def test_runs_that_were_imported_are_compared_to_the_same_numbers(exported, tmp_path, monkeypatch, capsys):
