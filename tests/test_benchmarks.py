@@ -41,6 +41,12 @@ def test_the_rows_of_gpus_are_measured_on_a_cpu_and_their_file_gives_the_table_a
     assert _lines("benchmarks.gpu", "--render", str(path)) == lines[start:]
 
 
+def test_what_watching_costs_is_told_in_a_line():
+    (line,) = _lines("benchmarks.watching", "--preset", "smoke", "--turns", "2")
+    assert line.startswith("10 steps ")
+    assert line.endswith(" times the time")
+
+
 def test_the_instructions_of_a_processor_are_named(tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
     monkeypatch.setattr(table, "_CPUINFO", cpuinfo)

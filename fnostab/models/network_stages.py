@@ -79,12 +79,15 @@ def stage_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str,
 
 
 def _of_output(output: Tensor) -> dict[str, Tensor]:
-    others = [axis for axis in range(output.dim()) if axis != 1]
-    of_channels = output.std(others, correction=0)
-    of_patterns = output.std(0, correction=0) if len(output) > 1 else torch.full_like(output[0], math.nan)
-    floor = _ROUNDING * output.square().mean().sqrt()
+    """The statistics of an output `(B, C, ...)`, which is read once: variances of parts add up to that of the whole."""
+    variance, mean = torch.var_mean(output, 0, correction=0)
+    of_channels, channel_means = mean.reshape(len(mean), -1).var(1, correction=0), mean.reshape(len(mean), -1).mean(1)
+    of_channels = of_channels + variance.reshape(len(mean), -1).mean(1)
+    of_all = of_channels.mean() + channel_means.var(correction=0)
+    floor = _ROUNDING**2 * (of_all + channel_means.mean().square())
+    of_patterns = variance.sqrt() if len(output) > 1 else torch.full_like(variance, math.nan)
     return {
-        "act_std": output.std(correction=0),
+        "act_std": of_all.sqrt(),
         "pattern_std": of_patterns.mean(),
         "middle_std": _middle(of_patterns).mean(),
         "dead_channels": (of_channels <= floor).float().mean(),
