@@ -1,8 +1,10 @@
 """Runs that are watched every few steps: what is recorded, when, and that the training does not notice."""
 
 import math
+from types import SimpleNamespace
 
 import lightning
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from fnostab.models.network_stages import find_stages, stage_grad_norms, stage_s
 from fnostab.training.fixed_batch import watch_fixed_batch
 from fnostab.training.validation import object_std
 from fnostab.training.watched_series import WatchedSeries
+from fnostab.workflows.sync import _upload
 
 #: Epochs of six steps, three of them.
 _WATCHED = {"train__watch_every_steps": 4}
@@ -117,6 +120,18 @@ def test_a_killed_run_goes_on_with_the_watched_series_of_an_unbroken_one(
     assert states_equal(whole, resumed)
 
 
+def test_what_a_killed_run_was_watched_for_is_uploaded_from_its_checkpoint(fresh_store):
+    config, folder = tiny_config(**_WATCHED), fresh_store / "killed"
+    with pytest.raises(SystemError, match="killed"):
+        fit(config, folder, checkpoint_every_s=0.0, extra=[KillAfter(9)])
+    with mlflow.start_run() as run:
+        is_over, _ = _upload(SimpleNamespace(run_id=run.info.run_id), config, folder, print)
+    assert not is_over
+    found = mlflow.MlflowClient().get_metric_history(run.info.run_id, "watch/pattern_std/bottleneck")
+    # Of the second epoch, the checkpoint holds steps that are not known to be finite.
+    assert [metric.step for metric in found] == [0, 4]
+
+
 def test_a_run_that_is_over_is_not_watched_again_when_it_is_resumed(tmp_path):
     config = tiny_config(**_WATCHED)
     _, history, sink = fit(config, tmp_path)
@@ -131,6 +146,32 @@ def test_replayed_steps_are_watched_as_the_ordinary_ones(several, tmp_path):
     assert history.watched.keys() == expected.watched.keys()
     for name, values in history.watched.items():
         np.testing.assert_allclose(values, expected.watched[name], rtol=0.01, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.gpu
+def test_captured_steps_are_watched_as_the_ordinary_ones_and_trained_as_if_they_were_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    keys = {"accelerator": "gpu", "train__batch_size": 2, "data__max_train_patches": 30, "train__watch_every_steps": 5}
+    module, history, _ = fit(tiny_config(**keys), tmp_path / "captured")
+    _, expected, _ = fit(tiny_config(**keys, train__cuda_graph=False), tmp_path / "ordinary")
+    _, unwatched, _ = fit(tiny_config(**keys | {"train__watch_every_steps": None}), tmp_path / "unwatched")
+    assert history.watched["step"] == expected.watched["step"]
+    for name, values in history.watched.items():
+        np.testing.assert_allclose(values, expected.watched[name], rtol=0.05, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(history.loss_step, unwatched.loss_step, rtol=1e-3)
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_a_run_goes_on_with_another_interval_and_keeps_what_was_watched_before(tmp_path):
+    _, expected, _ = fit(tiny_config(**_WATCHED), tmp_path / "whole")
+    with pytest.raises(SystemError, match="killed"):
+        fit(tiny_config(**_WATCHED), tmp_path / "killed", extra=[KillAfter(7)])
+    _, history, _ = fit(tiny_config(train__watch_every_steps=9), tmp_path / "killed", resume=True)
+    assert history.watched["step"] == [0, 4, 9, 18]
+    for name, values in history.watched.items():
+        if not name.startswith("grad_norm/"):
+            whole = expected.watched[name]
+            assert [values[place] for place in (0, 1, -1)] == [whole[place] for place in (0, 1, -1)]
 
 
 def test_nothing_is_kept_of_what_was_watched_after_a_step_that_is_not_finite(several, tmp_path):

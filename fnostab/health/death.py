@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,17 @@ def death(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Death 
         grad_norm_max=largest,
         grad_norm_ratio=largest / median if median > 0 else math.nan,
     )
+
+
+def death_evidence(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
+    """When and where the network died, and what came before; nothing of a run that was not watched."""
+    if not mapping(history.get("watched")):
+        return {}
+    found = death(history, config)
+    if found is None:
+        return {"died_at_step": None, "died_in": None}
+    before = {name: value for name, value in asdict(found).items() if name not in ("step", "stage")}
+    return {"died_at_step": found.step, "died_in": found.stage, "before_death": before}
 
 
 def _first_dead(watched: Mapping[str, Any], at: int, config: HealthConfig) -> str | None:

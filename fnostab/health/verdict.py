@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from fnostab.health.config import DEFAULTS, HealthConfig
-from fnostab.health.death import death
+from fnostab.health.death import death_evidence
 from fnostab.health.evidence import gather, mapping, number, series
 from fnostab.health.history import checked_mapping, each, finite_or_none
 from fnostab.health.positions import better_orientation
@@ -43,7 +43,8 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     The first that applies:
 
     1. an event: out_of_memory, non_finite, interrupted, pruned; one that is false or null did not happen;
-    2. dead, whether or not it had learnt: collapsed;
+    2. dead, whether or not it had learnt: collapsed; of a watched run, the reason and the evidence say since which step
+       and in which stage first (`death`);
     3. the val_loss of a constant object is not known: diverged if val_loss grew, else unknown;
     4. never learnt: diverged or stagnated, also where `metrics.progress` cannot tell, because a constant object is no
        worse than photon noise;
@@ -71,7 +72,7 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     number that is not known is None; what comes from series that this network does not have is absent.
     """
     history = checked_mapping(history)
-    evidence = gather(history, config) | _of_watching(history, config)
+    evidence = gather(history, config) | death_evidence(history, config)
     events = {name: event for name, event in mapping(history.get("events")).items() if event not in (None, False)}
     happened = _judge_events(history, events)
     evidence |= {"foreign": True} if mapping(history.get("monitor")) else {}
@@ -92,17 +93,6 @@ def judge(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Verdic
     if evidence.pop("foreign", False):  # nothing of ptychography
         evidence = {name: value for name, value in evidence.items() if value is not None and name != "rules_left_out"}
     return Verdict(label, reason, evidence)
-
-
-def _of_watching(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
-    """When and where the network died, and what came before; nothing of a run that was not watched."""
-    if not mapping(history.get("watched")):
-        return {}
-    found = death(history, config)
-    if found is None:
-        return {"died_at_step": None, "died_in": None}
-    before = {name: value for name, value in asdict(found).items() if name not in ("step", "stage")}
-    return {"died_at_step": found.step, "died_in": found.stage, "before_death": before}
 
 
 def _judge_events(history: Mapping[str, Any], events: Mapping[str, Any]) -> tuple[VerdictLabel, str] | None:

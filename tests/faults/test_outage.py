@@ -23,7 +23,7 @@ _OUTAGE_S = 60.0
 _EPOCHS = 12
 _SMALL = (
     *("--preset", "smoke", "--width", "4", "--data.max_train_patches", "64", "--data.object_size", "112"),
-    *("--train.layer_norms_every_steps", "20", "--train.threads", "1"),
+    *("--train.layer_norms_every_steps", "20", "--train.watch_every_steps", "5", "--train.threads", "1"),
 )
 
 
