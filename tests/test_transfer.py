@@ -171,6 +171,23 @@ def test_a_second_import_adds_nothing_and_one_that_was_cut_off_is_done_again(exp
     assert first not in {run.info.run_id for run in runs}
 
 
+def test_files_that_were_joined_are_imported_like_each_by_itself(exported, tmp_path, monkeypatch, capsys):
+    _use(tmp_path, monkeypatch)
+    lines = _lines(exported / "numbers.jsonl.gz")
+    other = [
+        lines[0] | {"study": "other"},
+        lines[1] | {"tags": lines[1]["tags"] | {"study": "other"}, "run_id": "another"},
+    ]
+    joined = tmp_path / "joined.jsonl.gz"
+    joined.write_bytes((exported / "numbers.jsonl.gz").read_bytes() + _rewritten(tmp_path / "o.gz", other).read_bytes())
+    assert main(["import", str(joined)]) == 0
+    said = capsys.readouterr().out
+    assert "study numbers: 4 runs are new" in said
+    assert "study other: 1 runs are new" in said
+    found = mlflow.MlflowClient().search_runs(["0"])
+    assert sorted(run.data.tags["study"] for run in found) == ["numbers"] * 4 + ["other"]
+
+
 def test_runs_are_not_imported_into_the_store_that_they_come_from(exported, monkeypatch, capsys):
     _use(exported, monkeypatch)
     assert main(["import", "numbers.jsonl.gz"]) == 0

@@ -16,7 +16,8 @@ def add(commands: Any) -> None:
     export.add_argument("--out", type=unless_open, metavar="FILE", help="default: STUDY.jsonl.gz")
     export.add_argument("--steps", action="store_true", help="with the series of single optimizer steps")
     bring = add_command(commands, "import", "put runs that were exported into the tracking store, once", _import)
-    bring.add_argument("files", nargs="+", metavar="FILE", help="file that `fnostab export` wrote")
+    what = "file that `fnostab export` wrote, or several joined by `cat`"
+    bring.add_argument("files", nargs="+", metavar="FILE", help=what)
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -44,9 +45,9 @@ def _import(arguments: argparse.Namespace) -> int:
         from fnostab.tracking.store import open_store
         from fnostab.tracking.transfer import import_runs, read_exported
 
-    files = [read_exported(path) for path in paths]
+    files = [(path, exported) for path in paths for exported in read_exported(path)]
     open_store()
-    for path, exported in zip(paths, files, strict=True):
+    for path, exported in files:
         new, changed = import_runs(exported)
         say(f"study {exported.study}: {new} runs are new, {len(exported.runs) - new} were there; {path}")
         if changed:

@@ -54,10 +54,10 @@ class _PortableRun(BaseModel):
 
 @dataclass(frozen=True)
 class ExportedStudy:
-    """What a file holds that `export_study` wrote."""
+    """One study of what a file holds that `export_study` wrote."""
 
     study: str
-    runs: Sequence[_PortableRun]
+    runs: list[_PortableRun]
 
 
 def export_study(study: str, path: Path, *, steps: bool = False) -> int:
@@ -104,18 +104,22 @@ def _readable(study: str, contents: Sequence[T | Unreadable | None]) -> list[T |
     return [content for content in contents if not isinstance(content, Unreadable)]
 
 
-def read_exported(path: Path) -> ExportedStudy:
-    """Read a file that `export_study` wrote. Raises `ConfigError` for any other."""
+def read_exported(path: Path) -> list[ExportedStudy]:
+    """Read a file that `export_study` wrote, or several of them one after the other in one file.
+
+    gzip's files may be joined by `cat`. Studies come in the order of the file. Raises `ConfigError` for any other file.
+    """
     try:
-        lines = list(_lines(path))
-        header = json.loads(lines[0]) if lines else None
-        study = header.get("study") if isinstance(header, dict) else None
-        if not isinstance(study, str) or header != _FORMAT | {"study": study}:
+        studies: list[ExportedStudy] = []
+        for line in _lines(path):
+            if (study := _study_of(line)) is not None:
+                studies.append(ExportedStudy(study, []))
+            elif not studies:
+                break
+            else:
+                studies[-1].runs.append(_read_run(line, studies[-1].study))
+        if not studies:
             raise ValueError("its first line says otherwise")
-        runs = [_PortableRun.model_validate_json(line) for line in lines[1:]]
-        for run in runs:
-            if run.tags.get("study") != study or "verdict" not in run.tags or not has_identity(run.tags):
-                raise ValueError(f"run {shown(run.run_id)} has not the tags of one of study {shown(study)}")
     except ValidationError as error:
         first = error.errors()[0]
         fault = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"
@@ -124,8 +128,24 @@ def read_exported(path: Path) -> ExportedStudy:
     except DAMAGE as error:
         fault = str(error)
     else:
-        return ExportedStudy(study, runs)
+        return studies
     raise ConfigError(f"`file` (={path}) must be runs that were exported: {fault}")
+
+
+def _study_of(line: bytes) -> str | None:
+    """The study whose runs follow after `line`; None if it is no such line."""
+    if not line.startswith(b'{"format":'):
+        return None
+    header = json.loads(line)
+    study = header.get("study")
+    return study if isinstance(study, str) and header == _FORMAT | {"study": study} else None
+
+
+def _read_run(line: bytes, study: str) -> _PortableRun:
+    run = _PortableRun.model_validate_json(line)
+    if run.tags.get("study") != study or "verdict" not in run.tags or not has_identity(run.tags):
+        raise ValueError(f"run {shown(run.run_id)} has not the tags of one of study {shown(study)}")
+    return run
 
 
 class Imported(NamedTuple):
