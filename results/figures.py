@@ -9,12 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure, tidy
+from results import survival
+from results.causes import long_curves
 from results.groups import groups
 from results.panels import COLOURS, LABELS, by_both, column, dots_of_arms, drawn, scale
 from results.runs import (
     BETTER,
     DEPTHS,
     SCHEDULES,
+    WHY,
     clipped_fraction,
     depth_arm,
     median,
@@ -246,4 +249,6 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "gridsize": partial(groups, "gridsize"),
     "gridsize_scan": partial(groups, "gridsize_scan"),
     "original_five": five_arms,
+    **({"w1_survival": survival.alive} if survival.existing() else {}),
+    **{study: partial(long_curves, study) for study in WHY if study in ("w6_long", "w6_confirm")},
 }

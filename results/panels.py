@@ -21,6 +21,7 @@ COLOURS: Final = {
     "pre_mix": "#999933",
     "cnn": "#888888",
     "baseline": "#882255",
+    "stable_norm": "#44AA99",
 }
 TITLES: Final = {
     "q1_curved_phase": "curved probe, phase",

@@ -1,6 +1,7 @@
 """The runs in docs/results/data, and what tables and figures take from them alike."""
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,12 @@ from fnostab.tracking.transfer import judged_anew, read_exported
 DATA: Final = Path(__file__).resolve().parent.parent / "docs" / "results" / "data"
 #: Studies that have a page of their own, and came after the seven questions, whose pages count all runs of the others.
 LATER: Final = ("clipping_rules", "gridsize", "gridsize_scan", "original_five")
+#: All studies whose runs are there.
+_THERE: Final = {path.name.partition(".")[0] for path in DATA.glob("*.jsonl.gz")}
+#: Studies of why it came out as it did, which are called after the number of their question: w1_... to w6_...
+WHY: Final = tuple(sorted(study for study in _THERE if re.match(r"w\d_", study)))
 #: Every study of the seven questions whose runs are there.
-STUDIES: Final = tuple(sorted({path.name.partition(".")[0] for path in DATA.glob("*.jsonl.gz")} - {*LATER}))
+STUDIES: Final = tuple(sorted(_THERE - {*LATER, *WHY}))
 #: Numbers of encoder blocks in study q2_depth.
 DEPTHS: Final = (4, 8, 12, 16)
 #: Learning-rate schedules of studies q6_overlap and q6_longer.
@@ -86,7 +91,8 @@ class Run:
 @cache
 def read_runs(study: str) -> tuple[Run, ...]:
     """The runs of a study, by arm and seed."""
-    runs = map(judged_anew, read_exported(DATA / f"{study}.jsonl.gz").runs)
+    (exported,) = read_exported(DATA / f"{study}.jsonl.gz")
+    runs = map(judged_anew, exported.runs)
     return tuple(
         Run(
             StoredRun(run.run_id, "", "FINISHED", run.ended_ms, run.tags, run.params, dict(run.metrics)),

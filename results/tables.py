@@ -15,14 +15,21 @@ from pathlib import Path
 from typing import Final
 
 from fnostab.report.axes import to_png
-from results import early_warning, groups, questions, stability
+from results import causes, early_warning, groups, power, questions, stability, survival
 from results.figures import FIGURES
-from results.runs import STUDIES
+from results.runs import STUDIES, WHY
 
 RESULTS: Final = Path(__file__).resolve().parent.parent / "docs" / "results"
 
 _BEGIN: Final = "<!-- table {}: begin -->"
 _END: Final = "<!-- table {}: end -->"
+
+
+def _why(study: str) -> Callable[[str], str]:
+    """What makes the table of a study of why it came out as it did."""
+    by_question = {"w1": survival.survival, "w2": causes.blocks, "w4": causes.remedies, "w5": causes.crashes}
+    return by_question.get(study[:2], causes.long_runs)
+
 
 #: Tables by the name that the pages have for them.
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
@@ -44,6 +51,10 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "longer": partial(questions.schedules, "q6_longer"),
     "start_sgd": partial(questions.by_rate, "q3_start_sgd"),
     "clipping_sgd": partial(questions.by_rate, "q4_clip_sgd"),
+    **{study: partial(_why(study), study) for study in WHY if not study.startswith(("w3_", "w6_rates"))},
+    "w3_epsilon": causes.epsilon,
+    "w6_rates": causes.chosen_rates,
+    "power": power.power,
 }
 
 

@@ -1,0 +1,212 @@
+"""Tables and a figure of why it came out as it did: block and clipping, Adam's epsilon, LayerScale, long trainings."""
+
+import math
+import statistics
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from fnostab.ranking import wilson_interval
+from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure
+from fnostab.study.text import number, percent_interval
+from results.cells import against, failed, family, loss, metric, stitched, table
+from results.runs import Run, median, of_arm, ranked, read_runs, row_of
+
+#: Two by two: block and clipping, and what the effects of either are called.
+_EFFECTS: Final = (
+    ("clipping, block of control", "control", "plain"),
+    ("clipping, stable block", "stable_norm", "stable"),
+    ("stable block, without clipping", "stable", "plain"),
+    ("stable block, clipped", "stable_norm", "control"),
+)
+_BY: Final = ("best_val_loss", "r_stitched")
+#: The rule by which the original's later runs were called crashed.
+CRASH_SSIM: Final = 0.5
+CRASH_LOSS: Final = 0.15
+
+
+def crashed(run: Run) -> bool:
+    """Whether the later runs of the original would have called this one crashed: SSIM under 0.5, or loss over 0.15.
+
+    The SSIM is that of the amplitude of the test object, the loss the last of validation. An SSIM that means nothing,
+    as of a constant object, says nothing here, and the loss decides.
+    """
+    ssim = run.metrics.get("test/amp_ssim")
+    last = run.history["val_loss"][-1]
+    is_low = ssim is not None and math.isfinite(ssim) and ssim < CRASH_SSIM
+    return is_low or not (isinstance(last, int | float) and last <= CRASH_LOSS)
+
+
+def blocks(study: str) -> str:
+    """Question 2: the arms of two by two, then what clipping and block change, each with the other one fixed."""
+    head = ("arm", "failed", "median best val_loss", "stitched R-factor, median", "largest rise of val_loss, median")
+    head += ("amplitude SSIM",)
+    rows = [
+        (row["arm"], failed(row), loss(row), stitched(row), _rise(study, row["arm"]), _ssim(study, row["arm"]))
+        for row in ranked(study).table
+    ]
+    effects = [
+        (what, f"{arm} against {other}", _change(study, arm, other), *(against(study, arm, other, by) for by in _BY))
+        for what, arm, other in _EFFECTS
+    ]
+    head_2 = ("effect", "arms", "median val_loss", "the first is better", "the first is better by R")
+    return f"{table(head, rows)}\n\n{table(head_2, effects)}\n\n{family(study)}"
+
+
+def epsilon() -> str:
+    """Question 3: every arm at both epsilons, and how far pre is ahead of the others at either."""
+    study = "w3_epsilon"
+    arms = list(dict.fromkeys(run.base_arm for run in read_runs(study)))
+    names = {(arm, eps): _of_epsilon(study, arm, eps) for arm in arms for eps in (1e-8, 1e-12)}
+    head = ("arm", "eps", "failed", "median best val_loss", "lower at 1e-12", "stitched R-factor, median")
+    head += ("lower by it", "pre's median val_loss is under it by")
+    rows = []
+    for (arm, eps), name in names.items():
+        row, small = row_of(study, name), eps == 1e-12
+        better_by = [against(study, name, names[arm, 1e-8], by) if small else "" for by in _BY]
+        lead = "" if arm == "pre" else _under(study, names["pre", eps], name)
+        rows.append(
+            (arm, f"{eps:g}", failed(row), loss(row), better_by[0], stitched(row), better_by[1], lead),
+        )
+    return f"{table(head, rows)}\n\n{family(study)}"
+
+
+def _of_epsilon(study: str, arm: str, eps: float) -> str:
+    """The name that the grid gave to `arm` with this epsilon."""
+    runs = (run for run in read_runs(study) if run.base_arm == arm)
+    return next(run.arm for run in runs if float(run.stored.params["optim.eps"]) == eps)
+
+
+def remedies(study: str) -> str:
+    """Question 4: by rule, how many runs were thrown back, and the largest gradient beside the median."""
+    head = ("rule", "failed", "rose over 1.5 times", "largest rise of val_loss, median", "highest")
+    head += ("largest gradient over the median one, median", "highest", "median best val_loss", "better than none")
+    head += ("stitched R-factor, median",)
+    rows = []
+    for row in ranked(study).table:
+        runs = of_arm(study, row["arm"])
+        thrown = sum(run.relapses > 0 for run in runs)
+        share = f"{thrown} of {len(runs)} {percent_interval(*wilson_interval(thrown, len(runs)))}"
+        ratios = [run.metrics["grad/norm_max"] / run.metrics["grad/norm_median"] for run in runs]
+        peaks = (number(median(ratios), ".3g"), number(max(ratios), ".3g"))
+        beside = against(study, row["arm"], "none") if study == "w4_accident" else ""
+        cells = (failed(row), share, _rise(study, row["arm"]), _highest(runs), *peaks)
+        rows.append((row["arm"], *cells, loss(row), beside, stitched(row)))
+    return f"{table(head, rows)}\n\n{family(study)}"
+
+
+def crashes(study: str = "w5_layerscale") -> str:
+    """Question 5: our verdict beside the rule of the original's later runs."""
+    head = ("arm", "failed by the verdict", f"SSIM under {CRASH_SSIM:g} or last val_loss over {CRASH_LOSS:g}", "both")
+    head += ("median best val_loss", "last val_loss, median", "amplitude SSIM of all runs, median")
+    head += ("largest rise, median",)
+    rows = []
+    for row in ranked(study).table:
+        runs = of_arm(study, row["arm"])
+        lost = [run for run in runs if crashed(run)]
+        share = f"{len(lost)} of {len(runs)} {percent_interval(*wilson_interval(len(lost), len(runs)))}"
+        last = median(_number(run.history["val_loss"][-1]) for run in runs)
+        ssim = median(_number(run.metrics.get("test/amp_ssim")) for run in runs)
+        cells = (str(sum(run.failed for run in lost)), loss(row), number(last, ".4f"), number(ssim, ".3f"))
+        rows.append((row["arm"], failed(row), share, *cells, _rise(study, row["arm"])))
+    return table(head, rows)
+
+
+def long_runs(study: str, reference: str = "pre_cosine") -> str:
+    """Question 6: outcome and steadiness of long trainings, each arm beside the `reference`."""
+    head = ("arm", "failed", "median best val_loss", f"better than {reference}", "stitched R-factor, median")
+    head += ("better by it", "largest rise of val_loss, median", "highest", "relapses", "last val_loss, median")
+    rows = []
+    for row in ranked(study).table:
+        runs = of_arm(study, row["arm"])
+        by_loss, by_object = (against(study, row["arm"], reference, by) for by in _BY)
+        cells = (failed(row), loss(row), by_loss, stitched(row), by_object, _rise(study, row["arm"]))
+        last = median(_number(run.history["val_loss"][-1]) for run in runs)
+        rows.append((row["arm"], *cells, _highest(runs), str(sum(run.relapses for run in runs)), number(last, ".4f")))
+    return f"{table(head, rows)}\n\n{family(study)}"
+
+
+def chosen_rates(study: str = "w6_rates", common: str = "w6_long") -> str:
+    """Question 6: each arm's median stitched validation R-factor by learning rate, on the seeds of `study`.
+
+    Those at the common rate are the runs of the study `common` with the same seeds; the lowest is bold, where none of
+    the runs failed.
+    """
+    seeds = {run.stored.seed for run in read_runs(study)}
+    runs = [*read_runs(study), *(run for run in read_runs(common) if run.stored.seed in seeds)]
+    rates = sorted({run.rate for run in runs})
+    rows = []
+    for arm in dict.fromkeys(run.base_arm for run in read_runs(study)):
+        of_arm_ = [run for run in runs if run.base_arm == arm]
+        cells = {rate: [run for run in of_arm_ if run.rate == rate] for rate in rates}
+        medians = {rate: _stitched_median(of) for rate, of in cells.items()}
+        best = min(medians.values())
+        texts = [_rate_cell(of, medians[rate], best) for rate, of in cells.items()]
+        rows.append((arm, *texts))
+    return table(("arm", *(f"{rate:g}" for rate in rates)), rows)
+
+
+def _rate_cell(runs: list[Run], value: float, best: float) -> str:
+    text = f"{number(value, '.3f')}, {len(runs)} runs"
+    return f"**{text}**" if math.isfinite(best) and value == best else text
+
+
+def _stitched_median(runs: list[Run]) -> float:
+    values = [math.inf if run.failed else run.metrics["val/r_stitched"] for run in runs]
+    return statistics.median(values) if values and math.inf not in values else math.inf
+
+
+def long_curves(study: str) -> Figure:
+    """Median val_loss of each arm by epoch, and by the time that it took, as its runs trained that fast."""
+    figure = new_figure(11, 4.2)
+    epochs, minutes = figure.subplots(1, 2, sharey=True)
+    arms = [row["arm"] for row in ranked(study).table]
+    every = []
+    for arm, colour in zip(arms, OTHER_COLOURS, strict=False):
+        runs = [run for run in of_arm(study, arm) if not run.failed]
+        if not runs:
+            continue
+        losses = [statistics.median(at) for at in zip(*(run.history["val_loss"] for run in runs), strict=True)]
+        per_epoch_s = median(_patches(run) / run.metrics["samples_per_s"] for run in runs)
+        numbers = range(1, 1 + len(losses))
+        epochs.plot(numbers, losses, color=colour, lw=1.3, label=arm)
+        minutes.plot([epoch * per_epoch_s / 60 for epoch in numbers], losses, color=colour, lw=1.3)
+        every += losses
+    for axes in (epochs, minutes):
+        log_axis(axes, min(every), max(every))
+    epochs.set_xlabel("epoch", fontsize=9)
+    epochs.set_ylabel("val_loss, median of the runs that did not fail", fontsize=9)
+    minutes.set_xlabel("minutes of training, validation not counted", fontsize=9)
+    epochs.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _patches(run: Run) -> float:
+    return float(run.stored.params["data.max_train_patches"])
+
+
+def _rise(study: str, arm: str) -> str:
+    return number(median(run.drawdown for run in of_arm(study, arm)), ".2f")
+
+
+def _highest(runs: list[Run]) -> str:
+    return number(max((run.drawdown for run in runs if run.drawdown is not None), default=math.nan), ".2f")
+
+
+def _ssim(study: str, arm: str) -> str:
+    return metric(study, arm, "test/amp_ssim", ".3f")
+
+
+def _change(study: str, arm: str, other: str) -> str:
+    """By how many per cent the median val_loss of `arm` is over or under that of `other`."""
+    ours, theirs = (row_of(study, name)["median_best_val_loss"] for name in (arm, other))
+    return f"{100 * (ours / theirs - 1):+.1f} %" if math.isfinite(ours) and math.isfinite(theirs) else "–"
+
+
+def _under(study: str, arm: str, other: str) -> str:
+    ours, theirs = (row_of(study, name)["median_best_val_loss"] for name in (arm, other))
+    return f"{100 * (1 - ours / theirs):.0f} %" if math.isfinite(ours) and math.isfinite(theirs) else "–"
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

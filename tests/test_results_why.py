@@ -1,0 +1,257 @@
+"""Tables and figures of why it came out as it did, from runs that are made up; and the power of what is claimed."""
+
+import gzip
+import json
+import re
+
+import numpy as np
+import pytest
+
+from fnostab.ranking.exact_tests import failure_rate_test, rank_test
+from fnostab.report.axes import to_rgb
+from results import causes, power, runs, survival
+
+_STAGES = ("lifter", "encoder.0", "bottleneck", "output")
+
+
+def _watched(dead_from):
+    """Series of a run that is watched at steps 0, 10, ... 100, whose bottleneck dies first."""
+    steps = list(range(0, 101, 10))
+    watched = {"step": steps, "loss": [0.1] * 11}
+    watched["object_std_ratio"] = [0.0 if dead_from is not None and step >= dead_from else 0.5 for step in steps]
+    for place, stage in enumerate(_STAGES):
+        gone = [dead_from is not None and place >= 2 and step >= dead_from for step in steps]
+        for name in ("pattern_std", "middle_std"):
+            watched[f"{name}/{stage}"] = [0.0 if dead else 0.1 * 2**place for dead in gone]
+        watched[f"act_std/{stage}"] = [1.0] * 11
+    return watched
+
+
+def _run(study, arm, seed, losses=(0.2, 0.1, 0.05), *, dead_from=None, watched=False, params=(), **metrics):
+    """A line of an exported study; a run that is dead from a step on has a constant object in the end."""
+    is_dead = dead_from is not None
+    losses = [0.2] * len(losses) if is_dead else list(losses)
+    history = {
+        "val_loss": losses,
+        "val_loss_constant": 0.2,
+        "val_loss_floor": 0.0,
+        "object_std_ratio": [0.0 if is_dead else 1.0] * len(losses),
+        "grad_norm_preclip": [1.0] * 24 + [50.0] + [1.0] * 76,
+        "health": {},
+    }
+    if watched:
+        history["watched"] = _watched(dead_from)
+    best = min(losses) * (1 + 0.01 * (seed % 7))
+    measured = {"best_val_loss": best, "val/r_stitched": best + 0.02, "test/amp_ssim": 0.7, "samples_per_s": 32.0}
+    measured |= {"grad/norm_max": 50.0, "grad/norm_median": 1.0}
+    known = {"preset": "quick", "model.arch": "hybrid", "optim.lr": "0.001", "data.max_train_patches": "1024"}
+    tags = {"study": study, "arm": arm, "seed": str(seed), "verdict": "converged", "verdict_reason": ""}
+    return {
+        **{"run_id": f"{arm}-{seed}", "name": f"{arm}-{seed}", "ended_ms": 1, "config": None, "history": history},
+        **{"tags": tags, "params": known | dict(params), "metrics": measured | metrics},
+    }
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """Make the runs of a study those that are shipped."""
+    monkeypatch.setattr(runs, "DATA", tmp_path)
+    for cached in (runs.read_runs, runs.ranked):
+        cached.cache_clear()
+
+    def ship(study, lines):
+        header = {"format": "fnostab runs", "version": 1, "study": study}
+        text = "".join(json.dumps(line) + "\n" for line in (header, *lines))
+        (tmp_path / f"{study}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+        return runs.read_runs(study)
+
+    yield ship
+    for cached in (runs.read_runs, runs.ranked):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def mortal(shipped):
+    """Ten runs of stable, of which eight die at steps 30 to 60, and ten of control, which live."""
+    lines = [_run("w1", "control", seed, watched=True) for seed in range(10)]
+    lines += [_run("w1", "stable", s, watched=True, dead_from=30 + 10 * (s % 4) if s < 8 else None) for s in range(10)]
+    return shipped("w1", lines)
+
+
+def _cells(table, first):
+    """The cells of the row of a table that begins with `first`, without emphasis."""
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip(" *") for cell in line.strip("|").split("|")]
+
+
+def test_the_table_of_deaths_says_how_many_died_when_where_and_after_which_gradient(mortal):
+    cells = _cells(survival.deaths(mortal), "stable")
+    assert cells[2].startswith("8 of 10 [")
+    assert cells[3:5] == ["45 (30 to 60)", "bottleneck (8)"]
+    assert cells[5].endswith("(1 to 50)")  # the peak is at step 24, and those that died at 30 alone have it before
+    cells = _cells(survival.deaths(mortal), "control")
+    assert cells[2].startswith("0 of 10 [")
+    assert cells[3:7] == ["–"] * 4
+
+
+def test_numbers_of_deaths_are_compared_by_boschloo_corrected_for_all_pairs(shipped):
+    lines = [
+        _run("w1", arm, seed, watched=True, dead_from=30 if seed < died else None)
+        for arm, died in (("a", 0), ("b", 8), ("c", 1))
+        for seed in range(10)
+    ]
+    text = survival.comparisons(shipped("w1", lines))
+    assert "for the 3 comparisons. Bold is clear" in text
+    p = failure_rate_test(0, 10, 8, 10)
+    assert _cells(text, "a, b")[1:] == ["0 of 10", "8 of 10", f"p = {p:.2g}", f"p = {3 * p:.2g}"]
+    assert "Nothing here is clear" in survival.comparisons([run for run in shipped("w1", lines) if run.arm != "b"])
+
+
+def test_a_run_that_was_not_watched_is_refused(shipped):
+    with pytest.raises(ValueError, match=r"`runs` must have been watched .*control-1 was not"):
+        survival.deaths(shipped("w1", [_run("w1", "control", 1)]))
+
+
+def test_the_share_alive_falls_at_each_death_and_stays_where_nobody_dies(mortal):
+    figure = survival.shares_alive({"a panel": mortal})
+    (axes,) = figure.axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert set(lines) == {"control: 0 of 10 died", "stable: 8 of 10 died"}
+    steps, shares = lines["stable: 8 of 10 died"].get_data()
+    assert list(steps) == [0, 30, 30, 40, 40, 50, 50, 60, 60, 100]
+    assert shares[0] - shares[-1] == pytest.approx(0.8)
+    assert np.ptp(lines["control: 0 of 10 died"].get_ydata()) == 0
+    assert to_rgb(figure).std() > 0
+
+
+def test_the_figure_around_a_death_has_the_stages_of_both_runs_and_its_step(mortal):
+    dying = next(run for run in mortal if run.arm == "stable")
+    living = next(run for run in mortal if run.arm == "control")
+    upper, other, *_ = survival.around_death(dying, living).axes
+    assert [line.get_label() for line in other.get_lines()] == list(_STAGES)
+    assert upper.get_lines()[-1].get_xdata()[0] == 30
+    with pytest.raises(ValueError, match="`dying` must have died: control, seed 0, did not"):
+        survival.around_death(living, dying)
+
+
+def _two_by_two(shipped):
+    arms = {"plain": 0.050, "control": 0.060, "stable": 0.051, "stable_norm": 0.070}
+    return shipped("w2", [_run("w2", arm, s, (0.2, loss)) for arm, loss in arms.items() for s in range(10)])
+
+
+def test_effects_of_block_and_clipping_are_given_each_with_the_other_fixed(shipped):
+    _two_by_two(shipped)
+    text = causes.blocks("w2")
+    assert _cells(text, "clipping, block of control")[1:3] == ["control against plain", "+20.0 %"]
+    assert _cells(text, "stable block, clipped")[1:3] == ["stable_norm against control", "+16.7 %"]
+    assert _cells(text, "clipping, block of control")[3].startswith("0.00 [0.00, 0.00], p < 0.0001")
+    assert "the study's 6 comparisons" in text
+
+
+def test_epsilons_are_compared_within_an_arm_and_pre_with_the_others_at_the_same(shipped):
+    medians = {("plain", "1e-08"): 0.06, ("plain", "1e-12"): 0.05, ("pre", "1e-08"): 0.048, ("pre", "1e-12"): 0.048}
+    shipped(
+        "w3_epsilon",
+        [
+            _run("w3_epsilon", f"{arm}-eps{eps}", seed, (0.2, loss), params={"optim.eps": eps})
+            for (arm, eps), loss in medians.items()
+            for seed in range(10)
+        ],
+    )
+    rows = [line.split("|") for line in causes.epsilon().splitlines() if line.startswith("| plain |")]
+    assert [row[2].strip() for row in rows] == ["1e-08", "1e-12"]
+    assert [row[-2].strip() for row in rows] == ["20 %", "4 %"]
+    assert rows[0][5].strip() == ""
+    assert rows[1][5].strip(" *").startswith("1.00 [1.00, 1.00], p < 0.0001")
+
+
+@pytest.mark.parametrize(
+    ("losses", "ssim", "is_crash"),
+    [
+        ((0.2, 0.05), 0.7, False),
+        ((0.2, 0.05), 0.49, True),
+        ((0.05, 0.16), 0.7, True),
+        ((0.2, 0.05), None, False),
+        ((0.2, 0.2), None, True),
+        ((0.2, "NaN"), 0.7, True),
+    ],
+)
+def test_the_crash_of_the_later_runs_is_a_low_ssim_or_a_high_last_loss(shipped, losses, ssim, is_crash):
+    (run,) = shipped("w5", [_run("w5", "control", 1) | {}])
+    run.history["val_loss"][:] = losses
+    run.metrics["test/amp_ssim"] = float("nan") if ssim is None else ssim
+    assert causes.crashed(run) is is_crash
+
+
+def test_both_rules_for_failure_stand_beside_each_other(shipped):
+    lines = [_run("w5", "layerscale", seed, **{"test/amp_ssim": 0.4 if seed < 3 else 0.8}) for seed in range(10)]
+    lines += [_run("w5", "original", seed, dead_from=30 if seed < 2 else None) for seed in range(10)]
+    shipped("w5", lines)
+    text = causes.crashes("w5")
+    assert [cell.partition(" [")[0] for cell in _cells(text, "layerscale")[1:4]] == ["0 of 10", "3 of 10", "0"]
+    assert [cell.partition(" [")[0] for cell in _cells(text, "original")[1:4]] == ["2 of 10", "2 of 10", "2"]
+
+
+def test_rules_against_the_accident_are_told_with_what_was_thrown_back_and_the_largest_gradient(shipped):
+    lines = [
+        _run("w4_accident", "none", seed, (0.2, 0.05, 0.09, 0.06), **{"grad/norm_max": 700.0}) for seed in range(6)
+    ]
+    lines += [_run("w4_accident", "norm_1", seed, (0.2, 0.05, 0.04, 0.04)) for seed in range(6)]
+    shipped("w4_accident", lines)
+    cells = _cells(causes.remedies("w4_accident"), "none")
+    assert cells[2].startswith("6 of 6")
+    assert cells[3:7] == ["1.80", "1.80", "700", "700"]
+
+
+def test_long_trainings_are_told_with_their_rises_and_drawn_by_epoch_and_by_minutes(shipped):
+    arms = {"pre_cosine": (0.2, 0.1, 0.04), "pre": (0.2, 0.05, 0.06)}
+    shipped("w6_long", [_run("w6_long", arm, seed, of) for arm, of in arms.items() for seed in range(1, 11)])
+    text = causes.long_runs("w6_long")
+    assert _cells(text, "pre")[6:9] == ["1.20", "1.20", "0"]
+    epochs, minutes = causes.long_curves("w6_long").axes
+    assert [line.get_label() for line in epochs.get_lines()] == ["pre_cosine", "pre"]
+    assert list(minutes.get_lines()[0].get_xdata()) == pytest.approx([32 * k / 60 for k in (1, 2, 3)])
+
+
+def test_the_rate_of_an_arm_is_that_with_the_lowest_stitched_r_on_the_seeds_of_the_selection(shipped):
+    shipped("w6_long", [_run("w6_long", "pre", seed, (0.2, 0.06)) for seed in range(1, 11)])
+    losses = {"0.0005": (0.2, 0.05), "0.002": (0.2, 0.04)}
+    shipped(
+        "w6_rates",
+        [
+            _run(
+                "w6_rates",
+                f"pre-lr{rate}",
+                seed,
+                of,
+                params={"optim.lr": rate},
+                dead_from=30 if (rate, seed) == ("0.002", 2) else None,
+            )
+            for rate, of in losses.items()
+            for seed in (1, 2, 3)
+        ],
+    )
+    (row,) = [line for line in causes.chosen_rates().splitlines() if line.startswith("| pre |")]
+    assert re.sub(r"\s", "", row) == "|pre|**0.071,3runs**|0.081,3runs|∞,3runs|"
+
+
+def test_the_power_of_the_rank_test_is_what_a_direct_simulation_gives():
+    rng = np.random.default_rng(5)
+    shift = np.sqrt(2) * 1.2815515655446004  # of a probability of 0.9
+    found = [rank_test(rng.standard_normal(10), rng.standard_normal(10) + shift) <= 0.05 / 6 for _ in range(1000)]
+    assert power.rank_power(0.9, 10, 6) == pytest.approx(np.mean(found), abs=0.06)
+
+
+def test_with_equal_arms_a_claim_is_as_rare_as_it_says():
+    assert power.rank_power(0.5, 10) <= 0.06
+    for rate in (0.1, 0.4):
+        assert power.rate_power(rate, rate, 10) <= 0.05 + 1e-9
+
+
+def test_what_can_be_shown_comes_nearer_with_more_seeds_and_lies_farther_with_more_comparisons():
+    found = [power.shown_probability(seeds) for seeds in (5, 10, 20)]
+    assert found == sorted(found, reverse=True)
+    assert power.shown_probability(10, 6) > power.shown_probability(10)
+    assert power.shown_probability(3) is None  # the least p-value of three seeds is 0.1
+    assert power.shown_rate(0.0, 10) == pytest.approx(0.48, abs=0.02)
+    assert power.shown_rate(0.1, 5, 10) is None
