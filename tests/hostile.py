@@ -684,13 +684,30 @@ STORES = {
     "no patterns at a time": Input(reconstruct("model", "--batch_size", "0"), scan()),
 }
 
+EXPORTS = _said(
+    {
+        name: ("export-model", "--model", "nowhere", *more)
+        for name, more in {
+            "an unknown format of exports": ("--format", "tflite"),
+            "an unknown layout of exports": ("--layout", "ptychodus"),
+            "holoptycho without a normalization": ("--layout", "holoptycho"),
+            "holoptycho with a normalization of nothing": ("--layout", "holoptycho", "--normalization", "0"),
+            "holoptycho with no patterns at once": ("--layout", "holoptycho", "--batch_size", "0"),
+            "a normalization for counts": ("--normalization", "1000"),
+            "an export into a folder that is not there": ("--out", "no/m.onnx"),
+            "an export onto a folder": ("--out", "."),
+            "an export of a model that is not there": (),
+        }.items()
+    }
+)
+
 HDF5 = {
     **{name: Input(argv, make) for name, (argv, make) in hostile_hdf5.FILES.items()},
     **{name: Input(argv, make, max_bytes=most) for name, (argv, make, most) in hostile_hdf5.LIMITED.items()},
 }
 
 #: Every bad input by its name in the docs.
-INPUTS: Mapping[str, Input] = {**SCANS, **HDF5, **CONFIGS, **STORES}
+INPUTS: Mapping[str, Input] = {**SCANS, **HDF5, **CONFIGS, **STORES, **EXPORTS}
 
 
 def prepare_store(folder: Path) -> None:

@@ -65,3 +65,8 @@ def test_a_gpu_that_is_not_there_is_missed_in_one_line():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "`device` (=cuda) must be there: this machine has no CUDA device" in result.stderr
+
+
+def test_onnxruntime_and_torch_are_timed_by_turns():
+    lines = _lines("benchmarks.onnx_speed", "--small")
+    assert [line.count("|") for line in lines] == [7, 7, 7, 7]

@@ -30,7 +30,7 @@ MODULES = {
 #: The rooms of the package: folders, and the public modules beside them (docs/architecture.md).
 ROOMS = {
     *("mlproject", "cli", "workflows", "report", "tracking", "training", "study", "ranking", "health", "metrics"),
-    *("dataset", "formats", "models", "launch", "io", "monitor"),
+    *("dataset", "formats", "models", "launch", "io", "monitor", "export"),
     *("config", "optics", "objects", "scan", "clipping", "gradients", "layers", "evaluation"),
     *("difference_map", "__main__"),
 }
@@ -183,7 +183,8 @@ def test_whatever_is_imported_is_a_declared_dependency() -> None:
         for name in roots(module) - known
         if canonicalize_name(DISTRIBUTIONS.get(name, name)) not in declared
     }
-    of_extras = {("launch", "ray"), ("models", "neuralop"), ("models", "opt_einsum")}  # neuraloperator brings the last
+    of_extras = {("launch", "ray"), ("export", "onnx"), ("export", "onnxruntime")}
+    of_extras |= {("models", "neuralop"), ("models", "opt_einsum")}  # neuraloperator brings the last
     assert {(room_of(module), name) for module, name in undeclared} == of_extras, undeclared
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ class ShippedModel:
     complex64 (N, N) the one that it learnt them from; `mask` bool (N, N) is True at the pixels that it counted,
     `mean_counts` are the counts of its mean training pattern, `scale` that of A = sqrt(counts) / scale ~ |FFT2(probe *
     patch)|; None where the model does not bring it. With a `gridsize` of 2 it takes groups of four neighbouring
-    patterns.
+    patterns. `example` are counts that it was exported with, float32 (2, N, N) or, of groups, (2, 4, N, N).
     """
 
     uri: str
@@ -60,6 +61,7 @@ class ShippedModel:
     mask: NDArray[np.bool_] | None = None
     mean_counts: float | None = None
     scale: float | None = None
+    example: NDArray[np.float32] | None = None
 
     @property
     def probe(self) -> NDArray[np.complex64] | None:
@@ -79,13 +81,15 @@ class ShippedModel:
 
 
 def load_model(uri: str) -> ShippedModel:
-    """Load the network at `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN/model` or in a folder.
+    """Load the network at `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN[/model]` or in a folder.
 
     Nothing is unpickled and no code that comes with a model is run: other models than this package's exports are
     refused by what their `MLmodel` file says, before anything else of them is fetched, and an export with a pickle
     inside by MLflow. Raises `ConfigError`, in one line, for those, and if there is no such model or store.
     """
     stored = uri.startswith(("models:", "runs:"))
+    if re.fullmatch("runs:/[^/]+", uri):
+        uri += "/model"
     if stored:
         open_store(must_exist=True)
         source = _without_alias(uri)
@@ -103,7 +107,8 @@ def load_model(uri: str) -> ShippedModel:
                 folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=fetched))
         network = _load_network(folder, uri)
         beside = _read_beside(folder / "extra_files" / "probe.npz", uri, N)
-    return ShippedModel(uri, source, description.run_id, N, gridsize, network, **beside)
+        example = _read_example(description, folder, (N, N) if gridsize == 1 else (gridsize**2, N, N))
+    return ShippedModel(uri, source, description.run_id, N, gridsize, network, **beside, example=example)
 
 
 def log_to_projects_run(files: Sequence[Path], metrics: Mapping[str, float], tags: Mapping[str, str]) -> str | None:
@@ -216,6 +221,15 @@ def _read_beside(path: Path, uri: str, N: int) -> dict[str, Any]:
             raise _fault(uri, f"a model whose {name} is finite and {N} x {N} as its patterns, not {shape}")
         found[key] = found[key].astype(bool if key == "mask" else np.complex64)
     return found
+
+
+def _read_example(description: Model, folder: Path, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """The counts that the model was exported with, (B, *shape); None if they are not there, which costs nothing."""
+    try:
+        example = np.asarray(description.load_input_example(str(folder)), np.float32)
+    except Exception:
+        return None
+    return example if example.shape[1:] == shape and len(example) and np.isfinite(example).all() else None
 
 
 def _fault(uri: str, rule: str) -> ConfigError:
