@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seconds, deviation = measure(layout, content, batch, turns)
             ms = {name: spread([1e3 * each / batch for each in values]) for name, values in seconds.items()}
             found = multiple(ratio(seconds["torch"], seconds["onnxruntime"]))
-            print(f"| {width} | {batch} | {ms['torch']} | {ms['onnxruntime']} | {found} | {deviation:.2g} |", flush=True)
+            cells = (width, batch, ms["torch"], ms["onnxruntime"], found, f"{deviation:.2g}")
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +115,22 @@ def test_a_network_that_does_not_export_is_refused_in_one_line():
         convert(fnostab_layout(Bessel(), 16, 1))
     assert str(caught.value).isprintable()
     assert "[" not in str(caught.value)  # of colours
+
+
+def test_a_file_is_read_without_torch_and_mlflow(small, tmp_path):
+    layout, _ = small
+    path = tmp_path / "m.onnx"
+    said = {"format": description.FORMAT, "layout": "fnostab", "N": "16", "gridsize": "1"}
+    path.write_bytes(content_of(convert(layout), said, "fnostab 0"))
+    code = f"""
+import sys
+import numpy as np
+from fnostab.export.onnx_model import OnnxModel
+assert OnnxModel.load({str(path)!r}).predict(np.ones((2, 16, 16), np.float32)).shape == (2, 16, 16)
+print(sorted({{"torch", "mlflow", "lightning"}} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
 # The command, with networks of real runs.

@@ -47,12 +47,12 @@ def convert(layout: Layout) -> Any:
                 dynamic_shapes=free,
                 verbose=False,
             )
+            assert program is not None
+            return program.model_proto
     except Exception as error:
         plain = re.sub(r"\x1b\[\d*m", "", str(error)).strip().partition("\n")[0]  # torch's text is in colours
         why = f"{type(error).__name__}: {shown(plain)}"
         raise ValueError(f"the network must export to ONNX, and torch.onnx.export raised {why}") from error
-    assert program is not None
-    return program.model_proto
 
 
 def add_arrays(model: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
