@@ -94,9 +94,9 @@ class StudyPlan:
     def identity(self, dataset_sha256: str) -> str:
         """Hash of study, dataset and all that the arms share: more seeds and more arms belong to the same study.
 
-        What `ArmConfig.sha256` leaves out for runs from before is left out.
+        What `ArmConfig.sha256` leaves out for runs from before is left out, and so is how often runs are watched.
         """
-        own = {"seed", "study", "arm", "data.path", *self.varied, *self.common.left_out}
+        own = {"seed", "study", "arm", "data.path", "train.watch_every_steps", *self.varied, *self.common.left_out}
         shared = {key: value for key, value in self.common.flat().items() if key not in own and not is_own(key)}
         parts = [self.study, dataset_sha256, shared]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
