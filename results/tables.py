@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from fnostab.report.axes import to_png
-from results import causes, early_warning, groups, power, questions, stability, survival
+from results import causes, early_warning, groups, power, precision, questions, stability, survival
 from results.figures import FIGURES
 from results.runs import STUDIES, WHY
 
@@ -47,6 +47,8 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "gridsize": partial(groups.gridsize, "gridsize"),
     "gridsize_scan": partial(groups.gridsize, "gridsize_scan"),
     "original_five": partial(questions.outcome, "original_five"),
+    "precision": precision.precision,
+    "precision_pairs": precision.paired,
     "overlap": partial(questions.schedules, "q6_overlap"),
     "longer": partial(questions.schedules, "q6_longer"),
     "start_sgd": partial(questions.by_rate, "q3_start_sgd"),
