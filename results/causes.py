@@ -6,10 +6,9 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from fnostab.ranking import wilson_interval
 from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure
-from fnostab.study.text import number, percent_interval
-from results.cells import against, failed, family, loss, metric, stitched, table
+from fnostab.study.text import number
+from results.cells import against, failed, family, loss, metric, share, stitched, table
 from results.runs import Run, median, of_arm, ranked, read_runs, row_of
 
 #: Two by two: block and clipping, and what the effects of either are called.
@@ -86,11 +85,10 @@ def remedies(study: str) -> str:
     for row in ranked(study).table:
         runs = of_arm(study, row["arm"])
         thrown = sum(run.relapses > 0 for run in runs)
-        share = f"{thrown} of {len(runs)} {percent_interval(*wilson_interval(thrown, len(runs)))}"
         ratios = [run.metrics["grad/norm_max"] / run.metrics["grad/norm_median"] for run in runs]
         peaks = (number(median(ratios), ".3g"), number(max(ratios), ".3g"))
         beside = against(study, row["arm"], "none") if study == "w4_accident" else ""
-        cells = (failed(row), share, _rise(study, row["arm"]), _highest(runs), *peaks)
+        cells = (failed(row), share(thrown, len(runs)), _rise(study, row["arm"]), _highest(runs), *peaks)
         rows.append((row["arm"], *cells, loss(row), beside, stitched(row)))
     return f"{table(head, rows)}\n\n{family(study)}"
 
@@ -104,11 +102,10 @@ def crashes(study: str = "w5_layerscale") -> str:
     for row in ranked(study).table:
         runs = of_arm(study, row["arm"])
         lost = [run for run in runs if crashed(run)]
-        share = f"{len(lost)} of {len(runs)} {percent_interval(*wilson_interval(len(lost), len(runs)))}"
         last = median(_number(run.history["val_loss"][-1]) for run in runs)
         ssim = median(_number(run.metrics.get("test/amp_ssim")) for run in runs)
         cells = (str(sum(run.failed for run in lost)), loss(row), number(last, ".4f"), number(ssim, ".3f"))
-        rows.append((row["arm"], failed(row), share, *cells, _rise(study, row["arm"])))
+        rows.append((row["arm"], failed(row), share(len(lost), len(runs)), *cells, _rise(study, row["arm"])))
     return table(head, rows)
 
 

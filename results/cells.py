@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fnostab.ranking import wilson_interval
 from fnostab.ranking.exact_tests import fewest_seeds
 from fnostab.ranking.pairs import p_text
 from fnostab.study.text import interval, number, percent_interval
@@ -44,6 +45,11 @@ def both(study: str, arm: str) -> str:
 def failed(row: Mapping[str, Any]) -> str:
     """How many runs of an arm failed, with the interval of the rate."""
     return f"{row['failures']} of {row['runs']} {percent_interval(row['failure_rate_low'], row['failure_rate_high'])}"
+
+
+def share(count: int, of: int) -> str:
+    """How many `of` so many, with Wilson's interval of the rate."""
+    return f"{count} of {of} {percent_interval(*wilson_interval(count, of))}"
 
 
 def against(study: str, arm: str, other: str, by: str = "best_val_loss") -> str:

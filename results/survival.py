@@ -13,13 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fnostab.health.death import Death, death
-from fnostab.ranking import wilson_interval
 from fnostab.ranking.claims import ALPHA, holm
 from fnostab.ranking.exact_tests import failure_rate_test
 from fnostab.ranking.pairs import p_text
 from fnostab.report.axes import new_figure, tidy
-from fnostab.study.text import number, percent_interval
-from results.cells import table
+from fnostab.study.text import number
+from results.cells import share, table
 from results.panels import COLOURS
 from results.runs import DATA, Run, read_runs
 
@@ -72,12 +71,12 @@ def deaths(runs: Sequence[Run]) -> str:
             (
                 arm,
                 ", ".join(dict.fromkeys(f"{fate.run.rate:g}" for fate in of_arm)),
-                _share(len(died), len(of_arm)),
+                share(len(died), len(of_arm)),
                 f"{np.median(steps):.0f} ({min(steps)} to {max(steps)})" if steps else "–",
                 ", ".join(f"{stage} ({count})" for stage, count in stages.most_common()) or "–",
                 _spread([one.grad_norm_max for one in died]),
                 _spread([one.grad_norm_ratio for one in died]),
-                _share(sum(fate.run.failed for fate in of_arm), len(of_arm)),
+                share(sum(fate.run.failed for fate in of_arm), len(of_arm)),
             )
         )
     return table(head, rows)
@@ -106,10 +105,6 @@ def survival(study: str) -> str:
     """Both tables of a study."""
     runs = read_runs(study)
     return f"{deaths(runs)}\n\n{comparisons(runs)}"
-
-
-def _share(count: int, of: int) -> str:
-    return f"{count} of {of} {percent_interval(*wilson_interval(count, of))}"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -16,7 +16,8 @@ from test_replay import (
     BadPattern,
     OnlyMeta,
     let_meta_devices_train,
-    new_loader,
+    on_meta,
+    remembered,
     states_close,
     states_equal,
     tiny_config,
@@ -232,14 +233,7 @@ def test_no_joint_step_waits_for_the_device_nor_leaves_it_nor_moves_what_it_reme
     runs = []
     for seed in _SEEDS:
         config = tiny_config(**keys, seed=seed)
-        module, loader = new_module(config).to("meta").train(), new_loader(config, "cpu")
-        loader.gathers = False
-        draws = [draw._replace(members=draw.members.to("meta")) for draw in loader]
-        loader.draws, loader.patches = draws, loader.patches.each(lambda rows: rows.to("meta"))
-        made = module.configure_optimizers()
-        optimizer, schedule = (
-            (made["optimizer"], made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else (made, None)
-        )
+        module, loader, optimizer, schedule = on_meta(config)
         coming = []
         steps = GraphedSteps(
             module,
@@ -249,7 +243,7 @@ def test_no_joint_step_waits_for_the_device_nor_leaves_it_nor_moves_what_it_reme
             [10**6],
             lambda one, to=coming: (to.append(one), torch.zeros(1, 4, device="meta"))[1],
         )
-        runs.append((module, optimizer, draws, steps, coming))
+        runs.append((module, optimizer, loader.draws, steps, coming))
     replays = Replays(CaptureMemory(torch.device("meta")))
 
     def take(number):
@@ -257,22 +251,18 @@ def test_no_joint_step_waits_for_the_device_nor_leaves_it_nor_moves_what_it_reme
             steps.take(draws[number - 1], number)
         return replays.take([coming.pop() for *_, coming in runs])
 
-    def remembered():
-        kept = []
-        for module, optimizer, *_ in runs:
-            of_optimizer = [value for state in optimizer.state.values() for value in state.values()]
-            kept += [*module.step.clipper._state.values(), *of_optimizer, *module.parameters(), module.step._bad]
-        return [id(tensor) for tensor in kept]
+    def kept():
+        return [remembered(module, optimizer) for module, optimizer, *_ in runs]
 
     with OnlyMeta() as watched:
         for number in (1, 2, 3):
             assert take(number).shape == (3, 1, 4)
-        before = remembered()
+        before = kept()
         watched.found.clear()
         records = take(4)
     assert records.shape == (3, 3, 4)
     assert watched.found == []
-    assert remembered() == before
+    assert kept() == before
 
 
 class _ReplayedOnly(lightning.Callback):

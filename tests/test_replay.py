@@ -225,6 +225,24 @@ def let_meta_devices_train(monkeypatch):
             monkeypatch.setattr(sys.modules[name], "_device_dtype_check_for_fused", lambda *arguments, **named: None)
 
 
+def on_meta(config):
+    """A module, its loader, optimizer and schedule (None if there is none), all tensors on the meta device."""
+    module, loader = new_module(config).to("meta").train(), new_loader(config, "cpu")
+    loader.gathers = False
+    loader.draws = [draw._replace(members=draw.members.to("meta")) for draw in loader]
+    loader.patches = loader.patches.each(lambda rows: rows.to("meta"))
+    made = module.configure_optimizers()
+    scheduled = isinstance(made, dict)
+    return module, loader, *((made["optimizer"], made["lr_scheduler"]["scheduler"]) if scheduled else (made, None))
+
+
+def remembered(module, optimizer):
+    """Which tensors hold weights and what optimizer, clipping rule and guard remember."""
+    of_optimizer = [value for state in optimizer.state.values() for value in state.values()]
+    kept = [*module.step.clipper._state.values(), *of_optimizer, *module.parameters(), module.step._bad]
+    return [id(tensor) for tensor in kept]
+
+
 class OnlyMeta(TorchDispatchMode):
     """Notes what would copy between devices; to read a number of a meta tensor is an error anyway."""
 
@@ -258,31 +276,18 @@ def test_no_replayed_step_waits_for_the_device_nor_leaves_it_nor_moves_what_it_r
 ):
     let_meta_devices_train(monkeypatch)
     config = tiny_config(**keys)
-    module = new_module(config).to("meta").train()
-    loader = new_loader(config, "cpu")
-    loader.gathers = False
-    draws = [draw._replace(members=draw.members.to("meta")) for draw in loader]
-    loader.draws, loader.patches = draws, loader.patches.each(lambda rows: rows.to("meta"))
-    made = module.configure_optimizers()
-    optimizer, schedule = (
-        (made["optimizer"], made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else (made, None)
-    )
+    module, loader, optimizer, schedule = on_meta(config)
     steps = GraphedSteps(module, loader, optimizer, schedule, measure_every=[10**6])
 
-    def remembered():
-        of_optimizer = [value for state in optimizer.state.values() for value in state.values()]
-        kept = [*module.step.clipper._state.values(), *of_optimizer, *module.parameters(), module.step._bad]
-        return [id(tensor) for tensor in kept]
-
     with OnlyMeta() as watched:
-        for number, draw in enumerate(draws[:3], start=1):  # alone; the first one makes all that is remembered
+        for number, draw in enumerate(loader.draws[:3], start=1):  # alone; the first one makes all that is remembered
             steps.take(draw, number)
-        before = remembered()
+        before = remembered(module, optimizer)
         watched.found.clear()
-        steps.take(draws[3], 4)
+        steps.take(loader.draws[3], 4)
     assert steps.is_ahead
     assert watched.found == []
-    assert remembered() == before
+    assert remembered(module, optimizer) == before
 
 
 _RUN = {"train__overlap_weight": 0.5, "optim__schedule": "cosine", "clip_algo": "zclip", "clip_val": 0.5}

@@ -1,4 +1,4 @@
-"""The Lightning trainer of an arm, and what this machine must have for it."""
+"""The Lightning trainer of an arm, and what it sets for its process: threads, and what is said."""
 
 import logging
 import os
