@@ -33,7 +33,7 @@ test-faults: .venv/.installed-faults ## kill, cut off and crowd real runs and se
 test-interop: .venv-interop/.installed ## have pty-chi, ptychodus and cdtools write and open files: a minute
 	.venv-interop/bin/python -m pytest tests/interop
 
-bench: .venv/.installed-dev ## measure this machine beside its peers: the table of the README
+bench: .venv/.installed-dev ## measure this machine beside its peers: the table of docs/speed.md
 	$(BIN)/python -m benchmarks
 
 lint: .venv/.installed-dev ## ruff: rules and format

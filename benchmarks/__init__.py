@@ -1,1 +1,1 @@
-"""Side-by-side measurements against peers: `python -m benchmarks` measures what the README's table shows."""
+"""Side-by-side measurements against peers: `python -m benchmarks` measures the table of docs/speed.md."""

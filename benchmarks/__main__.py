@@ -1,4 +1,4 @@
-"""Measure the table of the README: each row beside its peer, in the same run.
+"""Measure the table of docs/speed.md: each row beside its peer, in the same run.
 
     python -m benchmarks                    # some 30 minutes on 2 cores (make bench)
     python -m benchmarks --rows step agc    # some rows

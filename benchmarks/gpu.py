@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --minutes 10             # on one GPU of the H100 class
     python -m benchmarks.gpu --minutes 10             # again: what is missing from the file, and nothing else
-    python -m benchmarks.gpu --render gpu.json        # the table of a file, for the README
+    python -m benchmarks.gpu --render gpu.json        # the table of a file, for docs/speed.md
     python -m benchmarks.gpu --device cpu --small     # does it run at all; minutes, and no number means anything
 
 The rows come in the order of their value: a training step, launched as one CUDA graph, beside the original's; bf16; the
