@@ -526,6 +526,9 @@ CONFIGS = {
             "a trillion seeds": ("study", "--preset", "smoke", "--seeds", "1000000000000"),
             "one seed twice": ("study", "--preset", "smoke", "--seeds", "3,3"),
             "an unknown launcher": ("study", "--preset", "smoke", "--launcher", "moon"),
+            "SLURM's partition for another launcher": ("study", "--preset", "smoke", "--slurm.partition", "gpu"),
+            "SLURM's flag for another command": ("compare", "--study", "x", "--slurm.sbatch.qos", "high"),
+            "SLURM's flag for a run": ("train", "--preset", "smoke", "--slurm.sbatch.qos", "high"),
             "no workers": ("study", "--preset", "smoke", "--workers", "0"),
             "no seeds at once": ("study", "--preset", "smoke", "--seeds_at_once", "0"),
             "until something else": ("study", "--preset", "smoke", "--until", "bored"),
@@ -535,6 +538,31 @@ CONFIGS = {
                 *("study", "--preset", "smoke", "--until", "decided", "--seeds", "6", "--max_seeds", "5"),
             ),
         }
+    ),
+    **_said(
+        {
+            name: ("study", "--preset", "smoke", "--launcher", "slurm", *given)
+            for name, given in {
+                "a partition with a space": ("--slurm.partition", "big gpu"),
+                "an account that looks like an option": ("--slurm.account=-x",),
+                "a time limit in words": ("--slurm.time", "2 hours"),
+                "a time limit in which no run could store anything": ("--slurm.time", "3"),
+                "no CPUs for a SLURM job": ("--slurm.cpus", "0"),
+                "half a GPU for a SLURM job": ("--slurm.gpus", "0.5"),
+                "memory with a space": ("--slurm.mem", "16 GB"),
+                "a signal a day before the end": ("--slurm.stop_before_s", "86400"),
+                "fewer than no requeues": ("--slurm.requeues", "-1"),
+                "a flag of sbatch that has an option": ("--slurm.sbatch.time", "60"),
+                "a flag of sbatch that the launcher needs": ("--slurm.sbatch.array", "0-9"),
+                "a flag of sbatch in one letter": ("--slurm.sbatch.C", "gpu"),
+                "a flag of sbatch on two lines": ("--slurm.sbatch.comment", "a\n#SBATCH --uid=0"),
+                "a flag of sbatch without a value": ("--slurm.sbatch.comment",),
+            }.items()
+        }
+    ),
+    **_said(
+        {"SLURM jobs on a machine without SLURM": ("study", "--preset", "smoke", "--launcher", "slurm")},
+        environment={"PATH": "/nowhere"},
     ),
     **_made(
         CONFIG,

@@ -183,7 +183,7 @@ def test_whatever_is_imported_is_a_declared_dependency() -> None:
         for name in roots(module) - known
         if canonicalize_name(DISTRIBUTIONS.get(name, name)) not in declared
     }
-    of_extras = {("launch", "ray"), ("export", "onnx"), ("export", "onnxruntime")}
+    of_extras = {("launch", "ray"), ("launch", "submitit"), ("export", "onnx"), ("export", "onnxruntime")}
     of_extras |= {("models", "neuralop"), ("models", "opt_einsum")}  # neuraloperator brings the last
     assert {(room_of(module), name) for module, name in undeclared} == of_extras, undeclared
 

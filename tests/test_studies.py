@@ -290,7 +290,10 @@ def test_runs_on_two_datasets_are_not_compared_and_both_are_named(unbroken, monk
         (["compare", "--study", "small", "--parent", "zz"], "`parent` (=zz) must be the parent of runs of study small"),
         (["compare", "--study", "small", "--promote", "maybe"], "`promote` (=maybe) must be true or false"),
         (["compare", "--study", "small", "--out", "no/such"], "`out` (=no/such) must be a folder"),
-        (["study", "--preset", "smoke", "--launcher", "moon"], "`launcher` (=moon) must be one of processes, inline"),
+        (
+            ["study", "--preset", "smoke", "--launcher", "moon"],
+            "`launcher` (=moon) must be one of processes, inline",
+        ),
         (["study", "--preset", "smoke", "--workers", "0"], "`workers` (=0) must be a whole number >= 1"),
         (["study", "--preset", "smoke", "--launcher", "ray", "--gpus_per_run", "1.5"], "`gpus_per_run` (=1.5) must"),
         (["study", "--preset", "smoke", "--gpus_per_run", "0.5"], "`gpus_per_run` (=0.5) is for launcher ray"),

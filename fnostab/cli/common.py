@@ -23,6 +23,7 @@ from fnostab.config import (
     resolve_config,
 )
 from fnostab.io.untrusted import printable, shown
+from fnostab.launch.slurm_config import SBATCH_PREFIX
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,7 +72,7 @@ def take_options(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     arguments = iter(argv)
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not is_option(name):
+        if not argument.startswith("--") or not (is_option(name) or name.startswith(SBATCH_PREFIX)):
             left.append(argument)
             continue
         taken[name] = value if equals else next(arguments, "--")

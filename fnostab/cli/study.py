@@ -20,7 +20,8 @@ from fnostab.cli.common import (
 from fnostab.config import ConfigError, check_name, is_left_open
 from fnostab.io.garbage import lasting_imports
 from fnostab.io.untrusted import shown
-from fnostab.launch import LaunchConfig, Launcher
+from fnostab.launch import LaunchConfig, Launcher, SlurmConfig, slurm_config
+from fnostab.launch.slurm_config import PREFIX, SBATCH_PREFIX
 from fnostab.study.plan import FIRST_LOOK, STAGE_B_BLOCKS, StudyPlan, plan_file, plan_stage_a
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ def add(commands: Any) -> None:
     study.add_argument("--seeds_at_once", type=unless_open, help="seeds of an arm that are trained as one (default 1)")
     study.add_argument("--gpus_per_run", type=unless_open, help="share of a GPU that a run takes (launcher ray)")
     study.add_argument("--ray_address", type=unless_open, help="a Ray cluster; default: RAY_ADDRESS, or this machine")
+    slurm = study.add_argument_group("jobs of launcher slurm")
+    for name, field in SlurmConfig.model_fields.items():
+        option, words = (
+            (f"{PREFIX}{name}", field.description) if name != "sbatch" else (f"{SBATCH_PREFIX}NAME", field.description)
+        )
+        slurm.add_argument(f"--{option}", dest=f"{PREFIX}{name}", type=unless_open, metavar="VALUE", help=words)
     study.add_argument("--plan", action="store_true", help="print the runs of the study, and stop")
     add_guest_arguments(study, "the parent run")
     add_model_name_argument(study)
@@ -112,8 +119,23 @@ def _where(arguments: argparse.Namespace) -> LaunchConfig:
     if launcher != "ray" and (gpus_per_run or address):
         name, value = ("gpus_per_run", gpus_per_run) if gpus_per_run else ("ray_address", address)
         raise ConfigError(f"`{name}` (={value}) is for launcher ray")
+    slurm = _slurm_values(arguments)
+    if launcher != "slurm" and slurm:
+        name, value = next(iter(slurm.items()))
+        raise ConfigError(f"`{PREFIX}{name}` (={shown(value)}) is for launcher slurm")
     at_once = whole_number("seeds_at_once", arguments.seeds_at_once, 1) if arguments.seeds_at_once else 1
-    return LaunchConfig(cast(Launcher, launcher), workers, at_once, gpus_per_run, address)
+    jobs = slurm_config(slurm)
+    return LaunchConfig(cast(Launcher, launcher), workers, at_once, gpus_per_run, address, jobs)
+
+
+def _slurm_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was given of `SlurmConfig`; the flags of sbatch, which `take_options` found, are no keys of a run."""
+    given = {name: vars(arguments)[f"{PREFIX}{name}"] for name in SlurmConfig.model_fields}
+    values = {name: value for name, value in given.items() if value is not None}
+    prefix = f"key:{SBATCH_PREFIX}"
+    found = [name for name in vars(arguments) if name.startswith(prefix)]
+    flags = {name.removeprefix(prefix): vars(arguments).pop(name) for name in found}
+    return values | ({"sbatch": flags} if flags else {})
 
 
 def _share(text: str) -> float:

@@ -19,11 +19,11 @@ class CommandFailed(RuntimeError):
 class Interrupted(BaseException):
     """A stop signal ended the work once everything recorded was stored: one line, exit code 128 + `signum`.
 
-    It is no `KeyboardInterrupt`: Lightning would turn that one into an exit of its own.
+    It is no `KeyboardInterrupt`: Lightning would turn that one into an exit of its own. `what_goes_on` is said besides.
     """
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, what_goes_on: str = "") -> None:
+        super().__init__("; ".join(filter(None, [f"stopped by {signal.Signals(signum).name}", what_goes_on])))
         self.signum = signum
 
 

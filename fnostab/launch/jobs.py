@@ -9,8 +9,9 @@ from types import FrameType
 from typing import Any, Final, Literal
 
 from fnostab.io.endings import STOP_SIGNALS, Interrupted
+from fnostab.launch.slurm_config import SlurmConfig
 
-Launcher = Literal["processes", "inline", "ray"]
+Launcher = Literal["processes", "inline", "ray", "slurm"]
 State = Literal["running", "done", "failed", "interrupted"]
 
 #: Seconds between two looks for updates and for signals.
@@ -29,6 +30,7 @@ class LaunchConfig:
     seeds_at_once: int = 1
     gpus_per_run: float = 0.0
     ray_address: str | None = None
+    slurm: SlurmConfig = SlurmConfig()
 
 
 @dataclass(frozen=True)

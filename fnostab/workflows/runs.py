@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
@@ -13,21 +14,17 @@ import torch
 
 from fnostab import launch
 from fnostab.config import ARCHITECTURES, ArmConfig
+from fnostab.io.cache import cache_folder
 from fnostab.io.environment import kept_environment
-from fnostab.launch import Job, LaunchConfig, OnUpdate, Update
+from fnostab.launch import Job, LaunchConfig, OnUpdate, RunTask, Update
 from fnostab.study.plan import Planned, StudyPlan
 from fnostab.study.stored_run import StoredRun
 from fnostab.tracking.studies import end_runs
 from fnostab.workflows.child import train_job, train_together
 
-_CHILD: Final = (
-    sys.executable,
-    "-m",
-    "fnostab.launch.worker",
-    "fnostab.workflows.child",
-    "train_job",
-    "train_together",
-)
+#: What carries out a job in another process, and what trains a group of them.
+_RUN: Final = RunTask("fnostab.workflows.child", "train_job", "train_together")
+_CHILD: Final = (sys.executable, "-m", "fnostab.launch.worker", *_RUN)
 #: Memory that a run is counted with when the number of workers is not given.
 _MEMORY_A_RUN: Final = 2 * 2**30
 
@@ -49,13 +46,15 @@ class StudyDisplay(Protocol):
 class Runs:
     """The runs of a study: `all` that are planned so far, and by their place in it how they ended.
 
-    `stored` are those that have a result in the store, by arm, seed and hash of the config.
+    `stored` are those that have a result in the store, by arm, seed and hash of the config; `folder` is where runs are
+    remembered that execute beyond this process.
     """
 
     plan: StudyPlan
     where: LaunchConfig
     view: StudyDisplay
     stored: Mapping[tuple[str, int, str | None], StoredRun]
+    folder: Path
     all: list[Planned] = field(default_factory=list)
     ends: dict[int, Update] = field(default_factory=dict)
 
@@ -90,7 +89,7 @@ class Runs:
             self.view.update(places[index], update)
 
         missing = [self.all[place] for place in places]
-        ends = _launch(self.plan, missing, self.where, watch, parent_run_id)
+        ends = _launch(self.plan, missing, self.where, watch, parent_run_id, self.folder)
         self.ends |= dict(zip(places, ends, strict=True))
 
 
@@ -101,7 +100,12 @@ def _finished_before(run: StoredRun) -> Update:
 
 
 def _launch(
-    plan: StudyPlan, runs: Sequence[Planned], where: LaunchConfig, on_update: OnUpdate, parent_run_id: str
+    plan: StudyPlan,
+    runs: Sequence[Planned],
+    where: LaunchConfig,
+    on_update: OnUpdate,
+    parent_run_id: str,
+    folder: Path,
 ) -> list[Update]:
     """Train the runs, and return how each ended."""
     tags = {"mlflow.parentRunId": parent_run_id, "varied": ",".join(plan.varied)}
@@ -123,6 +127,9 @@ def _launch(
         if where.launcher == "ray":
             gpus = where.gpus_per_run
             return launch.run_ray(jobs, train_job, watch, train_together, workers=where.workers, gpus_per_run=gpus)
+        if where.launcher == "slurm":
+            at_once = where.workers
+            return launch.run_slurm(jobs, _RUN, watch, where.slurm, folder=folder, label=plan.study, at_once=at_once)
         workers = where.workers or _workers(plan.common, len(jobs))
         # What comes after a training together keeps no GPU busy.
         finishers = 0 if where.workers else min(where.seeds_at_once, _fitting(plan.common, len(jobs)))
@@ -173,6 +180,12 @@ def trains_alone(config: ArmConfig) -> str | None:
     if config.train.devices * config.train.nodes > 1 or config.train.strategy == "ddp":
         return "each of its runs takes several devices"
     return None
+
+
+def check_launcher(plan: StudyPlan, where: LaunchConfig) -> None:
+    """Raise `ConfigError` if SLURM is to run the study and would not take its jobs."""
+    if where.launcher == "slurm":
+        launch.check_slurm(where.slurm, max(_cpus(config) for config in plan.arms.values()), cache_folder())
 
 
 def cluster(plan: StudyPlan, where: LaunchConfig, *, needed: bool) -> AbstractContextManager[None]:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import fnostab
 from fnostab import launch
@@ -16,7 +16,7 @@ from fnostab.study.sequential import Until, schedule_of
 from fnostab.tracking.artifacts import read_config
 from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.run import how_to_open
-from fnostab.tracking.store import check_store, open_store
+from fnostab.tracking.store import check_store, open_store, sqlite_file
 from fnostab.tracking.studies import MODEL_NAME, StudyFolder, find_parent, find_results, open_parent
 from fnostab.training.checks import check_arm
 from fnostab.training.precision import settle_precision
@@ -24,8 +24,14 @@ from fnostab.workflows import build_dataset
 from fnostab.workflows.looks import Looks
 from fnostab.workflows.ranked import rank_study
 from fnostab.workflows.runfolder import held_alone
-from fnostab.workflows.runs import Runs, StudyDisplay, cluster, environment, trains_alone
+from fnostab.workflows.runs import Runs, StudyDisplay, check_launcher, cluster, environment, trains_alone
 from fnostab.workflows.warm_start import warm_start
+
+#: What a study says whose jobs, on several machines, share a database that is one file.
+_SQLITE: Final = (
+    "warning: the tracking store is a sqlite file, which jobs on several nodes may damage unless its file system locks "
+    "files for all of them (NFS often does not): better set MLFLOW_TRACKING_URI to a tracking server"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ def run_study(
         check_arm(config)
     if until is not None:
         schedule_of(until, plan)
+    check_launcher(plan, where)
     store_uri = check_store(for_new_run=True)
     plan = replace(plan, arms={arm: warm_start(config).config for arm, config in plan.arms.items()})
     data_sha256 = _build_datasets(plan, data_progress)
@@ -85,8 +92,10 @@ def run_study(
     key = hashlib.sha256(f"{identity}-{store_uri}".encode()).hexdigest()[:32]
     with held_alone(locks / f"{key}.lock", f"study {plan.study} is being run"):
         looks = None if until is None else Looks(plan, until, data_sha256, find_parent(identity))
-        runs = Runs(plan, where, view, find_results(plan.study, data_sha256))
+        runs = Runs(plan, where, view, find_results(plan.study, data_sha256), locks / f"{key}.slurm")
         runs.plan_more(looks.all_runs if looks else plan.runs, only_finished=looks is not None)
+        if where.launcher == "slurm" and sqlite_file(store_uri):
+            view.look(_SQLITE)
         for arm, config in plan.arms.items() if where.seeds_at_once > 1 else ():
             if reason := trains_alone(config):
                 view.look(f"the seeds of {arm} are trained one by one: {reason}")
