@@ -13,7 +13,7 @@ BIN := .venv/bin
 IN_VENV = PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults test-interop bench lint types format ui lock clean
+.PHONY: help install demo test test-faults test-interop bench docs docs-serve lint types format ui lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -35,6 +35,13 @@ test-interop: .venv-interop/.installed ## have pty-chi, ptychodus and cdtools wr
 
 bench: .venv/.installed-dev ## measure this machine beside its peers: the table of docs/speed.md
 	$(BIN)/python -m benchmarks
+
+docs: .venv-docs/.installed ## the documentation as a site, in site/ (from .venv-docs, without torch)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "open $(CURDIR)/site/index.html; with its search: make docs-serve"
+
+docs-serve: .venv-docs/.installed ## show that site on http://127.0.0.1:5000 (PORT=...) and follow changes of its pages
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve --dev-addr 127.0.0.1:$(PORT)
 
 lint: .venv/.installed-dev ## ruff: rules and format
 	$(BIN)/ruff check
@@ -76,13 +83,20 @@ ui: .venv/.installed ## open the MLflow UI on http://127.0.0.1:5000 (PORT=... fo
 	.venv-interop/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
+# What makes the site reads the code and imports none of it.
+.venv-docs/.installed: requirements-docs.lock
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r requirements-docs.lock
+	@touch $@
+
 # The newest versions that pyproject.toml allows (torch: the one pinned now, `make lock TORCH=2.14.0` for another).
 # CUDA's packages are left out: torch pins its own.
 TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
 FREEZE = .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude fnostab | sed 's/+c[pu][u0-9]*$$//' \
 	| grep -v -i -E '^(nvidia|triton|cuda)'
 HEADER = "\# Made by \`make lock TORCH=$(TORCH)\` with Python $$(.venv-lock/bin/python -c 'import platform; print(platform.python_version(), "on", platform.system(), platform.machine())'): don't edit."
-lock: ## write the four requirements*.lock and conda.yaml anew
+EXTRA_DOCS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")
+lock: ## write the five requirements*.lock and conda.yaml anew
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet $(TORCH_INDEX:%=--index-url %) torch==$(TORCH)
@@ -103,10 +117,18 @@ lock: ## write the four requirements*.lock and conda.yaml anew
 	{ echo $(HEADER); echo "# What the extra interop adds."; echo "-r requirements-faults.lock"; \
 	  $(FREEZE) | grep -v -x -F -f .venv-lock/faults; } > requirements-interop.lock
 	mv .venv-lock/runtime requirements.lock
+	cat requirements.lock requirements-dev.lock | grep -v '^-r ' > .venv-lock/known
+	.venv-lock/bin/python -c '$(EXTRA_DOCS)' > .venv-lock/docs.in
+	rm -rf .venv-lock-docs
+	$(PYTHON) -m venv .venv-lock-docs
+	.venv-lock-docs/bin/python -m pip install --quiet -c .venv-lock/known -r .venv-lock/docs.in
+	.venv-lock-docs/bin/python -m pip check
+	{ echo $(HEADER); echo "# The extra docs by itself, for .venv-docs; where others need the same, in their version."; \
+	  .venv-lock-docs/bin/python -m pip freeze --all --exclude pip --exclude setuptools; } > requirements-docs.lock
 	{ sed '/- pip:/q' conda.yaml; sed -n 's/^\([^#].*\)/      - \1/p' requirements.lock; } > .venv-lock/conda.yaml
 	mv .venv-lock/conda.yaml conda.yaml
-	rm -rf .venv-lock build
+	rm -rf .venv-lock .venv-lock-docs build
 
 clean: ## remove .venv and the caches; runs and models stay
-	rm -rf .venv .venv-lock .venv-interop build dist fnostab.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lock .venv-lock-docs .venv-interop .venv-docs site build dist fnostab.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

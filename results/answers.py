@@ -265,6 +265,7 @@ def stage_a_quick() -> Pieces:
 ANSWERS: Final[Mapping[str, Callable[[], Pieces]]] = {
     "docs/findings.md": words.findings,
     "README.md": words.readme,
+    "docs/results/README.md": words.in_short,
     "docs/model-card.md": words.model_card,
     "docs/results/original-outcome.md": original,
     "docs/results/depth.md": depth,

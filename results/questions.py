@@ -14,6 +14,7 @@ from results.runs import (
     depth_arm,
     median,
     of_arm,
+    pair,
     ranked,
     rate_arms,
     read_runs,
@@ -198,6 +199,21 @@ def better() -> str:
             rows.append((setting, name, *cells, metric(study, arm, "test/amp_ssim", ".3f")))
     studies = dict.fromkeys(study for study, *_ in BETTER.values())
     return f"{table(head, rows)}\n\n{family(*studies)}"
+
+
+def better_short() -> str:
+    """README's table: medians of pre beside the control's, bold where the difference is clear."""
+    head = ("setting", "seeds", "failed, control", "pre", "val_loss, control", "pre", "R of the object, control", "pre")
+    rows = []
+    for setting, (study, *arms) in BETTER.items():
+        both_rows = [row_of(study, arm) for arm in arms]
+        cells = [setting, str(both_rows[0]["runs"]), *(str(row["failures"]) for row in both_rows)]
+        for by, form in (("best_val_loss", ".4f"), ("r_stitched", ".3f")):
+            control, pre = (number(row[f"median_{by}"], form) for row in both_rows)
+            cells += [control, f"**{pre}**" if pair(study, arms[1], arms[0], by).better else pre]
+        rows.append(tuple(cells))
+    clear = "Bold is clear: an exact test, corrected for all comparisons of its study, decides it at 5 %."
+    return f"{table(head, rows)}\n\n{clear}"
 
 
 def norms() -> str:

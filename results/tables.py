@@ -39,7 +39,8 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         for of in (
             *(questions.depth, questions.depth_pairs, questions.drift, questions.start, questions.clipping),
             *(questions.clipping_cost, questions.learning_rates, questions.candidates, questions.better),
-            *(questions.norms, questions.full_size, early_warning.warning, early_warning.cross_validation),
+            *(questions.better_short, questions.norms, questions.full_size),
+            *(early_warning.warning, early_warning.cross_validation),
             *(stability.verdicts, stability.changed, stability.stability, stability.correlations, stability.no_objects),
         )
     },

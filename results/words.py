@@ -192,6 +192,11 @@ def readme() -> Pieces:
     far = [run for run in lost if run.stored.tags["study"].endswith("_sgd") or run.stored.tags["study"] == "q5_lr"]
     yield f"Of {len(list(all_runs())):,} runs {len(lost)} failed, {len(far)} of them under SGD or at learning rates"
     yield f"far from 1e-3; {sum(run.verdict == 'collapsed' for run in lost)} died"
+
+
+def in_short() -> Pieces:
+    """docs/results/README.md."""
+    yield from readme()
     yield f"by {ends(map(costs, _CURVED), '.1f')} % with the curved probe"
 
 

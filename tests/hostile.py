@@ -729,13 +729,29 @@ EXPORTS = _said(
     }
 )
 
+
+def _other_mlproject(folder: Path) -> None:
+    (folder / "MLproject").write_text("name: another\n")
+
+
+def _folder_mlproject(folder: Path) -> None:
+    (folder / "mlproject").mkdir()
+
+
+PROJECTS = {
+    "a project in a folder that is not there": Input(("mlproject", "--out", "no/such")),
+    "a project in a file": Input(("mlproject", "--out", "scan.npz"), scan()),
+    "a project beside another one": Input(("mlproject", "--out", "."), _other_mlproject),
+    "a project beside a folder that MLflow takes for it": Input(("mlproject", "--out", "."), _folder_mlproject),
+}
+
 HDF5 = {
     **{name: Input(argv, make) for name, (argv, make) in hostile_hdf5.FILES.items()},
     **{name: Input(argv, make, max_bytes=most) for name, (argv, make, most) in hostile_hdf5.LIMITED.items()},
 }
 
 #: Every bad input by its name in the docs.
-INPUTS: Mapping[str, Input] = {**SCANS, **HDF5, **CONFIGS, **STORES, **EXPORTS}
+INPUTS: Mapping[str, Input] = {**SCANS, **HDF5, **CONFIGS, **STORES, **EXPORTS, **PROJECTS}
 
 
 def prepare_store(folder: Path) -> None:

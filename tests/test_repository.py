@@ -85,6 +85,8 @@ def reachable(module: str) -> set[str]:
 
 #: Each builds on those before it.
 LOCK_FILES = ("requirements.lock", "requirements-dev.lock", "requirements-faults.lock", "requirements-interop.lock")
+#: Stands by itself: the docs are built without any of what the package needs.
+DOCS_LOCK = "requirements-docs.lock"
 
 
 def pins(name: str) -> list[str]:
@@ -111,7 +113,7 @@ def test_nothing_in_the_root_but_MLproject_has_that_name_in_lower_case() -> None
     assert {name for name in root_entries() if name.lower() == "mlproject"} == {"MLproject"}
 
 
-@pytest.mark.parametrize("name", LOCK_FILES)
+@pytest.mark.parametrize("name", [*LOCK_FILES, DOCS_LOCK])
 def test_every_line_of_a_lock_file_is_an_exact_public_version(name: str) -> None:
     loose = [line for line in pins(name) if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)]
     assert loose == []
@@ -126,6 +128,17 @@ def test_no_lock_file_pins_the_packages_of_one_cuda_version() -> None:
 def test_nothing_is_pinned_twice() -> None:
     names = [canonicalize_name(line.partition("==")[0]) for lock in LOCK_FILES for line in pins(lock)]
     assert sorted(set(names)) == sorted(names)
+
+
+def test_the_docs_are_built_with_the_versions_that_others_need_too() -> None:
+    versions = dict(line.split("==") for lock in LOCK_FILES[:2] for line in pins(lock))
+    docs = dict(line.split("==") for line in pins(DOCS_LOCK))
+    assert {name for name in docs.keys() & versions if docs[name] != versions[name]} == set()
+    assert (
+        _outside(project()["optional-dependencies"]["docs"], {canonicalize_name(name): v for name, v in docs.items()})
+        == []
+    )
+    assert "torch" not in docs
 
 
 def test_conda_yaml_equals_the_lock_file() -> None:
@@ -263,6 +276,28 @@ def test_help_and_a_refusal_load_nothing_heavy(words: str, code: int) -> None:
 def test_the_readmes_commands_are_targets_of_the_makefile(target: str) -> None:
     assert f"make {target}" in (ROOT / "README.md").read_text()
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def navigation() -> list[str]:
+    """The pages in the navigation of the site."""
+
+    def pages(entry: object) -> Iterator[str]:
+        if isinstance(entry, str):
+            yield entry
+        for part in entry if isinstance(entry, list) else entry.values() if isinstance(entry, dict) else ():
+            yield from pages(part)
+
+    return list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+
+
+def test_every_page_of_the_docs_is_in_the_navigation_once_and_nothing_else_is() -> None:
+    written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    made = {"index.md", "contributing.md", "changelog.md"}  # docs/hooks.py makes them of files in the root
+    assert sorted(navigation()) == sorted(written | made)
 
 
 def test_ci_runs_the_readmes_test_command() -> None:

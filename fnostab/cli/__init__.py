@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fnostab import __version__
-from fnostab.cli import check_arch, compare, data, export_model, reconstruct, registry, study, sync, train, transfer
+from fnostab.cli import (
+    check_arch,
+    compare,
+    data,
+    export_model,
+    mlproject,
+    reconstruct,
+    registry,
+    study,
+    sync,
+    train,
+    transfer,
+)
 from fnostab.cli.common import Parser, fail, take_options
 from fnostab.config import ConfigError, resolve_config
 from fnostab.io.endings import CommandFailed, Interrupted
@@ -15,7 +27,7 @@ from fnostab.io.files import is_disk_full
 from fnostab.io.openmp import wait_passively_if_busy
 
 _DESCRIPTION = "Train Fourier-neural-operator networks on ptychography data, tracked by MLflow."
-_COMMANDS = (train, check_arch, sync, study, compare, reconstruct, export_model, registry, data, transfer)
+_COMMANDS = (train, check_arch, sync, study, compare, reconstruct, export_model, registry, data, transfer, mlproject)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
