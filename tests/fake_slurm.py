@@ -3,7 +3,8 @@
 Called as `sbatch`, `squeue` and so on it plays that command; `install` puts them on PATH. The cluster's state is the
 folder FAKE_SLURM: one folder for each job, whose files tests may write, too. `end_as` says how a job's process ends
 (NODE_FAIL), `unknown` lets squeue forget the job, `down` in the cluster's folder lets every command fail, `accounts`
-lets sacct answer, `refuse` is what sbatch says, and `calls` are the commands that were called.
+lets sacct answer, `refuse` is what sbatch says, or `refuse-mem` where that
+flag is given, and `calls` are the commands that were called.
 """
 
 import json
@@ -78,9 +79,10 @@ def options(arguments):
 
 def sbatch(cluster, arguments):
     flags, rest = options(arguments)
-    if (cluster / "refuse").exists():
-        print(f"sbatch: error: {(cluster / 'refuse').read_text()}", file=sys.stderr)
-        return 1
+    for refusal in [cluster / "refuse", *(cluster / f"refuse-{name}" for name in flags)]:
+        if refusal.exists():
+            print(f"sbatch: error: {refusal.read_text()}", file=sys.stderr)
+            return 1
     if "test-only" in flags:
         print("sbatch: Job 1 to start at some time", file=sys.stderr)
         return 0

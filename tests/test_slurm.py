@@ -382,6 +382,21 @@ def test_jobs_that_would_wait_for_a_node_are_not_refused(cluster):
     check({})
 
 
+_NO_SUCH_NODE = "allocation failure: Requested node configuration is not available"
+
+
+def test_jobs_that_no_node_can_run_are_refused(cluster):
+    (cluster / "refuse-mem").write_text(_NO_SUCH_NODE)
+    with pytest.raises(ConfigError, match="takes: sbatch: allocation failure: Requested node configuration is not"):
+        check({"mem": "500G"})
+
+
+def test_where_all_nodes_are_down_nothing_is_refused_for_it(cluster):
+    (cluster / "refuse").write_text(_NO_SUCH_NODE)
+    check({"mem": "500G", "partition": "long"})
+    assert calls(cluster, "sbatch")[-1] == ["--test-only", "--partition=long", "--wrap=true"]
+
+
 def test_a_cluster_that_does_not_answer_is_refused(cluster):
     (cluster / "down").touch()
     message = r"^`launcher` \(=slurm\) needs a SLURM controller that answers: sinfo: Unable to contact slurm controller"

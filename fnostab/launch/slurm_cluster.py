@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -31,10 +31,12 @@ UNKNOWN: Final = "UNKNOWN"
 _TIMEOUT_S: Final = 60.0
 #: Variables that tell SLURM's commands which cluster they belong to, and who calls: jobs need them, too.
 _WHICH_CLUSTER: Final = ("SLURM_CONF", "SLURM_JWT")
-#: What `sbatch --test-only` says of jobs that would wait in the queue until a node is there.
-_WOULD_WAIT: Final = re.compile(
-    r"nodes? (is |are )?(not available|busy)|Nodes required for job are DOWN", re.IGNORECASE
-)
+#: What `sbatch --test-only` says of jobs that would wait in the queue until a node is there; and what it says also of
+#: those for which there is no such node.
+_WOULD_WAIT: Final = re.compile(r"node(s are| is)? (not available|busy)|nodes are busy|are DOWN", re.IGNORECASE)
+_NO_SUCH_NODE: Final = "node configuration is not available"
+#: Flags that say where a job runs, and not what it takes.
+_PLACE: Final = ("partition", "account", "qos", "reservation")
 
 
 def check_cluster(config: SlurmConfig, cpus: int) -> None:
@@ -54,10 +56,21 @@ def check_cluster(config: SlurmConfig, cpus: int) -> None:
     for name in (config.partition or "").split(","):
         if name and name not in partitions:
             raise ConfigError(f"`{PREFIX}partition` (={name}) must be one of {', '.join(partitions)}")
+    flags = config.flags(cpus)
+    refused = _refusal(flags)
+    # Where every node is down or drained, SLURM says so of any job, and would take it all the same.
+    if _NO_SUCH_NODE in refused and _NO_SUCH_NODE in _refusal({name: flags[name] for name in _PLACE if name in flags}):
+        return
+    if refused:
+        raise ConfigError(f"`launcher` (=slurm) must ask for jobs that the cluster takes: {refused}")
+
+
+def _refusal(flags: Mapping[str, str | bool]) -> str:
+    """Why `sbatch` would refuse a job with these flags; nothing if it would not, or would let it wait."""
+    arguments = [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
     with clean_environment():
-        tried = _ask("sbatch", "--test-only", *_arguments(config.flags(cpus)), "--wrap=true")
-    if tried.returncode and not _WOULD_WAIT.search(tried.stderr):
-        raise ConfigError(f"`launcher` (=slurm) must ask for jobs that the cluster takes: {_words(tried)}")
+        tried = _ask("sbatch", "--test-only", *arguments, "--wrap=true")
+    return _words(tried) if tried.returncode and not _WOULD_WAIT.search(tried.stderr) else ""
 
 
 def submitit() -> Any:
@@ -137,10 +150,6 @@ def requeue_this_job() -> str:
     job_id = f"{array}_{number}" if array else os.environ["SLURM_JOB_ID"]
     answer = _ask("scontrol", "requeue", job_id)
     return _words(answer) if answer.returncode else ""
-
-
-def _arguments(flags: dict[str, str | bool]) -> list[str]:
-    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
 
 
 def _ask(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":

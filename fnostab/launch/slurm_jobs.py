@@ -55,7 +55,7 @@ def run_slurm(
     is lost, by a time-out, preemption or its node, is submitted again and goes on from its checkpoint. Signals, and
     exceptions of `on_update`, end this call and not the jobs: `Interrupted` says how to cancel them.
     """
-    queue = _Queue(jobs, run, config, folder, label, at_once or _MOST_TASKS)
+    queue = _Queue(jobs, run, config, folder.absolute(), label, at_once or _MOST_TASKS)
     with _jobs_go_on(queue), supervised(len(jobs), on_update, stop=lambda: None) as supervisor:
         queue.fill(supervisor)
         while queue.tasks and supervisor.cause is None:
@@ -251,5 +251,13 @@ def _end(state: str, news: TaskNews, requeues: int) -> Update:
     if state in ("CANCELLED", "DEADLINE") or news.was_stopped:
         return Update("interrupted", f"{job} was stopped ({state})")
     details = news.array.last_words(news.number)
-    text = details.splitlines()[-1] if details else f"does its node see {news.array.folder}?"
+    text = _last_words(details) or f"does its node see {news.array.folder}?"
     return Update("failed", f"{job} ended ({state}): {shown(text)}", details=details, died=True)
+
+
+def _last_words(log: str) -> str:
+    """What the end of a job's log says of its end: the last line of its process, and the last error that srun names."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    own = [line.strip() for line in lines if not line.startswith(("srun: ", "slurmstepd"))]
+    named = [line.removeprefix("srun: error: ") for line in lines if line.startswith("srun: error: ")]
+    return "; ".join([*own[-1:], *named[-1:]])
