@@ -80,15 +80,19 @@ def test_links_in_code_stay():
     assert hooks.with_site_links("docs/data.md", text) == text
 
 
-def test_no_list_follows_a_paragraph_without_a_blank_line():
-    """The site's Markdown takes such a list for a part of the paragraph; a page that shows the repository does not."""
+def test_lists_and_what_lies_in_them_are_taken_for_such_by_both_kinds_of_markdown():
+    """The site's takes a list or table behind a paragraph for a part of it, and less than 4 spaces for none."""
     wrong = []
     for page in PAGES:
         text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-        before = ""
+        before, nested = "", False
         for line in text.splitlines():
             starts = re.match(r"([-*]|\d+\.) |\|", line)
-            if starts and before.strip() and not re.match(r"\s|([-*]|\d+\.) |\|", before):
+            if not before.strip():
+                nested = line.startswith("    ")
+                if re.match(r" {1,3}\S", line):
+                    wrong.append((page, line))
+            elif starts and (nested or not re.match(r"\s|([-*]|\d+\.) |\|", before)):
                 wrong.append((page, line))
             before = line
     assert wrong == []
