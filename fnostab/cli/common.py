@@ -1,13 +1,12 @@
 """What every command shares: arguments, the config they make, and how things are said."""
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fnostab.config import (
     CONFIG_KEYS,
@@ -23,8 +22,12 @@ from fnostab.config import (
     read_config_file,
     resolve_config,
 )
+from fnostab.io.garbage import lasting_imports
 from fnostab.io.untrusted import printable, shown
 from fnostab.launch.slurm_config import SBATCH_PREFIX
+
+if TYPE_CHECKING:
+    from fnostab.workflows.notify import Notifier
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,6 +98,22 @@ def add_model_name_argument(parser: argparse.ArgumentParser) -> None:
     """The name of the registered model."""
     text = "registered model that the winner becomes a version of (default fnostab-STUDY)"
     parser.add_argument("--model_name", type=unless_open, metavar="NAME", help=text)
+
+
+def add_notify_argument(parser: argparse.ArgumentParser) -> None:
+    """Who is told of the result."""
+    text = "tell of the result: a URL that gets it as JSON (POST), or a command that gets it on stdin"
+    parser.add_argument("--notify", type=unless_open, metavar="URL|COMMAND", help=text)
+
+
+def notifier(arguments: argparse.Namespace) -> "Notifier | None":
+    """What `add_notify_argument` was given; raises `ConfigError` for what is neither a URL nor a command."""
+    if arguments.notify is None:
+        return None
+    with lasting_imports():
+        from fnostab.workflows.notify import Notifier
+
+    return Notifier(arguments.notify)
 
 
 def guest_values(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -179,17 +198,6 @@ def whole_number(name: str, value: str, at_least: int) -> int:
     return number
 
 
-def positive_number(name: str, value: str) -> float:
-    """The finite number > 0 that `value`, given for the option `name`, means; raises `ConfigError`."""
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ConfigError(f"`{name}` (={shown(value)}) must be a finite number > 0")
-    return number
-
-
 def say(line: str) -> None:
     """One line, or several, on stdout, at once; raises `BrokenPipeError` once if nobody reads it any more."""
     try:
@@ -198,6 +206,11 @@ def say(line: str) -> None:
         with open(os.devnull, "w") as nowhere:  # else Python complains at its end of what it cannot flush
             os.dup2(nowhere.fileno(), 1)
         raise
+
+
+def warn(line: str) -> None:
+    """One line on stderr."""
+    print(f"fnostab: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def fail(code: int, error: BaseException | str) -> int:
@@ -215,11 +228,8 @@ def fail(code: int, error: BaseException | str) -> int:
 
 
 @contextmanager
-def pattern_bar(name: str = "dataset", unit: str = "pattern") -> Iterator[Callable[[int, int], None]]:
-    """A function that shows on a terminal how many of how many patterns are done; the bar opens when it is called.
-
-    `unit` is what is counted, if not patterns.
-    """
+def pattern_bar(name: str = "dataset") -> Iterator[Callable[[int, int], None]]:
+    """A function that shows on a terminal how many of how many patterns are done; the bar opens when it is called."""
     with ExitStack() as opened:
         bar: Any = None
 
@@ -228,7 +238,7 @@ def pattern_bar(name: str = "dataset", unit: str = "pattern") -> Iterator[Callab
             if bar is None:
                 from tqdm import tqdm
 
-                bar = opened.enter_context(tqdm(total=total, unit=unit, desc=name, disable=None, leave=False))
+                bar = opened.enter_context(tqdm(total=total, unit="pattern", desc=name, disable=None, leave=False))
             bar.update(done - bar.n)
             if done == total:
                 bar.close()

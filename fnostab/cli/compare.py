@@ -8,10 +8,13 @@ from fnostab.cli.common import (
     add_command,
     add_guest_arguments,
     add_model_name_argument,
+    add_notify_argument,
     guest_values,
     model_name_value,
+    notifier,
     say,
     unless_open,
+    warn,
 )
 from fnostab.config import ConfigError, check_name
 from fnostab.io.garbage import lasting_imports
@@ -40,6 +43,7 @@ def add(commands: Any) -> None:
     compare.add_argument("--register", default="true", help="false: rank and report only")
     add_model_name_argument(compare)
     add_guest_arguments(compare)
+    add_notify_argument(compare)
     compare.add_argument("--out", type=unless_open, metavar="FOLDER", help="also write all files to this folder")
 
 
@@ -50,9 +54,10 @@ def _compare(arguments: argparse.Namespace) -> int:
     check_name("study", arguments.study)  # the files are named after it
     promote, register = _truth("promote", arguments.promote), _truth("register", arguments.register)
     guest_values(arguments)
-    name = model_name_value(arguments)
+    name, told = model_name_value(arguments), notifier(arguments)
     with lasting_imports():
         from fnostab.workflows.compare import compare_study
+        from fnostab.workflows.notices import notice_of_comparison
 
     found = compare_study(
         arguments.study,
@@ -67,6 +72,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     say(_told(found))
     if out is not None:
         say(f"copies of all files: {out.absolute()}")
+    if told:
+        told.send(notice_of_comparison(found), warn)
     return 1 if found.unreadable else 0
 
 

@@ -9,12 +9,15 @@ from fnostab.cli.common import (
     add_config_arguments,
     add_guest_arguments,
     add_model_name_argument,
+    add_notify_argument,
     given_values,
     guest_values,
     model_name_value,
+    notifier,
     pattern_bar,
     say,
     unless_open,
+    warn,
     whole_number,
 )
 from fnostab.config import ConfigError, check_name, is_left_open
@@ -60,23 +63,27 @@ def add(commands: Any) -> None:
         slurm.add_argument(f"--{option}", dest=f"{PREFIX}{name}", type=unless_open, metavar="VALUE", help=words)
     study.add_argument("--plan", action="store_true", help="print the runs of the study, and stop")
     add_guest_arguments(study, "the parent run")
+    add_notify_argument(study)
     add_model_name_argument(study)
     add_config_arguments(study, without=_ARM_KEYS)
 
 
 def _study(arguments: argparse.Namespace) -> int:
     where, until = _where(arguments), _until(arguments)
-    guest, model_name = guest_values(arguments), model_name_value(arguments)
+    guest, model_name, told = guest_values(arguments), model_name_value(arguments), notifier(arguments)
     plan = _plan(arguments, min(FIRST_LOOK, until.max_seeds or FIRST_LOOK) if until else None)
     if arguments.plan:
         return _say_plan(plan, until)
     with lasting_imports():
         from fnostab.cli.table import study_view
+        from fnostab.workflows.notices import notice_of_study
         from fnostab.workflows.study import run_study
 
     with pattern_bar() as progress, study_view(plan.study, say) as view:
         outcome = run_study(plan, where, view, progress, until=until, model_name=model_name, **guest)
     say(_summary(outcome))
+    if told:
+        told.send(notice_of_study(outcome), warn)
     return 1 if outcome.without_result else 0
 
 

@@ -8,10 +8,13 @@ from fnostab.cli.common import (
     add_command,
     add_config_arguments,
     add_guest_arguments,
+    add_notify_argument,
     arm_config,
     guest_values,
+    notifier,
     pattern_bar,
     say,
+    warn,
 )
 from fnostab.io.garbage import lasting_imports
 
@@ -24,6 +27,7 @@ def add(commands: Any) -> None:
     train = add_command(commands, "train", "train one arm and log it to MLflow", _train)
     add_config_arguments(train)
     add_guest_arguments(train, "the run")
+    add_notify_argument(train)
     train.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
 
     look = add_command(commands, "inspect", "print a run's verdict, its evidence and its metrics", _inspect)
@@ -37,13 +41,16 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         say(config.to_yaml().rstrip())
         return 0
-    guest = guest_values(arguments)
+    guest, told = guest_values(arguments), notifier(arguments)
     with lasting_imports():
+        from fnostab.workflows.notices import notice_of_run
         from fnostab.workflows.train import train_arm
 
     with pattern_bar() as progress:
         result = train_arm(config, say, progress, **guest)
     say(_summary(result))
+    if told:
+        told.send(notice_of_run(result, config.study, config.arm, config.seed), warn)
     return 0
 
 
