@@ -86,7 +86,7 @@ def test_without_room_the_old_ones_stay_and_the_best_weights_wait_in_memory(file
         files.save_checkpoint(_checkpoint(2), files.best)
         files.save_checkpoint(_checkpoint(2), files.last)
         assert (_epoch(files.best), _epoch(files.last)) == (1, 1)
-        assert files.best_weights()["weight"][0] == 2
+        assert files.kept_best().weights["weight"][0] == 2
         assert files.at_the_end == []  # what is there is not the end of the run
     assert said[0] == "no room for the checkpoint best.ckpt: training goes on, what was saved before stays"
     files.save_checkpoint(_checkpoint(3), files.last)
@@ -111,7 +111,7 @@ def test_a_best_checkpoint_that_was_damaged_meanwhile_is_not_shipped_and_the_run
     files.save_checkpoint(_checkpoint(1), files.last)
     _flip_a_weight(files.best)
     with pytest.raises(OSError, match=r"best.ckpt is damaged \(.*\): the same command trains the run again"):
-        files.best_weights()
+        files.kept_best()
     assert files.newest_complete() is None
 
 
@@ -122,3 +122,36 @@ def test_other_errors_are_not_swallowed(files, monkeypatch):
     monkeypatch.setattr(checkpoint_files, "atomic_write", refuse)
     with pytest.raises(OSError, match="Permission"):
         files.save_checkpoint(_checkpoint(1), files.last)
+
+
+def test_what_is_kept_from_before_an_accident_is_the_last_one_as_it_was_then(files):
+    files.keep_before_accident()  # there is none yet
+    assert files.kept_before_accident() is None
+    for epoch in range(2):
+        files.save_checkpoint(_checkpoint(epoch) | {"global_step": 10 * epoch}, files.last)
+    for _ in range(2):  # a run that is resumed there does it again
+        files.keep_before_accident()
+    files.save_checkpoint(_checkpoint(2), files.last)
+    kept = files.kept_before_accident()
+    assert kept.weights["weight"][0] == 1
+    assert kept.steps == 10
+    assert files.newest_complete() == files.last
+
+
+def test_where_the_disk_has_no_links_it_is_copied(files, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(checkpoint_files.os, "link", refuse)
+    files.save_checkpoint(_checkpoint(1), files.last)
+    files.keep_before_accident()
+    files.save_checkpoint(_checkpoint(2), files.last)
+    assert files.kept_before_accident().weights["weight"][0] == 1
+    assert files.accident.stat().st_nlink == 1
+
+
+def test_a_damaged_one_from_before_an_accident_is_none(files):
+    files.save_checkpoint(_checkpoint(1), files.last)
+    files.keep_before_accident()
+    _flip_a_weight(files.accident)
+    assert files.kept_before_accident() is None

@@ -289,6 +289,22 @@ def test_the_best_weights_are_those_of_the_lowest_value_that_they_are_selected_b
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.parametrize("killed_in", [None, 2, 3, 7])
+def test_the_checkpoint_before_the_last_rise_of_the_loss_is_kept_also_by_a_killed_run(killed_in, tmp_path, monkeypatch):
+    losses = iter([0.4, 0.2, 0.35, 0.5, 0.2, 0.19, 0.3, 0.15])  # rises begin with the epochs 3 and 7
+    monkeypatch.setattr(
+        "fnostab.training.validation.Validation.results", lambda self, module: _results(next(losses), float("nan"))
+    )
+    config = _config(epochs=8)
+    if killed_in is not None:
+        with pytest.raises(SystemError):
+            fit(config, tmp_path, extra=[KillAfter(3 * killed_in - 1)])
+    fit(config, tmp_path, resume=killed_in is not None)
+    assert torch.load(tmp_path / "before_accident.ckpt", weights_only=True)["epoch"] == 5
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert last["callbacks"]["Checkpoints"]["accident_epoch"] == 7
+
+
 def test_an_epoch_that_was_not_stitched_is_the_best_only_until_one_was(tmp_path, monkeypatch):
     values = iter([(0.1, float("nan")), (0.4, 0.9), (0.05, float("nan"))])
 

@@ -4,6 +4,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import mlflow
 import numpy as np
@@ -14,6 +15,10 @@ from numpy.typing import NDArray
 
 from fnostab.tracking.errors import translated_store_errors
 from fnostab.tracking.tracker import Tracker
+
+#: What a run calls its model, of the best epoch, and the one from before an accident.
+MODEL: Final = "model"
+BEFORE_ACCIDENT: Final = "before_accident"
 
 
 def signature(N: int, gridsize: int = 1) -> ModelSignature:
@@ -35,9 +40,11 @@ def log_model(
     example_counts: NDArray[np.float32],
     extra_files: Sequence[Path] = (),
     *,
+    name: str = MODEL,
+    step: int = 0,
     try_it: bool = True,
-) -> None:
-    """Log `model`, which lies on the CPU, as `model` of the run.
+) -> str:
+    """Log `model`, which lies on the CPU, as `name` of the run, with all that the run measured at `step`; gives its ID.
 
     `example_counts` is (B, N, N), or of groups of patterns (B, C, N, N); `extra_files` lie beside the network in
     `extra_files/`. What an earlier process of the run logged is deleted. With `try_it`, MLflow loads the model
@@ -46,12 +53,13 @@ def log_model(
     client = mlflow.MlflowClient()
     gridsize = 1 if example_counts.ndim == 3 else math.isqrt(example_counts.shape[1])
     if tracker.resumed:
-        of_run = f"source_run_id = '{tracker.run_id}'"
+        of_run = f"source_run_id = '{tracker.run_id}' AND name = '{name}'"
         for earlier in client.search_logged_models([tracker.experiment_id], of_run):
             client.delete_logged_model(earlier.model_id)
     logged = mlflow.pytorch.log_model(
         model,
-        name="model",
+        name=name,
+        step=step,
         serialization_format="pt2",
         signature=signature(example_counts.shape[-1], gridsize),
         metadata={"gridsize": gridsize},  # for people; `models.load_model` reads it off the signature
@@ -70,3 +78,4 @@ def log_model(
     with tempfile.TemporaryDirectory() as folder:
         description.save(str(Path(folder) / "MLmodel"))
         client.log_model_artifact(logged.model_id, str(Path(folder) / "MLmodel"))
+    return str(logged.model_id)

@@ -1,14 +1,24 @@
 """The files of a run's checkpoints, which survive kills, full disks and damage."""
 
 import io
+import os
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from fnostab.io.files import atomic_write, damage, is_disk_full
+
+
+class Kept(NamedTuple):
+    """The state of a network in a checkpoint, on the CPU, and how many optimizer steps were done then."""
+
+    weights: dict[str, torch.Tensor]
+    steps: int
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -23,6 +33,7 @@ class CheckpointFiles(TorchCheckpointIO):
         self.last = folder / "last.ckpt"
         self.before = folder / "before.ckpt"
         self.best = folder / "best.ckpt"
+        self.accident = folder / "before_accident.ckpt"
         self._report = report
         self._waiting_best: bytes | None = None
         self._last_is_old = False
@@ -62,7 +73,7 @@ class CheckpointFiles(TorchCheckpointIO):
         return None
 
     def _remove(self) -> None:
-        for path in (self.last, self.before, self.best):
+        for path in (self.last, self.before, self.best, self.accident):
             path.unlink(missing_ok=True)
 
     def _is_damaged(self, path: Path, instead: str) -> bool:
@@ -76,14 +87,27 @@ class CheckpointFiles(TorchCheckpointIO):
         """Whether there is a best checkpoint, on the disk or in memory."""
         return self._waiting_best is not None or self.best.exists()
 
-    def best_weights(self) -> dict[str, torch.Tensor]:
-        """The state of the network in the best checkpoint, on the CPU; raises `OSError` if its file is damaged."""
+    def kept_best(self) -> Kept:
+        """What the best checkpoint holds; raises `OSError` if its file is damaged."""
         if self._waiting_best is None and (fault := _damage(self.best)):
             self._remove()
             raise OSError(f"the checkpoint {self.best} is damaged ({fault}): the same command trains the run again")
-        source = self.best if self._waiting_best is None else io.BytesIO(self._waiting_best)
-        weights: dict[str, torch.Tensor] = torch.load(source, weights_only=True, map_location="cpu")["state_dict"]
-        return weights
+        return _kept(self.best if self._waiting_best is None else io.BytesIO(self._waiting_best))
+
+    def keep_before_accident(self) -> None:
+        """Keep the last checkpoint, as it is now, as the one from before an accident, if it is on the disk."""
+        if self._last_is_old or not self.last.exists():
+            return
+        # The last checkpoint is never changed, only replaced: a second name for it costs no room and no time.
+        with suppress(OSError), atomic_write(self.accident) as partial:
+            try:
+                os.link(self.last, partial)
+            except OSError:  # a file system without links
+                shutil.copyfile(self.last, partial)
+
+    def kept_before_accident(self) -> Kept | None:
+        """What was kept from before an accident; None if nothing was, or its file is damaged."""
+        return None if not self.accident.exists() or _damage(self.accident) else _kept(self.accident)
 
     @property
     def at_the_end(self) -> list[Path]:
@@ -101,6 +125,11 @@ def _damage(path: Path) -> str | None:
     except Exception as error:  # torch raises many kinds for a damaged archive
         return str(error).partition(".")[0]
     return None
+
+
+def _kept(source: Path | io.BytesIO) -> Kept:
+    checkpoint = torch.load(source, weights_only=True, map_location="cpu")
+    return Kept(checkpoint["state_dict"], int(checkpoint.get("global_step", 0)))
 
 
 def _write(path: Path, content: bytes, keep: Path | None = None) -> None:

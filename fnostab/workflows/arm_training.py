@@ -15,6 +15,7 @@ from fnostab.evaluation import Evaluation, baselines, can_be_stitched, consisten
 from fnostab.health import Stability, Verdict, better_orientation, judge, measure_stability
 from fnostab.health.history import History
 from fnostab.study.names import tracked
+from fnostab.tracking.exports import BEFORE_ACCIDENT
 from fnostab.tracking.run import how_to_open
 from fnostab.tracking.tracker import Tracker
 from fnostab.tracking.verdict import evidence_numbers
@@ -70,6 +71,7 @@ class ArmTraining:
         self._files = CheckpointFiles(self.folder, self.report)
         self._checkpoints = Checkpoints(self._files, self.config.train.checkpoint_every_s, self.config.train.select_by)
         self._device = torch.device("cpu")
+        self._best_steps = 0
 
     def run(self, interruption: Interruption, watch: Watch | None) -> ArmResult:
         """Train, evaluate, judge, log."""
@@ -87,9 +89,11 @@ class ArmTraining:
             if module := self._best():
                 evaluation = self._evaluate(module)
                 results |= evaluation.metrics if evaluation else {}
-                logbook.log_model(module)
+                logbook.log_model(module, self._best_steps)
         series = history.to_mapping()
         verdict, stability = judge(series), measure_stability(series)
+        with self._running_out_of_memory():
+            self._log_before_accident(verdict)
         results |= evidence_numbers(verdict)
         logbook.end(verdict, stability, results, evaluation, self._files)
         where = how_to_open(tracker.run_id, tracker.experiment_id)
@@ -162,9 +166,20 @@ class ArmTraining:
         """The network with its best weights; None if it did not fit into the memory, or never gave finite numbers."""
         if "out_of_memory" in self.logbook.history.events or not math.isfinite(self._checkpoints.best_val_loss):
             return None
+        weights, self._best_steps = self._files.kept_best()
         module = PtychoModule(self.config, self.dataset)
-        module.load_state_dict(self._files.best_weights())
+        module.load_state_dict(weights)
         return module.to(self._device)
+
+    def _log_before_accident(self, verdict: Verdict) -> None:
+        """Log the network as it was before the last accident, if it had learnt by then and is another than the best."""
+        learnt_at = verdict.evidence.get("plateau_left_epoch")
+        if not self.logbook.keeps_all or learnt_at is None or self._checkpoints.accident_epoch <= learnt_at:
+            return
+        if (kept := self._files.kept_before_accident()) and kept.steps != self._best_steps:
+            module = PtychoModule(self.config, self.dataset)
+            module.load_state_dict(kept.weights)
+            self.logbook.log_model(module, kept.steps, name=BEFORE_ACCIDENT)
 
     def _evaluate(self, module: PtychoModule) -> Evaluation | None:
         """Reconstruct the test objects and log them; None if the network blew up so far that there are none."""

@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import torch
 
+from fnostab.health.config import DEFAULTS
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.collectives import OccasionalBroadcast, broadcast
 
@@ -16,6 +17,9 @@ class Checkpoints(lightning.Callback):
 
     The best has the lowest `select_by`, `val_loss` or `r_stitched`, of the epochs at which that was taken; until then,
     the lowest `val_loss`. `best_val_loss` is the lowest of all epochs, infinite if there is none.
+
+    Where val_loss rises over `relapse_ratio` times the lowest before, the checkpoint from before that epoch is kept; of
+    several times, the last. `accident_epoch` is that epoch, counted from 1, and 0 if there was none.
 
     A checkpoint also holds torch's RNG state and the place in the epoch. Of several processes the first one decides
     when to save, and writes the file. (Lightning saves the loader's place too, but does not restore it if the number of
@@ -32,6 +36,8 @@ class Checkpoints(lightning.Callback):
         self._saved_at = time.monotonic()
         self._place: dict[str, int] | None = None
         self._shared = OccasionalBroadcast()
+        self.accident_epoch = 0
+        self._has_risen = False
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """Note the place in the epoch."""
@@ -62,6 +68,7 @@ class Checkpoints(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Save the epoch, and as the best one if it is."""
         val_loss, selected = (_or_infinite(trainer.callback_metrics[name]) for name in ("val_loss", self._select_by))
+        self._note_accident(trainer, val_loss)
         self.best_val_loss = min(self.best_val_loss, val_loss)
         found = (0, selected) if math.isfinite(selected) else (1, val_loss)
         # There is always a best checkpoint, and any number beats one that is none.
@@ -71,18 +78,31 @@ class Checkpoints(lightning.Callback):
             trainer.save_checkpoint(self._files.best)
         self._save_last(trainer)
 
+    def _note_accident(self, trainer: lightning.Trainer, val_loss: float) -> None:
+        """Keep what was saved last if an accident begins with this epoch."""
+        has_risen = val_loss > DEFAULTS.relapse_ratio * self.best_val_loss
+        if has_risen and not self._has_risen:
+            self.accident_epoch = trainer.current_epoch + 1
+            if trainer.is_global_zero:
+                self._files.keep_before_accident()
+        self._has_risen = has_risen
+
     def _save_last(self, trainer: lightning.Trainer) -> None:
         trainer.save_checkpoint(self._files.last)  # a collective operation
         self._saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far, and torch's RNG state."""
-        return {"best_val_loss": self.best_val_loss, "best": self._best, "torch_rng": torch.get_rng_state()}
+        accident = {"accident_epoch": self.accident_epoch, "has_risen": self._has_risen}
+        best = {"best_val_loss": self.best_val_loss, "best": self._best}
+        return {**best, **accident, "torch_rng": torch.get_rng_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them; a checkpoint from before there was a choice has the lowest loss alone."""
         self.best_val_loss = state["best_val_loss"]
         self._best = state.get("best", (0, self.best_val_loss))
+        self.accident_epoch = state.get("accident_epoch", 0)
+        self._has_risen = state.get("has_risen", False)
         torch.set_rng_state(state["torch_rng"])
 
 
