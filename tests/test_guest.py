@@ -30,7 +30,7 @@ def test_a_run_has_the_experiment_the_name_and_the_description_that_it_is_given(
     assert main(["train", *_TINY, *words]) == 0
     runs = _runs("of the beamline", "Default")
     assert runs.keys() == {"first light"}
-    assert runs["first light"].data.tags["mlflow.note.content"] == "Is it alive?\nIt is."
+    assert runs["first light"].data.tags["mlflow.note.content"].startswith("Is it alive?\nIt is.\n\n**Verdict: ")
     assert mlflow.MlflowClient().get_experiment_by_name("of the shell") is None
 
 
@@ -93,7 +93,7 @@ def test_a_study_names_its_parent_and_keeps_what_was_said_of_it_above_its_result
     assert main(["compare", "--study", "two"]) == 0
     parent = mlflow.MlflowClient().get_run(first)
     assert parent.info.run_name == "our study"
-    assert parent.data.tags["mlflow.note.content"].startswith("Why.\n\nStudy two, dataset ")
+    assert parent.data.tags["mlflow.note.content"].startswith("Why.\n\n**Study two: ")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """What a training writes to its run, also where something goes wrong."""
 
+import math
+
 import pytest
 
 from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines
-from fnostab.health import judge
+from fnostab.health import Verdict, judge
+from fnostab.tracking.verdict import description, with_description
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.workflows import logbook as logbook_module
 from fnostab.workflows.logbook import Logbook
@@ -60,3 +63,30 @@ def test_uncommitted_code_lies_beside_the_run(book, monkeypatch):
     book.begin("cpu", baselines(load_or_build(resolve_config({"preset": "smoke"}).data), False))
     assert "code.diff" in tracker.written
     assert book.history.val_loss_constant > book.history.val_loss_floor > 0
+
+
+def test_a_run_says_its_verdict_its_numbers_and_shows_its_picture():
+    verdict = Verdict("collapsed", "first in `up_s_` at epoch 4 | <b>", {})
+    told = description(verdict, None, {"best_val_loss": 0.0123456, "frc50": math.nan}, ("abc", "recon/object_0.png"))
+    assert told.split("\n\n") == [
+        "**Verdict: collapsed.** First in \\`up_s\\_\\` at epoch 4 \\| &lt;b&gt;.",
+        "| best_val_loss |\n| ---: |\n| 0.0123 |",
+        "![object_0](get-artifact?path=recon%2Fobject_0.png&run_uuid=abc)",
+    ]
+
+
+def test_what_somebody_said_of_a_run_stays_above_however_often_it_is_written():
+    ours = description(Verdict("converged", "told", {}), None)
+    once = with_description("Is it alive?\n\n**Bold.**", ours)
+    assert once == f"Is it alive?\n\n**Bold.**\n\n{ours}"
+    assert with_description(once, ours) == once
+    assert with_description("", ours) == with_description(ours, ours) == ours
+
+
+def test_a_run_whose_metrics_all_mean_something_has_no_tag_vacuous(book, tmp_path):
+    book, tracker, _ = book
+    tags = {}
+    tracker.set_tags = tags.update
+    book.end(judge(book.history.to_mapping()), None, {}, None, CheckpointFiles(tmp_path))
+    assert "verdict" in tags
+    assert "vacuous" not in tags

@@ -11,7 +11,7 @@ from fnostab.ranking.claims import ONE_LOOK, Design
 from fnostab.report import figures as figures_module
 from fnostab.report.axes import colours, to_rgb
 from fnostab.report.figures import FIGURES, draw_figures
-from fnostab.report.study import html_report, short_summary, summary_markdown
+from fnostab.report.study import html_report, note_markdown, summary_markdown
 from fnostab.study.curves import NO_CURVES, Curves, binned
 from fnostab.study.depth import compare_depth
 from fnostab.study.result import StudyResult, StudyRun, best_and_worst
@@ -114,7 +114,7 @@ def three():
 @pytest.fixture(scope="module")
 def drawn(three):
     """The figures of the study `three` by name."""
-    return {name: draw(three) for name, draw in FIGURES.items() if name not in ("depth", "r_stitched")}
+    return {name: draw(three) for name, draw in FIGURES.items() if name not in ("depth", "r_stitched", "settings")}
 
 
 def lines(figure, gid):
@@ -124,7 +124,7 @@ def lines(figure, gid):
 class Page(HTMLParser):
     """What a page holds; fails where tags do not nest."""
 
-    VOID = {"meta", "img", "br", "link"}
+    VOID = {"meta", "img", "br", "link", "input"}
 
     def __init__(self, text):
         super().__init__()
@@ -237,7 +237,7 @@ def test_by_r_stitched_that_column_comes_first_and_the_best_run_is_the_one_with_
     assert cells(text, "Ranking", "rank")[5:7] == ["median r_stitched", "median val_loss"]
     assert cells(text, "Ranking", "agc")[5].startswith("0.0306 [0.03, ")
     assert row_of_pair(text, "agc", "control")[-1].startswith("0.00, opposite")
-    assert "1. agc: median r_stitched 0.0306 [0.03, " in short_summary(result)
+    assert "| 1 | agc | hybrid | 5 | 0 [0, 43 %] | 0.0306 [0.03, " in note_markdown(result, 8000)
     page = html_report(result)
     lowest = min(result.of_arm("agc"), key=lambda run: run.numbers["r_stitched"])
     assert f"Best run: seed {lowest.seed}" in page.partition('<section id="extremes">')[2]
@@ -304,12 +304,23 @@ def test_the_summary_names_every_run_why_runs_failed_and_what_is_missing(three):
     assert missing.strip().splitlines() == ["- agc, seed 4: interrupted.", "- No run of arm wide was found."]
 
 
-def test_the_short_summary_fits_a_description_whatever_the_study(three):
-    sweep = study({f"arm-{LONG}-{place}": ("hybrid", 0.02, ["converged"] * 3) for place in range(12)}, history=None)
-    for result in (three, sweep, replace(three, study="x" * 3000)):
-        assert 100 < len(short_summary(result)) <= 1000
-    assert re.search(r"And \d+ more arms\.$", short_summary(sweep))
-    assert len(short_summary(three).splitlines()) == 1 + len(three.ranking.table)
+def test_a_note_fits_a_description_whatever_the_study(three):
+    sweep = study({f"arm-{LONG}-{place}": ("hybrid", 0.02, ["converged"] * 3) for place in range(60)}, history=None)
+    hostile = study({f"{HOSTILE}{place}": ("hybrid", 0.02, ["converged"] * 3) for place in range(3)}, history=None)
+    for result in (three, sweep, hostile, replace(three, study="x" * 3000)):
+        for most in (1000, 8000):
+            assert 100 < len(note_markdown(result, most)) <= most
+    told = re.search(r"And (\d+) more arms\.", note_markdown(sweep, 8000))
+    assert note_markdown(sweep, 8000).count("\n| ") == 2 + 60 - int(told[1])
+
+
+def test_a_note_has_the_decision_and_the_ranking_table(three):
+    note = note_markdown(three, 8000)
+    assert note.startswith("**Study stage_a: No decision between")
+    rows = [line for line in note.splitlines() if line.startswith("| ")]
+    assert rows[0].startswith("| rank | arm | arch | runs | failed | median val_loss |")
+    assert [row.split(" | ")[1] for row in rows[2:]] == three.arms
+    assert note.endswith(f"Dataset {three.dataset_sha256[:12]}.")
 
 
 def test_the_page_is_whole_and_asks_nothing_of_the_network(three):
@@ -497,7 +508,7 @@ def test_stage_b_is_told_beside_stage_a(three):
     (depth,) = result.depths
     assert "Instability emerged from 4 to 8 blocks" in summary_markdown(result)
     advice = "Stay at 4 blocks, or try control at 8 blocks with clip_algo=agc or another clip_val"
-    assert advice in short_summary(result)
+    assert advice in note_markdown(result, 8000)
     found = cells(summary_markdown(result), "Stage A and Stage B", "failure rate")
     assert found[1:] == ["20 % [4, 62 %]", "67 % [21, 94 %]", "+47 points"]
     found = cells(summary_markdown(result), "Stage A and Stage B", "amplitude SSIM")

@@ -19,7 +19,7 @@ from fnostab.study import curves
 from fnostab.study.names import METRIC
 from fnostab.study.stored_run import NO_DATASET
 from fnostab.tracking import store
-from fnostab.workflows import compare
+from fnostab.workflows import study_result
 from fnostab.workflows.compare import compare_study
 
 _PAGE = Path(__file__).resolve().parents[1] / "docs" / "tracking-contract.md"
@@ -215,7 +215,7 @@ def test_the_page_has_a_row_for_every_tag_metric_and_series_that_is_read_and_no_
         return replace(found, tags=_Noted(found.tags, tags))
 
     monkeypatch.setattr(store, "stored_run", noting)
-    monkeypatch.setattr(compare.Curves, "of", lambda content: of(_Noted(content, series)))
+    monkeypatch.setattr(study_result.Curves, "of", lambda content: of(_Noted(content, series)))
     record_run("darcy", "ours")
     foreign_run("a", 1, dataset_sha256="5f" * 32, arch="other", history={"val_loss": [0.1]})
     compare_study("darcy", parent=None)
@@ -228,7 +228,7 @@ def test_the_page_has_a_row_for_every_tag_metric_and_series_that_is_read_and_no_
     ranked = {METRIC[column] for column in {*RANKED_BY, *NUMBER_COLUMNS}} | {METRIC["r_factor"]}
     registered = {METRIC[f"{name}_mean_pattern"] for name in ("r_stitched", "r_factor")}
     assert tables["metric"].keys() == ranked | registered
-    assert tables["artifact"].keys() == {"history.json", compare._PICTURE, "model"}
+    assert tables["artifact"].keys() == {"history.json", study_result._PICTURE, "model"}
 
 
 def test_the_page_asks_for_no_more_than_a_comparison_needs(fresh_store):

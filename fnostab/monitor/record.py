@@ -70,7 +70,9 @@ class Record:
         self.tracker.log_metrics(found, step=max(0, history.steps - 1))
         if status == "FINISHED":
             texts = {"metrics.json": json.dumps(plain(layout), indent=2, allow_nan=False)}
-            self._finish(history, verdict_tags(verdict, stability), texts, status, description(verdict, stability))
+            numbers = {} if best is None else {"best_val_loss": float(best)}
+            note = description(verdict, stability, numbers | evidence_numbers(verdict))
+            self._finish(history, verdict_tags(verdict, stability), texts, status, note)
         else:
             self._finish(history, verdict_tags(verdict, None), {}, status)
 

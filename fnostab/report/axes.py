@@ -23,6 +23,8 @@ OTHER_COLOURS: Final = (
     *OWN_COLOURS.values(),
 )
 FAILED_COLOUR: Final = "#4A4A4A"
+#: Arms beside each other in one figure; a figure of more is no overview.
+MOST_ARMS: Final = 24
 #: Pixels per inch of a PNG: sharp on a screen, small in a file.
 DPI: Final = 120
 
@@ -87,6 +89,15 @@ def tidy(axes: Axes, grid: Literal["x", "y"] = "y") -> None:
     axes.tick_params(labelsize=8, color="0.6")
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color="0.9", linewidth=0.7)
+
+
+def name_arms(axes: Axes, arms: Sequence[str]) -> None:
+    """Name the arms under the x axis, on which they stand at 0, 1, 2 and so on."""
+    names = [label(arm) for arm in arms]
+    slanted = sum(map(len, names)) > 11 * len(names) or len(names) > 8
+    turn: dict[str, Any] = {"rotation": 35, "ha": "right"} if slanted else {"rotation": 0, "ha": "center"}
+    axes.set_xticks(range(len(names)), names, fontsize=9, **turn)
+    axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 def log_axis(axes: Axes, low: float, high: float) -> None:

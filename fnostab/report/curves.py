@@ -19,8 +19,8 @@ CAP: Final = 10.0
 def learning_curves(result: StudyResult) -> Figure:
     """R-factor on validation patches over epochs: a line a run, the median of an arm, constant object and noise."""
     drawn, colour_of = result.drawn_runs, colours(result.arms)
-    constant, floor = (_typical([getattr(run.curves, name) for run in drawn]) for name in ("constant", "floor"))
-    bottom, top = _frame([run.curves.val_loss for run in drawn], constant, floor)
+    constant, floor = (typical([getattr(run.curves, name) for run in drawn]) for name in ("constant", "floor"))
+    bottom, top = frame([run.curves.val_loss for run in drawn], constant, floor)
     longest = max([2, *(len(run.curves.val_loss) for run in drawn)])
     title = "val_loss" if result.is_foreign else "R-factor (val_loss)"
     levels = {"best constant object": (constant, "--"), "photon noise alone": (floor, ":")}
@@ -142,7 +142,7 @@ def _median_curve(curves: Sequence[Floats]) -> Floats:
     return np.where(np.isfinite(middle), middle, np.nan)
 
 
-def _frame(curves: Sequence[Floats], constant: float, floor: float) -> tuple[float, float]:
+def frame(curves: Sequence[Floats], constant: float, floor: float) -> tuple[float, float]:
     """The range of the R-factor's axis."""
     values = np.concatenate([*curves, [constant, floor]])
     values = values[np.isfinite(values) & (values > 0)]
@@ -152,7 +152,7 @@ def _frame(curves: Sequence[Floats], constant: float, floor: float) -> tuple[flo
     return float(values.min()), float(min(values.max(), max(cap, values.min() * 2)))
 
 
-def _typical(values: Sequence[float]) -> float:
+def typical(values: Sequence[float]) -> float:
     """A constant of the dataset, which all runs share: the median of what is known of it, else NaN."""
     known = [value for value in values if np.isfinite(value) and value > 0]
     return float(np.median(known)) if known else np.nan

@@ -8,13 +8,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fnostab.report.axes import OTHER_COLOURS, Picture, colours, label, log_axis, new_figure, tidy, try_to_draw
+from fnostab.report.axes import (
+    MOST_ARMS,
+    OTHER_COLOURS,
+    Picture,
+    colours,
+    label,
+    log_axis,
+    name_arms,
+    new_figure,
+    tidy,
+    try_to_draw,
+)
 from fnostab.report.curves import gradient_norms, learning_curves
+from fnostab.report.settings import settings
+from fnostab.report.stability import stability
 from fnostab.study.depth import DepthChange
 from fnostab.study.result import StudyResult, StudyRun
 
-#: Arms beside each other in one figure; a figure of more is no overview.
-MOST_ARMS: Final = 24
 #: Panels of the figure `depth`: the metrics of each, by what they are called in it.
 _DEPTH_PANELS: Final = {
     "val_loss": {"median": "median_best_val_loss", "best": "best_val_loss"},
@@ -45,7 +56,9 @@ def _can_be_drawn(name: str, result: StudyResult) -> bool:
         return known and result.ranking.table[0]["median_r_stitched"] is not None
     if name in ("learning_curves", "gradient_norms"):
         return any(not run.curves.is_empty for run in result.drawn_runs) or not result.is_foreign
-    return name != "depth" or bool(result.depths)
+    if name == "stability":
+        return any(run.numbers.get("max_drawdown") is not None for run in result.runs)
+    return name not in ("depth", "settings") or bool(result.depths if name == "depth" else result.settings)
 
 
 def best_val_loss(result: StudyResult) -> Figure:
@@ -77,12 +90,7 @@ def _every_run(result: StudyResult, column: str, title: str) -> Figure:
         _dots(band, axes, place, runs[row["arm"]], column, color)
         _median(band, axes, place, row, column)
     axes.set_ylabel(title, fontsize=9)
-    names = [label(row["arm"]) for row in rows]
-    slanted = sum(map(len, names)) > 11 * len(names) or len(names) > 8
-    axes.set_xticks(
-        range(len(rows)), names, rotation=35 if slanted else 0, ha="right" if slanted else "center", fontsize=9
-    )
-    axes.set_xlim(-0.6, len(rows) - 0.4)
+    name_arms(axes, [row["arm"] for row in rows])
     if not finite:
         axes.text(0.5, 0.5, "no run converged", transform=axes.transAxes, ha="center", color="0.35", fontsize=9)
     _make_band(band, any_failed)
@@ -177,6 +185,8 @@ FIGURES: Final[Mapping[str, Callable[[StudyResult], Figure]]] = {
     "best_val_loss": best_val_loss,
     "r_stitched": r_stitched,
     "failure_rates": failure_rates,
+    "stability": stability,
+    "settings": settings,
     "learning_curves": learning_curves,
     "gradient_norms": gradient_norms,
 }

@@ -1,4 +1,4 @@
-"""Tell a ranked study: as Markdown, in a few lines, and as one self-contained HTML file.
+"""Tell a ranked study: as Markdown, in a run's description, and as one self-contained HTML file.
 
 Everything here is a pure function of a `StudyResult`. Names and reasons come from tags, which anyone can write, so they
 are text everywhere, never markup.
@@ -7,15 +7,25 @@ are text everywhere, never markup.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from fnostab.report.axes import Picture, colours
-from fnostab.report.figures import MOST_ARMS, draw_figures
-from fnostab.report.tables import depth_table, details_table, known_measures, pairs_table, ranking_table, runs_table
+from fnostab.report.axes import MOST_ARMS, Picture, colours
+from fnostab.report.chart import curve_charts
+from fnostab.report.figures import draw_figures
+from fnostab.report.tables import (
+    depth_table,
+    details_table,
+    known_measures,
+    looks_table,
+    p_values_table,
+    pairs_table,
+    ranking_table,
+    runs_table,
+)
 from fnostab.report.templates import render, words
 from fnostab.study.result import MOST_LINES, StudyResult, StudyRun, best_and_worst
 from fnostab.study.text import shortened
 
-#: Characters that `short_summary` never exceeds.
-SHORT: Final = 1000
+#: Characters that a row of the ranking table has at least.
+_LEAST_ROW: Final = 60
 
 
 def summary_markdown(result: StudyResult, *, brief: bool = False) -> str:
@@ -42,23 +52,32 @@ def html_report(result: StudyResult, pictures: Mapping[str, Picture] | None = No
         any_pictures=not result.is_foreign or any(run.pictures for run in result.runs),
         colours=colours(result.arms),
         measures=known_measures(result),
+        p_values=p_values_table(result.ranking),
+        charts=curve_charts(result),
     )
 
 
-def short_summary(result: StudyResult) -> str:
-    """The decision and the order of the arms in at most `SHORT` characters of plain text, for a description."""
-    why = " ".join(f"{stressed} {rest}" for stressed, rest in _paragraphs(result))
-    text = f"Study {result.study}, dataset {result.dataset_sha256[:12]}. {_line(words().headline(result))}. {why}"
-    lines = [shortened(text, SHORT - 200)]
-    table, by = result.ranking.table, result.ranking.by
-    ranked = [_line(words().ranked(place, row, by)) for place, row in enumerate(table, start=1)]
-    for place, line in enumerate(ranked):
-        rest = f"And {len(ranked) - place} more arms."
-        if sum(len(kept) + 1 for kept in lines) + len(line) + len(rest) + 1 > SHORT:
-            lines.append(rest)
-            break
-        lines.append(line)
-    return "\n".join(lines)
+def note_markdown(result: StudyResult, most: int) -> str:
+    """The decision and the ranking table in Markdown, for the description of a run.
+
+    At most `most` characters, 1,000 or more: what does not fit of the table is counted, and long texts are shortened.
+    """
+    table = ranking_table(result.ranking)
+    paragraphs = _paragraphs(result)
+    told = [(shortened(stressed, 300), shortened(rest, most // (2 * len(paragraphs)))) for stressed, rest in paragraphs]
+    short: dict[str, Any] = {
+        "study": shortened(result.study, 100),
+        "headline": shortened(_line(words().headline(result)), 300),
+    }
+    short |= {"told": told, "ranking": table, "dataset": result.dataset_sha256[:12]}
+    rows = min(len(table.rows), most // _LEAST_ROW)
+    while True:
+        more = len(table.rows) - rows
+        order = _line(words().order(result)) if rows else ""
+        text = render("note.md.j2", **short, most=rows, more=more, order=order).strip()
+        if len(text) <= most or not rows:
+            return text[:most]
+        rows -= 1
 
 
 def _told(result: StudyResult) -> dict[str, Any]:
@@ -72,6 +91,7 @@ def _told(result: StudyResult) -> dict[str, Any]:
         "details": details_table(result.ranking),
         "pairs": pairs_table(result.ranking),
         "clear": _line(words().clear(result.ranking)),
+        "looks": looks_table(result.looks),
         "depths": [{"arm": depth.arm, "table": depth_table(depth)} for depth in result.depths],
         "missing": [*(_line(words().missing(*found)) for found in result.missing), *result.notes],
         "facts": {**result.facts, "dataset": result.dataset_sha256},

@@ -9,6 +9,7 @@ from fnostab.ranking import Ranking
 from fnostab.ranking.pairs import Pair
 from fnostab.study.depth import DepthChange, DepthComparison, Estimate
 from fnostab.study.result import StudyResult
+from fnostab.study.sequential import Look
 from fnostab.study.text import UNKNOWN, interval, number, percent_interval
 
 #: What the metrics of a depth comparison are called.
@@ -30,6 +31,8 @@ _MEASURES: Final = {
     **{"r_stitched": "r_stitched", "max_drawdown": "max drawdown", "relapses": "relapses"},
     "dead_blocks": "dead blocks",
 }
+#: A table of more columns is wider than a page.
+_MOST_COLUMNS: Final = 12
 
 
 class Cell(NamedTuple):
@@ -139,6 +142,29 @@ def _by_the_other(pair: Pair, other: Pair) -> Cell:
     favoured = pair.better or (pair.a if pair.probability >= 0.5 else pair.b)
     said = "open" if other.is_open else "agrees" if other.better == favoured else "opposite"
     return Cell(f"{number(other.probability, '.2f')}, {said}", interval(other.low, other.high, ".2f"))
+
+
+def p_values_table(ranking: Ranking) -> Table | None:
+    """The corrected p-value of each pair, an arm a row and a column; None for fewer than three arms, or too many."""
+    arms = [row["arm"] for row in ranking.table]
+    if not 3 <= len(arms) <= _MOST_COLUMNS:
+        return None
+    pairs = {(pair.a, pair.b): pair for pair in ranking.pairs}
+
+    def cell(a: str, b: str) -> Cell:
+        if a == b:
+            return Cell("")
+        pair = pairs[a, b]
+        return Cell(number(pair.p_corrected, ".2g"), "" if pair.is_open else "better" if pair.a_is_better else "worse")
+
+    return Table(("", *arms), [(Cell(a), *(cell(a, b) for b in arms)) for a in arms])
+
+
+def looks_table(looks: Sequence[Look]) -> Table | None:
+    """What each look of a study until decided found; None for a study that looks once."""
+    head = ("after, seeds an arm", "first in rank", "decided", "open")
+    rows = [(Cell(str(look.seeds)), Cell(look.leader), Cell(look.decided), Cell(look.open)) for look in looks]
+    return Table(head, rows, texts=4) if rows else None
 
 
 def known_measures(result: StudyResult) -> dict[str, str]:

@@ -41,12 +41,16 @@ def binned(values: Floats) -> Binned:
 
 @dataclass(frozen=True)
 class Curves:
-    """The validation loss by epoch, the gradient's norm before clipping by step, and what the loss is held against."""
+    """The validation loss by epoch, the gradient's norm before clipping by step, and what the loss is held against.
+
+    `r_stitched` is the R-factor of the stitched validation object by epoch, NaN where it was not taken; or empty.
+    """
 
     val_loss: Floats
     grad_norm: Binned
     constant: float  #: R-factor of the best constant object; NaN where it is not known
     floor: float  #: R-factor of photon noise alone; NaN where it is not known
+    r_stitched: Floats
 
     @property
     def is_empty(self) -> bool:
@@ -59,13 +63,13 @@ class Curves:
         if not isinstance(history, Mapping):
             raise ValueError("it must hold an object")
         series = {}
-        for name in ("val_loss", "grad_norm_preclip"):
+        for name in ("val_loss", "grad_norm_preclip", "r_stitched"):
             values = history.get(name)
             if not isinstance(values, (list, tuple, type(None))):
                 raise ValueError(f"`{name}` must be a list")
             series[name] = np.array([_number(value) for value in values or ()], dtype=np.float64)
         constant, floor = (_number(history.get(f"val_loss_{name}")) for name in ("constant", "floor"))
-        return cls(series["val_loss"], binned(series["grad_norm_preclip"]), constant, floor)
+        return cls(series["val_loss"], binned(series["grad_norm_preclip"]), constant, floor, series["r_stitched"])
 
 
 def _number(value: Any) -> float:

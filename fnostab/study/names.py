@@ -81,7 +81,6 @@ NUMBERS: Final = (
     Number("test/overlap_consistency", "overlap_consistency", "end", "1: overlapping patches agree, 0: are unrelated"),
     Number("test/frc_halves_one_seventh", "frc_halves_one_seventh", "end", "reconstruct: FRC of half scans under 1/7"),
     Number("test/frc_halves_half_bit", "frc_halves_half_bit", "end", "the same, under the half-bit curve"),
-    Number("test/r_factor_network", "r_factor_network", "end", "reconstruct --refine: R-factor before the refinement"),
     Number("test/object_correlation", "object_correlation", "end", "agreement of the patches with the object"),
     Number("test/twin_correlation", "twin_correlation", "end", "agreement of the patches with the object's twin"),
     Number("test/amp_ssim", "amp_ssim", "end", "SSIM of the stitched object's amplitude"),
@@ -98,6 +97,19 @@ NUMBERS: Final = (
 METRIC: Final[Mapping[str, str]] = {number.name: number.metric for number in NUMBERS if number.name}
 #: Beginnings of the numbers of single layers and parameters, of which a run has many.
 DETAILS: Final = tuple(number.metric.partition("<")[0] for number in NUMBERS if "<" in number.metric)
+
+#: Series of a study in its parent run (`study/arm_series.py`), and what each is; `<n>` stands for a number of runs.
+ARM_SERIES: Final = {
+    "runs_done/<arm>": "runs of the arm that have a result, by the number of finished runs of the study",
+    "failure_rate/<arm>": "the share of them that failed",
+    "best_val_loss_median/<arm>": "the median of their best val_loss, failed runs counted as infinite",
+    "val_loss_median_of_<n>/<arm>": "median of val_loss over the arm's n runs, by epoch",
+    "val_loss_low_quartile_of_<n>/<arm>": "the lower quartile",
+    "val_loss_high_quartile_of_<n>/<arm>": "the upper quartile",
+    "r_stitched_median_of_<n>/<arm>": "median of the stitched R-factor over the arm's n runs, by epoch",
+    "r_stitched_low_quartile_of_<n>/<arm>": "the lower quartile",
+    "r_stitched_high_quartile_of_<n>/<arm>": "the upper quartile",
+}
 
 #: A run's tags, and what each says.
 TAGS: Final = {

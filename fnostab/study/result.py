@@ -11,6 +11,7 @@ from fnostab.health import FAILED, NO_RESULT
 from fnostab.ranking import Ranking
 from fnostab.study.curves import NO_CURVES, Curves
 from fnostab.study.depth import DepthComparison
+from fnostab.study.sequential import Look
 
 #: More panels of curves, or pictures of more arms, are not looked at, and more lines in one panel hide each other.
 MOST_PANELS: Final = 12
@@ -61,7 +62,9 @@ class StudyResult:
     `facts` is shown as a small table (preset, device, commit, versions), `notes` as sentences: warnings, and what is
     missing beside the runs in `ranking.missing`. `depths` compares each arm of a Stage B with the same arm of Stage A.
     `supervised` names the arms that were trained on the true patches. `is_foreign` tells that something else than
-    `fnostab train` made some of the runs: their val_loss need not be an R-factor.
+    `fnostab train` made some of the runs: their val_loss need not be an R-factor. `settings` has, by arm, the values of
+    the keys in which the arms differ, where the study varies any besides an arm's own; `looks` what each look of a
+    study until decided found.
     """
 
     study: str
@@ -73,6 +76,8 @@ class StudyResult:
     depths: Sequence[DepthComparison] = ()
     supervised: Sequence[str] = ()
     is_foreign: bool = False
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    looks: Sequence[Look] = ()
 
     @cached_property
     def arms(self) -> list[str]:

@@ -150,6 +150,19 @@ def _check_configs(study: str, runs: Sequence[StoredRun]) -> None:
             raise ConfigError(_difference(study, key, by_value, "be one in all arms"))
 
 
+def varied_settings(runs: Iterable[StoredRun]) -> dict[str, dict[str, str]]:
+    """By arm, the values of the keys in which the arms differ; nothing if a study varies none but the arms' own."""
+    ours = [run for run in runs if not run.is_foreign]
+    of_arm = {run.arm: run.params for run in sorted(ours, key=lambda run: run.seed, reverse=True)}
+    varied = {key for run in ours for key in run.tags.get("varied", "").split(",") if key}
+    keys = sorted(CONFIG_KEYS.keys() | {key for params in of_arm.values() for key in params if is_option(key)})
+    values = {key: {params.get(key, "") for params in of_arm.values()} for key in keys if key not in _IRRELEVANT}
+    differing = [key for key, of_key in values.items() if len(of_key) > 1]
+    if len(differing) < 2 or not varied & set(differing):
+        return {}
+    return {arm: {key: params.get(key, "") or "none" for key in differing} for arm, params in of_arm.items()}
+
+
 def _difference(study: str, key: str, by_value: Mapping[object, Sequence[StoredRun]], rule: str) -> str:
     values = "; ".join(f"{value} of {_who(runs)}" for value, runs in by_value.items())
     if key.endswith(".source_sha256"):

@@ -6,11 +6,11 @@ open comparison with it, and the leader itself, get more seeds. `fnostab.ranking
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from fnostab.config import ConfigError
 from fnostab.io.untrusted import shown
-from fnostab.ranking import Ranking
+from fnostab.ranking import BOOTSTRAP_SEED, Ranking, rank_arms
 from fnostab.ranking.claims import ALPHA, Design
 from fnostab.ranking.exact_tests import fewest_seeds
 from fnostab.ranking.pairs import Pair, p_text
@@ -144,6 +144,28 @@ class Standing:
         """The standing as tags of the parent run."""
         used = ", ".join(f"{arm} {seeds}" for arm, seeds in self.seeds.items())
         return {"decided": self.decided_text, "open": self.open_text, "seeds_used": used}
+
+
+class Look(NamedTuple):
+    """What a look found, in words, after so many seeds an arm."""
+
+    seeds: int
+    leader: str
+    decided: str
+    open: str
+
+
+def looks_of(rows: Sequence[Mapping[str, Any]], design: Design, by: str) -> list[Look]:
+    """What each look of `design` found that its runs are there for; `rows` are those of `rank_arms`, ranked `by`."""
+    seeds = sorted({row["seed"] for row in rows})
+    found = []
+    for end in design.looks if design.is_sequential else ():
+        if len(seeds) < end:
+            break
+        seen = [row for row in rows if row["seed"] in seeds[:end]]
+        standing = Standing.of(rank_arms(seen, BOOTSTRAP_SEED, 0, by=by, design=design))
+        found.append(Look(end, standing.leader, standing.decided_text, standing.open_text))
+    return found
 
 
 def _decided(pair: Pair) -> str:

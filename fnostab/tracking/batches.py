@@ -9,8 +9,8 @@ from mlflow.entities import Metric, Param, RunTag
 #: MLflow's limits for one `log_batch` call.
 METRICS_A_CALL: Final = 1000
 _PARAMS_A_CALL: Final = 100
-#: MLflow refuses longer tags.
-_MAX_TAG: Final = 5000
+#: Characters of a tag: MLflow cuts longer ones, or refuses them.
+MAX_TAG: Final = 8000
 
 
 def log_batches(
@@ -28,4 +28,4 @@ def log_batches(
     for start in range(0, len(metrics), METRICS_A_CALL):
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_CALL], synchronous=True)
     if tags:
-        client.log_batch(run_id, tags=[RunTag(key, str(value)[:_MAX_TAG]) for key, value in tags.items()])
+        client.log_batch(run_id, tags=[RunTag(key, str(value)[:MAX_TAG]) for key, value in tags.items()])

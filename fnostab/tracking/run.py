@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import quote
 
 import mlflow
 from mlflow.entities import Run
@@ -227,6 +228,11 @@ def how_to_open(run_id: str, experiment_id: str) -> str:
         return f"open {url}"
     command = f"`mlflow ui --backend-store-uri {redacted(mlflow.get_tracking_uri())}`"
     return f"{command}, then open http://127.0.0.1:5000{_page(run_id, experiment_id)}"
+
+
+def artifact_page(run_id: str, experiment_id: str, path: str) -> str:
+    """Where the UI shows an artifact of a run, as a link from any other of its pages."""
+    return f"{_page(run_id, experiment_id).removeprefix('/')}/artifacts/{quote(path)}"
 
 
 def _page(run_id: str, experiment_id: str) -> str:

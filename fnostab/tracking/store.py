@@ -230,6 +230,12 @@ def search_runs(**tags: str) -> Iterator[StoredRun]:
             yield stored_run(run)
 
 
+def read_stored_run(run_id: str) -> StoredRun:
+    """The run `run_id` as the store tells it; raises `StoreUnavailable` also where there is none."""
+    with translated_store_errors(HOW_TO_REPEAT):
+        return stored_run(mlflow.MlflowClient().get_run(run_id))
+
+
 def stored_run(run: Run) -> StoredRun:
     """What is kept of a run that MLflow's client gave."""
     info, data = run.info, run.data

@@ -18,7 +18,7 @@ from fnostab.ranking.claims import ONE_LOOK, Design
 from fnostab.study.selection import newest_results
 from fnostab.study.stored_run import StoredRun, has_identity
 from fnostab.tracking.artifacts import read_artifact
-from fnostab.tracking.batches import log_batches
+from fnostab.tracking.batches import MAX_TAG, log_batches
 from fnostab.tracking.errors import HOW_TO_REPEAT, StoreUnavailable, translated_store_errors
 from fnostab.tracking.run import NOTE, own_or_new_run, resume_into, unless_named
 from fnostab.tracking.store import search_runs
@@ -139,6 +139,11 @@ class StudyFolder:
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags of the run."""
         log_batches(mlflow.MlflowClient(), self.run_id, tags=tags)
+
+    @property
+    def room_for_note(self) -> int:
+        """Characters that a note can have, below the description."""
+        return MAX_TAG - len(self.description) - 2
 
     def set_note(self, text: str) -> None:
         """Let the UI show `text`, below the description if there is one."""

@@ -12,6 +12,7 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from numpy.typing import NDArray
 
 import fnostab
@@ -27,6 +28,7 @@ from fnostab.tracking.errors import (
     translated_store_errors,
 )
 from fnostab.tracking.pictures import PictureQueue
+from fnostab.tracking.verdict import with_description
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +66,10 @@ class Tracker:
         if len(self._queue) >= METRICS_A_CALL:
             self.flush()
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queue one value a key at `step`."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int, *, model_id: str | None = None) -> None:
+        """Queue one value a key at `step`; they are of the run's model `model_id` as well, if there is one."""
         now_ms = time.time_ns() // 1_000_000
-        self.log_series((key, float(value), step, now_ms) for key, value in metrics.items())
+        self._queue += [Metric(key, float(value), now_ms, step, model_id=model_id) for key, value in metrics.items()]
 
     def log_image(self, image: NDArray[np.uint8], key: str, step: int) -> None:
         """Queue an (H, W, 3) picture under `key`, which the UI shows by step."""
@@ -141,9 +143,9 @@ class Tracker:
 
     @translated_store_errors()
     def set_description(self, text: str) -> None:
-        """Set the description (Markdown) that the UI shows of the run, unless somebody gave it one."""
-        if not self._client.get_run(self.run_id).data.tags.get("mlflow.note.content"):
-            self.set_tags({"mlflow.note.content": text})
+        """Set the description (Markdown) that the UI shows of the run; what somebody else said of it stays above."""
+        before = self._client.get_run(self.run_id).data.tags.get(MLFLOW_RUN_NOTE, "")
+        self.set_tags({MLFLOW_RUN_NOTE: with_description(before, text)})
 
     @translated_store_errors()
     def delete_tags(self, *keys: str) -> None:

@@ -1,7 +1,8 @@
 """What a training writes to its MLflow run: how it begins, pictures on the way, what it came to."""
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,7 +24,7 @@ from fnostab.report.watched import watched_figure
 from fnostab.study.names import tracked
 from fnostab.tracking.checkout import uncommitted_code
 from fnostab.tracking.errors import StoreUnavailable
-from fnostab.tracking.exports import log_model
+from fnostab.tracking.exports import MODEL, log_model
 from fnostab.tracking.tracker import Tracker, run_tags
 from fnostab.tracking.verdict import description, verdict_layout, verdict_tags
 from fnostab.training.checkpoint_files import CheckpointFiles
@@ -55,6 +56,7 @@ class Logbook:
         self._report = report
         self._title = f"{config.arm}, seed {config.seed}"
         self._baselines: dict[str, float] = {}
+        self._model_id: str | None = None
 
     def begin(self, device: str, baselines: dict[str, float]) -> None:
         """Write what is known before the first step; `baselines` are the numbers of `evaluation.baselines`."""
@@ -63,7 +65,7 @@ class Logbook:
         for name, value in baselines.items():
             setattr(self.history, name, value)
         tracker.set_tags(run_tags(config, self._dataset, device))
-        tracker.delete_tags("verdict", "verdict_reason")
+        tracker.delete_tags("verdict", "verdict_reason", "vacuous")
         tracker.log_config(config)
         tracker.log_dataset(self._dataset)
         for source in source_files(config):
@@ -116,8 +118,8 @@ class Logbook:
         if evaluation.compared:
             self._log_picture("figures/frc.png", "frc", frc_figure, evaluation.reconstructions, self._title)
 
-    def log_model(self, module: PtychoModule) -> None:
-        """Write the network, ready to be served; `module` ends up on the CPU."""
+    def log_model(self, module: PtychoModule, steps: int, name: str = MODEL) -> None:
+        """Write the network as it was after `steps` steps, ready to be served; `module` ends up on the CPU."""
         if not self.keeps_all:
             return
         probe_path = self._folder / "probe.npz"
@@ -140,7 +142,12 @@ class Logbook:
             shipped(torch.from_numpy(example))  # a network may keep what it makes at its first call
         with batches_of_any_size():
             is_own = self._config.model.arch in ARCHITECTURES
-            log_model(self._tracker, shipped, example, extra_files=[probe_path], try_it=not is_own)
+            # The store must have what was measured at that step before the model is linked to it.
+            self._tracker.flush()
+            files, step = [probe_path], max(0, steps - 1)
+            of_model = log_model(self._tracker, shipped, example, files, name=name, step=step, try_it=not is_own)
+        if name == MODEL:
+            self._model_id = of_model
 
     def end(
         self,
@@ -157,19 +164,34 @@ class Logbook:
             if history.watched:
                 self._log_picture("figures/watched.png", "watched", watched_figure, history, self._title)
         numbers = tracked(results)
-        tracker.log_metrics(numbers, step=history.steps - 1)
+        tracker.log_metrics(numbers, step=history.steps - 1, model_id=self._model_id)
         vacuous = evaluation.vacuous if evaluation else []
-        tags = verdict_tags(verdict, stability) | {"vacuous": ",".join(vacuous)}
+        tags = verdict_tags(verdict, stability) | ({"vacuous": ",".join(vacuous)} if vacuous else {})
         if "twin" in verdict.evidence:
             tags["twin"] = str(verdict.evidence["twin"]).lower()
         tracker.set_tags(tags)
-        tracker.set_description(description(verdict, stability))
+        tracker.set_description(self._description(verdict, stability, results, evaluation))
         layout = verdict_layout(verdict, stability)
         layout |= {"vacuous": vacuous} | (evaluation.summary if evaluation else {}) | self._baselines | numbers
         tracker.log_text(json.dumps(plain(layout), indent=2, allow_nan=False), "metrics.json")
         tracker.log_text(history.to_json(), "history.json")
         for path in files.at_the_end if self.keeps_all else ():
             tracker.log_artifact(path, "checkpoints")
+
+    def _description(
+        self,
+        verdict: Verdict,
+        stability: Stability | None,
+        results: Mapping[str, float],
+        evaluation: Evaluation | None,
+    ) -> str:
+        """What the run's page says first: the verdict, the numbers that it goes with, and a picture if there is one."""
+        history = self.history
+        numbers = {"val_loss_constant": history.val_loss_constant, "val_loss_floor": history.val_loss_floor}
+        numbers["r_stitched"] = history.r_stitched[-1] if history.r_stitched else math.nan
+        has_picture = self.keeps_all and evaluation is not None
+        picture = (self._tracker.run_id, "recon/object_0.png") if has_picture else None
+        return description(verdict, stability, {**numbers, **results}, picture)
 
     def log_interrupted(self, interrupt: Interrupted) -> None:
         """Write what an interrupted training has so far."""

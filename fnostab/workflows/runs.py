@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,7 @@ class Runs:
     """The runs of a study: `all` that are planned so far, and by their place in it how they ended.
 
     `stored` are those that have a result in the store, by arm, seed and hash of the config; `folder` is where runs are
-    remembered that execute beyond this process.
+    remembered that execute beyond this process. `on_end` is called after each run that ends.
     """
 
     plan: StudyPlan
@@ -57,6 +57,7 @@ class Runs:
     folder: Path
     all: list[Planned] = field(default_factory=list)
     ends: dict[int, Update] = field(default_factory=dict)
+    on_end: Callable[[], None] = lambda: None
 
     def plan_more(self, runs: Iterable[Planned], *, only_finished: bool = False) -> None:
         """Take `runs` into the study, or only those of them that have a result in the store."""
@@ -87,6 +88,9 @@ class Runs:
 
         def watch(index: int, update: Update) -> None:
             self.view.update(places[index], update)
+            if update.state != "running":
+                self.ends[places[index]] = update
+                self.on_end()
 
         missing = [self.all[place] for place in places]
         ends = _launch(self.plan, missing, self.where, watch, parent_run_id, self.folder)

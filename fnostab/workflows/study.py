@@ -21,6 +21,7 @@ from fnostab.tracking.studies import MODEL_NAME, StudyFolder, find_parent, find_
 from fnostab.training.checks import check_arm
 from fnostab.training.precision import settle_precision
 from fnostab.workflows import build_dataset
+from fnostab.workflows.arm_series import ArmSeries
 from fnostab.workflows.looks import Looks
 from fnostab.workflows.ranked import rank_study
 from fnostab.workflows.runfolder import held_alone
@@ -112,11 +113,14 @@ def run_study(
             open_parent(plan.study, identity, planned, tags | (looks.tags if looks else {}), params, **said) as parent,
         ):
             conclusion = ""
+            series = ArmSeries(parent.run_id)
+            runs.on_end = lambda: series.update(runs.all, runs.ends.values())
             with environment(store_uri, parent.experiment_id):
                 if looks:
                     conclusion = _train_until_decided(looks, runs, parent)
                 else:
                     runs.train(parent.run_id)
+            series.update(runs.all, runs.ends.values(), at_the_end=True)
             opened = how_to_open(parent.run_id, parent.experiment_id)
             ends = [(run, runs.ends[place]) for place, run in enumerate(runs.all)]
             outcome = StudyOutcome(plan, parent.run_id, opened, ends, conclusion)
