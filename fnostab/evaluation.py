@@ -1,6 +1,7 @@
 """What a trained network makes of the test patterns: ONE object each, and how good it is."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -156,12 +157,19 @@ def half_scan_frc(
     curve. It is empty, and crosses nothing (NaN), where a half leaves over half of the other's lit pixels without
     light, or where an object is constant.
     """
+    groups = np.arange(len(patches)) if group_of is None else group_of
+    return frc_of_halves(lambda part: reassemble(patches[part], positions_px[part], probe), groups)
+
+
+def frc_of_halves(
+    reassemble_part: Callable[[NDArray[np.int64]], Reassembly], group_of: NDArray[np.int64]
+) -> metrics.FRC:
+    """The curve of `half_scan_frc`, of objects that `reassemble_part` makes of the patches with given indices."""
     none = metrics.FRC(*np.empty((3, 0)))
-    odd = (np.arange(len(patches)) if group_of is None else group_of) % 2 == 1
+    odd = group_of % 2 == 1
     if not odd.any():
         return none
-    parts = (~odd, odd)
-    halves = [reassemble(patches[part], positions_px[part], probe) for part in parts]
+    halves = [reassemble_part(np.flatnonzero(part)) for part in (~odd, odd)]
     start = np.max([half.origin_px for half in halves], axis=0)
     stop = np.min([np.add(half.origin_px, half.object.shape) for half in halves], axis=0)
     if (stop <= start).any():

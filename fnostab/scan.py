@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Complex64, Float, Float32, Float64, Int64, Shaped
+from jaxtyping import Bool, Complex, Complex64, Float, Float32, Float64, Int64, Shaped
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
@@ -155,7 +155,13 @@ def synchronise_phases(
     phases are solved for on the CPU.
     """
     matrix = _overlap_matrix(exit_waves, probes.expand_as(exit_waves), corners)
-    z = np.ones(len(exit_waves), dtype=np.complex128)
+    phases = solve_phases(matrix, n_iterations)
+    return torch.from_numpy(phases).to(exit_waves.device, exit_waves.real.dtype)
+
+
+def solve_phases(matrix: Any, n_iterations: int = 100) -> Float64[NDArray[np.float64], " n"]:
+    """Find the phases of `synchronise_phases` from its matrix A without diagonal, SciPy CSR, complex128 (n, n)."""
+    z = np.ones(matrix.shape[0], dtype=np.complex128)
     n_groups, group = connected_components(abs(matrix), directed=False)
     for members in (np.flatnonzero(group == g) for g in range(n_groups)):
         if len(members) == 1:
@@ -168,7 +174,7 @@ def synchronise_phases(
             if np.abs(z_group - previous).max() < 1e-7:
                 break
         z[members] = z_group * _sign(z_group.mean(keepdims=True)).conj()
-    return torch.from_numpy(np.angle(z)).to(exit_waves.device, exit_waves.real.dtype)
+    return np.asarray(np.angle(z))
 
 
 @torch.no_grad()
@@ -211,7 +217,7 @@ def reassemble(
         phases = synchronise_phases(waves, probes, windows, n_sync)
         waves = waves * torch.polar(torch.ones_like(phases), -phases)[:, None, None]
     numerator, light = stitch(waves, probes, windows, (height, width))
-    canvas = numerator / (light + _DARK * light.max())
+    canvas = least_squares_object(numerator, light)
     consistency, shared_light = _consistency(waves, probes, windows, canvas, light)
     return Reassembly(
         object=canvas.cpu().numpy(),
@@ -227,20 +233,45 @@ def _consistency(
     waves: Waves, probes: Probes, corners: Corners, canvas: torch.Tensor, light: torch.Tensor
 ) -> tuple[float, float]:
     """`Reassembly.consistency` and `.shared_light` of exit waves in phase and their object, `canvas`."""
+    sums = agreement_sums(waves, probes, corners, canvas, not_dark(light))
+    return consistency_of(sums, float(light.sum(dtype=torch.float64)))
+
+
+def agreement_sums(
+    waves: Waves, probes: Probes, corners: Corners, canvas: torch.Tensor, light: torch.Tensor
+) -> Float64[NDArray[np.float64], "4"]:
+    """Sums over some patches that `consistency_of` needs of all: exit waves in phase, their object and its light."""
     N = waves.shape[-1]
     intensities = probes.abs().square()
-    all_light = read_windows(light.clamp_min(_DARK * light.max()), corners, N)
-    others = (1 - intensities / all_light).clamp_min(0)
+    others = (1 - intensities / read_windows(light, corners, N)).clamp_min(0)
     shared = others * intensities
-    shared_light = float(shared.sum(dtype=torch.float64) / light.sum(dtype=torch.float64))
     own_weight = shared.sum(dim=(1, 2)).clamp_min(torch.finfo(shared.dtype).tiny)
     own_mean = (others * probes.conj() * waves).sum(dim=(1, 2)) / own_weight
-    varying = float((others * (waves - probes * own_mean[:, None, None]).abs().square()).sum(dtype=torch.float64))
-    whole = float((others * waves.abs().square()).sum(dtype=torch.float64))
+    varying = others * (waves - probes * own_mean[:, None, None]).abs().square()
+    whole = others * waves.abs().square()
+    differing = (waves - probes * read_windows(canvas, corners, N)).abs().square()
+    return np.array([float(each.sum(dtype=torch.float64)) for each in (shared, varying, whole, differing)])
+
+
+def consistency_of(sums: Float64[NDArray[np.float64], "4"], all_light: float) -> tuple[float, float]:
+    """`Reassembly.consistency` and `.shared_light` from the `agreement_sums` of all patches and the sum of light."""
+    shared, varying, whole, differing = sums.tolist()
+    shared_light = shared / all_light if all_light else math.nan
     if not (shared_light >= LEAST_SHARED and varying > _CONSTANT * whole):
         return math.nan, shared_light
-    differing = float((waves - probes * read_windows(canvas, corners, N)).abs().square().sum(dtype=torch.float64))
     return 1 - differing / varying, shared_light
+
+
+def not_dark(light: Float[torch.Tensor, "H W"]) -> Float[torch.Tensor, "H W"]:
+    """`light`, and the least of it that is not dark where it is."""
+    return light.clamp_min(_DARK * light.max())
+
+
+def least_squares_object(
+    numerator: Complex[torch.Tensor, "H W"], light: Float[torch.Tensor, "H W"]
+) -> Complex[torch.Tensor, "H W"]:
+    """The object from what `stitch` gives of all patches; it goes to zero where it is dark."""
+    return numerator / (light + _DARK * light.max())
 
 
 @torch.no_grad()
@@ -306,17 +337,34 @@ def _overlap_matrix(exit_waves: Waves, probes: Probes, corners: Corners) -> Any:
     N, corners = exit_waves.shape[-1], corners - corners.amin(dim=0)
     height, width = (corners.amax(dim=0) + N).tolist()
     _, light = stitch(exit_waves, probes, corners, (height, width))
-    light = read_windows(light.clamp_min(_DARK * light.max()), corners, N)
-    lit = probes.abs().amax(dim=0) > 1e-2 * probes.abs().max()
+    light = read_windows(not_dark(light), corners, N)
+    lit = lit_pixels(probes.abs().amax(dim=0))
     values = (probes.conj() * exit_waves / light.sqrt())[:, lit].cpu().numpy()
     index = _window_index(corners, N, width).reshape(-1, N, N)[:, lit].cpu().numpy()
     ends = np.arange(len(values) + 1) * values.shape[1]
     rows = sparse.csr_array((values.ravel(), index.ravel(), ends), shape=(len(values), height * width))
     matrix = (rows @ rows.conj().T).tocoo()
-    j, k = matrix.row, matrix.col
-    size = np.sqrt(matrix.diagonal().real)
-    tied = (np.abs(matrix.data) > _LOOSE * size[j] * size[k]) & (j != k)
-    return sparse.csr_array((matrix.data[tied], (j[tied], k[tied])), shape=matrix.shape, dtype=np.complex128)
+    return tied_pairs(matrix.row, matrix.col, matrix.data, np.sqrt(matrix.diagonal().real))
+
+
+def lit_pixels(brightest: Float[torch.Tensor, "N N"]) -> Bool[torch.Tensor, "N N"]:
+    """The pixels of a window where phases are compared; `brightest` is the largest amplitude of all probes there."""
+    return brightest > 1e-2 * brightest.max()
+
+
+def tied_pairs(
+    rows: Shaped[NDArray[Any], " m"],
+    columns: Shaped[NDArray[Any], " m"],
+    overlaps: Shaped[NDArray[Any], " m"],
+    sizes: Shaped[NDArray[Any], " n"],
+) -> Any:
+    """The matrix A of `synchronise_phases` from its entries, without the diagonal and pairs that lie apart.
+
+    `sizes` are the roots of its diagonal. Returns SciPy CSR, complex128 (n, n).
+    """
+    tied = (np.abs(overlaps) > _LOOSE * sizes[rows] * sizes[columns]) & (rows != columns)
+    shape = (len(sizes), len(sizes))
+    return sparse.csr_array((overlaps[tied], (rows[tied], columns[tied])), shape=shape, dtype=np.complex128)
 
 
 def _leading_eigenvector(matrix: Any, degree: NDArray[np.float64]) -> NDArray[np.complex128]:

@@ -713,6 +713,16 @@ STORES = {
     "the scan as output": Input(reconstruct("model", "--out", "scan.npz"), scan()),
     "a reconstruction into a folder that is not there": Input(reconstruct("model", "--out", "no/r.npz"), scan()),
     "no patterns at a time": Input(reconstruct("model", "--batch_size", "0"), scan()),
+    "an unknown backend": Input(reconstruct("model", "--backend", "tensorrt"), scan()),
+    "an unknown precision": Input(reconstruct("model", "--precision", "fp8"), scan()),
+    "onnxruntime in bfloat16": Input(reconstruct("model", "--backend", "onnx", "--precision", "bf16-mixed"), scan()),
+    "an ONNX file in torch": Input(reconstruct("m.onnx", "--backend", "torch"), scan()),
+    "an ONNX file that is not there": Input(reconstruct("m.onnx"), scan()),
+    "a refinement of fewer than no steps": Input(reconstruct("model", "--refine", "-1"), scan()),
+    "a refinement without a number": Input(reconstruct("model", "--refine", "some"), scan()),
+    "an interval of nothing": Input(reconstruct("model", "--follow", "--every", "0"), scan()),
+    "an end that never comes": Input(reconstruct("model", "--follow", "--idle", "inf"), scan()),
+    "an interval without following": Input(reconstruct("model", "--every", "5"), scan()),
 }
 
 EXPORTS = _said(

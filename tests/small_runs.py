@@ -1,6 +1,10 @@
 """Small real trainings for tests: no MLflow, only the series."""
 
+import warnings
+
 import lightning
+import mlflow
+import numpy as np
 import torch
 
 from fnostab.config import resolve_config
@@ -8,10 +12,13 @@ from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines
 from fnostab.formats.own import write_scan
 from fnostab.health.history import History
+from fnostab.models.registry import build_generator
+from fnostab.tracking.exports import signature
 from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import Checkpoints, SeriesRecorder, StageRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
+from fnostab.training.shipped_model import CountsToObject
 from fnostab.training.trainer import make_trainer
 
 
@@ -72,3 +79,29 @@ def fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, e
     loaders = make_loaders(trainer, dataset, config)
     trainer.fit(module, *loaders, ckpt_path=files.last if resume else None, weights_only=True)
     return module, history, sink
+
+
+def save_untrained_model(folder, beam, scale, mean_counts, gridsize=1, width=2):
+    """Save a network with random weights as an MLflow model of this package, as a run ships it; returns its folder.
+
+    Its patches are about 1 and vary, so that they can be stitched, and no training is needed.
+    """
+    N, C = beam.probe.shape[-1], gridsize**2
+    config = resolve_config({"data.N": N, "width": width, "fno_blocks": 1, "model.modes": 4, "data.gridsize": gridsize})
+    torch.manual_seed(0)
+    network = CountsToObject(build_generator(config.model, N, C), mean_counts**-0.5 * N, C).eval()
+    example = np.random.default_rng(0).poisson(mean_counts / N**2, (2, N, N) if C == 1 else (2, C, N, N))
+    beside = folder.with_name("probe.npz")
+    np.savez(beside, **beam.to_arrays(), scale=scale, mean_counts=mean_counts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pytorch.save_model(
+            network,
+            str(folder),
+            serialization_format="pt2",
+            signature=signature(N, gridsize),
+            input_example=example.astype(np.float32),
+            extra_files=[str(beside)],
+            pip_requirements=["torch"],
+        )
+    return folder

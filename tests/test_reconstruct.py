@@ -24,7 +24,8 @@ from fnostab.config import ConfigError, ReadingConfig, resolve_config
 from fnostab.dataset import import_scan, load_or_build
 from fnostab.formats.own import write_scan
 from fnostab.tracking.models import load_model
-from fnostab.workflows.reconstruct import probe_difference, reconstruct_scan
+from fnostab.workflows.reconstruct import reconstruct_scan
+from fnostab.workflows.scan_of_model import probe_difference
 from fnostab.workflows.train import train_arm
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -133,7 +134,7 @@ def test_an_object_that_cannot_be_drawn_is_written_all_the_same_and_this_is_said
     def broken_figure(*arguments):
         raise ValueError("Unknown symbol")
 
-    monkeypatch.setattr("fnostab.workflows.reconstruct.reconstruction_figure", broken_figure)
+    monkeypatch.setattr("fnostab.workflows.scan_object.reconstruction_figure", broken_figure)
     scan = write(n=30)
     result, lines = _reconstruct(model, scan)
     assert result.png is None
@@ -269,6 +270,10 @@ def refused(write, tmp_path):
         ({"layout": "nexus"}, r"`layout` \(=nexus\) must be one of auto, fnostab, cxi, ptychodus"),
         ({"quantity": "photons"}, r"`quantity` \(=photons\) must be one of auto, counts, amplitude"),
         ({"batch_size": 0}, r"`batch_size` \(=0\) must be >= 1"),
+        ({"refine": -1}, r"`refine` \(=-1\) must be >= 0"),
+        ({"backend": "tensorrt"}, r"`backend` \(=tensorrt\) must be one of auto, torch, onnx"),
+        ({"precision": "fp8"}, r"`precision` \(=fp8\) must be one of auto, 32-true, bf16-mixed"),
+        ({"backend": "onnx", "precision": "bf16-mixed"}, r"`precision` \(=bf16-mixed\) must be 32-true with the back"),
         ({"probe": "missing.npz"}, r"`data.probe` \(=missing.npz\) must be a readable file"),
     ],
 )
@@ -464,7 +469,11 @@ def test_the_command_ends_with_what_was_reached_and_the_files(run, model, write)
     command += ["--out", str(scan.with_name("mine.npz")), "--batch_size", "32"]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    reached, consistency, halves, files = done.stdout.strip().splitlines()[-4:]
+    taken, reached, consistency, halves, files = done.stdout.strip().splitlines()[-5:]
+    assert re.fullmatch(
+        r"patterns: read in \d+\.\d\d s, predicted in \d+\.\d\d s \([\d.e+]+ a second\), stitched and measured in .* s",
+        taken,
+    )
     assert reached.startswith(f"R-factor: {run.data.metrics['test/r_factor']:.4f} for the stitched object (one mean")
     assert consistency.startswith(f"overlap consistency: {run.data.metrics['test/overlap_consistency']:.3f}")
     assert re.match(

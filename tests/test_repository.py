@@ -30,7 +30,7 @@ MODULES = {
 #: The rooms of the package: folders, and the public modules beside them (docs/architecture.md).
 ROOMS = {
     *("mlproject", "cli", "workflows", "report", "tracking", "training", "study", "ranking", "health", "metrics"),
-    *("dataset", "formats", "models", "launch", "io", "monitor", "export"),
+    *("dataset", "formats", "models", "launch", "io", "monitor", "export", "reconstruction"),
     *("config", "optics", "objects", "scan", "clipping", "gradients", "layers", "evaluation"),
     *("difference_map", "__main__"),
 }

@@ -1,6 +1,7 @@
 """What every command shares: arguments, the config they make, and how things are said."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -198,6 +199,17 @@ def whole_number(name: str, value: str, at_least: int) -> int:
     return number
 
 
+def positive_number(name: str, value: str) -> float:
+    """The finite number > 0 that `value`, given for the option `name`, means; raises `ConfigError`."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ConfigError(f"`{name}` (={shown(value)}) must be a finite number > 0")
+    return number
+
+
 def say(line: str) -> None:
     """One line, or several, on stdout, at once; raises `BrokenPipeError` once if nobody reads it any more."""
     try:
@@ -228,8 +240,11 @@ def fail(code: int, error: BaseException | str) -> int:
 
 
 @contextmanager
-def pattern_bar(name: str = "dataset") -> Iterator[Callable[[int, int], None]]:
-    """A function that shows on a terminal how many of how many patterns are done; the bar opens when it is called."""
+def pattern_bar(name: str = "dataset", unit: str = "pattern") -> Iterator[Callable[[int, int], None]]:
+    """A function that shows on a terminal how many of how many patterns are done; the bar opens when it is called.
+
+    `unit` is what is counted, if not patterns.
+    """
     with ExitStack() as opened:
         bar: Any = None
 
@@ -238,7 +253,7 @@ def pattern_bar(name: str = "dataset") -> Iterator[Callable[[int, int], None]]:
             if bar is None:
                 from tqdm import tqdm
 
-                bar = opened.enter_context(tqdm(total=total, unit="pattern", desc=name, disable=None, leave=False))
+                bar = opened.enter_context(tqdm(total=total, unit=unit, desc=name, disable=None, leave=False))
             bar.update(done - bar.n)
             if done == total:
                 bar.close()

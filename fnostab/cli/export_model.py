@@ -1,13 +1,10 @@
 """`fnostab export-model`: a trained network for programs without torch."""
 
 import argparse
-import math
 from typing import Any
 
-from fnostab.cli.common import add_command, say, whole_number
-from fnostab.config import ConfigError
+from fnostab.cli.common import add_command, positive_number, say, whole_number
 from fnostab.io.garbage import lasting_imports
-from fnostab.io.untrusted import shown
 
 
 def add(commands: Any) -> None:
@@ -26,7 +23,9 @@ def add(commands: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    normalization = None if arguments.normalization is None else _positive("normalization", arguments.normalization)
+    normalization = (
+        None if arguments.normalization is None else positive_number("normalization", arguments.normalization)
+    )
     batch_size = None if arguments.batch_size is None else whole_number("batch_size", arguments.batch_size, at_least=1)
     with lasting_imports():
         from fnostab.workflows.export_model import export_model
@@ -50,13 +49,3 @@ def _export(arguments: argparse.Namespace) -> int:
         tagged = f"; tagged: {', '.join(made.versions)}" if made.versions else ""
         say(f"logged: {made.artifact}{tagged}")
     return 0
-
-
-def _positive(name: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ConfigError(f"`{name}` (={shown(value)}) must be a finite number > 0")
-    return number

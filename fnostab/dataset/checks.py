@@ -31,17 +31,32 @@ _LEAST_STEP: Final = 0.02
 class Light:
     """What a detector saw: `seen` (H, W) is the sum of its frames as the file orders them.
 
-    `window` is what was kept of it; `full_at` is the largest value of eight bits, where a pixel had it.
+    `window` is what was kept of it; `full_at` is the largest value of eight bits, where a pixel had it. Of the counts
+    (n, N, N) that were made of it, `sums` (n,) are those of each pattern, `lowest` and `highest` (N, N) the least and
+    the most that a pixel ever had.
     """
 
     seen: NDArray[np.float64]
     window: Window
-    full_at: int | None = None
+    full_at: int | None
+    sums: NDArray[np.float64]
+    lowest: NDArray[np.float32]
+    highest: NDArray[np.float32]
 
     @property
     def kept(self) -> NDArray[np.float64]:
         """The window's light (N, N), zero frequency at N // 2."""
-        return np.asarray(self.window.added_up(self.window.cut(self.seen)))
+        return kept_light(self.seen, self.window)
+
+    @property
+    def mean(self) -> float:
+        """Counts of a pixel on average."""
+        return float(self.sums.mean() / self.lowest.size)
+
+
+def kept_light(seen: NDArray[np.float64], window: Window) -> NDArray[np.float64]:
+    """The light (N, N) in the `window` of a detector that saw `seen` (H, W), zero frequency at N // 2."""
+    return np.asarray(window.added_up(window.cut(seen)))
 
 
 def scan_warnings(scan: Scan, light: Light) -> tuple[str, ...]:
@@ -78,8 +93,8 @@ def _dead_pixels(scan: Scan, light: Light) -> Iterator[str]:
 
 def _frozen_pixels(scan: Scan, light: Light) -> Iterator[str]:
     """Pixels that hold the same count in every frame, and more than most."""
-    lowest = scan.counts.min(axis=0)
-    frozen = (lowest == scan.counts.max(axis=0)) & (lowest > scan.counts.mean(dtype=np.float64))
+    lowest = light.lowest
+    frozen = (lowest == light.highest) & (lowest > light.mean)
     if frozen.any():
         row, column = np.argwhere(frozen)[0]
         yield (
@@ -125,7 +140,7 @@ def _centre(scan: Scan, light: Light) -> Iterator[str]:
 
 def _frames(scan: Scan, light: Light) -> Iterator[str]:
     """Empty and wild frames."""
-    sums = scan.counts.sum(axis=(1, 2), dtype=np.float64)
+    sums = light.sums
     median = float(np.median(sums))
     empty, wild = f"under {100 * _EMPTY:g} %", f"over {_WILD:g} times"
     for flags, what in ((sums < _EMPTY * median, empty), (sums > _WILD * median, wild)):
@@ -145,7 +160,7 @@ def _full(scan: Scan, light: Light) -> Iterator[str]:
 
 def _few_counts(scan: Scan, light: Light) -> Iterator[str]:
     """Patterns with next to no photons."""
-    mean = float(scan.counts.mean(dtype=np.float64))
+    mean = light.mean
     if mean < 1:
         yield f"patterns hold {mean:.2g} counts a pixel on average, so photon noise is most of them"
 

@@ -17,6 +17,7 @@ from fnostab.formats.probe import read_modes
 from fnostab.formats.raw import RawScan
 from fnostab.formats.registry import open_scan
 from fnostab.formats.scan import MIN_POSITIONS, Quantity, Scan, checked_image, checked_modes
+from fnostab.io.scratch import Storage
 
 #: The file is taken at its word.
 _AS_IT_IS: Final = ReadingConfig()
@@ -33,6 +34,7 @@ def import_scan(
     probe: str | Path | NDArray[Any] | None = None,
     reading: ReadingConfig = _AS_IT_IS,
     probe_needed: bool = True,
+    storage: Storage | None = None,
 ) -> Scan:
     """Read a measured scan and bring it to N x N patterns; the detector's shorter side, if that is None.
 
@@ -41,21 +43,26 @@ def import_scan(
     file's `object` is resampled; binning narrows the field of view. What lies beyond the detector is masked. `quantity`
     `auto` means what the format says, and is refused where it leaves that open: a guess would be wrong in silence.
     `probe`, an array of modes or one (M, M), or an NPZ file, stands in for the scan's own, which is not looked at then;
-    of another size, it is resampled. Raises ValueError, in one line, for a file or values that are refused, and, with
-    `probe_needed`, if there is no probe.
+    of another size, it is resampled. The counts are kept in `storage`, by default in memory. Raises ValueError, in one
+    line, for a file or values that are refused, and, with `probe_needed`, if there is no probe.
     """
     notes: list[str] = []
     with open_scan(path, reading) as (kind, raw):
-        squared = _is_amplitude(raw, quantity, path)
-        kept = _kept(raw, reading)
+        squared = is_amplitude(raw, quantity, path)
+        kept = kept_frames(raw, reading)
         grid, setup = grid_of(raw, N, reading), setup_of(raw, reading)
         positions_px = corners_px(raw, grid, reading, kept)
-        modes = _modes(raw, probe, grid, reading, notes)
+        modes = modes_of(raw, probe, grid, reading, notes)
         if modes is None and probe_needed:
             raise ValueError(f"`data.probe` (=auto) must name a probe: there is none in {path}")
         obj, origin_px = _object(raw, grid, reading, notes)
         window, of_window = window_of(raw, grid, reading)
-        patterns = read_patterns(raw, window, kept, reading, squared)
+        if storage is not None and raw.frames.in_memory:
+            notes.append(
+                f"`{raw.frames.key}` is in memory as a whole while it is read: HDF5 files and plain .npz files"
+                " that have the patterns along their first axis are read in parts"
+            )
+        patterns = read_patterns(raw, window, kept, reading, squared, storage)
         scan = Scan(
             counts=patterns.counts,
             positions_px=positions_px if obj is None else positions_px - origin_px,
@@ -71,7 +78,7 @@ def import_scan(
         return replace(scan, warnings=(*raw.warnings, *scan_warnings(scan, patterns.light)))
 
 
-def _is_amplitude(raw: RawScan, quantity: Quantity, path: str | Path) -> bool:
+def is_amplitude(raw: RawScan, quantity: Quantity, path: str | Path) -> bool:
     """Whether patterns are amplitudes; refused where nothing says so."""
     if quantity == "auto" and raw.quantity is None:
         raise ValueError(
@@ -81,7 +88,7 @@ def _is_amplitude(raw: RawScan, quantity: Quantity, path: str | Path) -> bool:
     return (raw.quantity if quantity == "auto" else quantity) == "amplitude"
 
 
-def _kept(raw: RawScan, reading: ReadingConfig) -> NDArray[np.bool_]:
+def kept_frames(raw: RawScan, reading: ReadingConfig) -> NDArray[np.bool_]:
     """Which frames are kept, bool (n,)."""
     n = raw.frames.n
     kept = np.ones(n, np.bool_)
@@ -101,7 +108,7 @@ def _kept(raw: RawScan, reading: ReadingConfig) -> NDArray[np.bool_]:
     return kept
 
 
-def _modes(
+def modes_of(
     raw: RawScan, probe: str | Path | NDArray[Any] | None, grid: Grid, reading: ReadingConfig, notes: list[str]
 ) -> NDArray[np.complex64] | None:
     """The probe's modes (k, N, N) on the grid, the brightest first."""

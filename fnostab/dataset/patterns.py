@@ -1,20 +1,21 @@
 """A scan's patterns: which part of the detector they are of, and their counts and mask."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
 from fnostab.config import ReadingConfig
-from fnostab.dataset.checks import Light
+from fnostab.dataset.checks import Light, kept_light
 from fnostab.dataset.detector import BadPixels, Window, light_centre
 from fnostab.dataset.grid import Grid
+from fnostab.formats.frames import Frames
 from fnostab.formats.mask import read_mask
 from fnostab.formats.raw import RawScan
 from fnostab.formats.scan import size_text
+from fnostab.io.scratch import Memory, Storage
 
 #: Patterns that tell where the light's centre is, and whether they are counts.
 _SOME: Final = 200
@@ -25,6 +26,8 @@ _SMALL_COUNTS: Final = 20
 _ROUNDING: Final = 0.1
 #: Patterns may take so much of the free memory.
 _MEMORY_SHARE: Final = 0.5
+#: Bytes of counts that are looked at together.
+_AT_ONCE_BYTES: Final = 2**24
 
 
 def window_of(raw: RawScan, grid: Grid, reading: ReadingConfig) -> tuple[Window, list[str]]:
@@ -69,45 +72,102 @@ class Patterns:
     notes: list[str]
 
 
+class FrameReader:
+    """Makes counts (k, N, N) of some frames after others: cut, binned, and in counts.
+
+    `bad` are the bad pixels that were found so far, `seen` (H, W) is the sum of the frames. The frames are `squared` if
+    they are amplitudes.
+    """
+
+    def __init__(self, frames: Frames, window: Window, reading: ReadingConfig, squared: bool) -> None:
+        self.bad = BadPixels(frames, reading)
+        self.seen: NDArray[np.float64] = np.zeros((frames.height, frames.width))
+        self.window, self._squared, self._key = window, squared, frames.key
+
+    def counts(self, numbers: NDArray[np.int64], chunk: NDArray[Any]) -> NDArray[np.float32]:
+        """The counts of frames (k, H, W) of these `numbers`; raises ValueError, in one line, if they are refused."""
+        chunk = self.bad.taken_out(numbers, chunk, self.window)
+        with np.errstate(over="ignore"):  # what overflows float32 becomes infinite and is refused below
+            values = np.square(chunk, dtype=np.float32) if self._squared else chunk
+            self.seen += values.sum(axis=0, dtype=np.float64)
+            made: NDArray[np.float32] = self.window.added_up(self.window.cut(values).astype(np.float32, copy=False))
+        if not np.isfinite(made.max(initial=0)):
+            largest = np.finfo(np.float32).max
+            raise ValueError(f"`{self._key}` (=over {largest:.3g}) must be finite in single precision")
+        return made
+
+    def mask(self, raw: RawScan, reading: ReadingConfig) -> NDArray[np.bool_] | None:
+        """The pixels (N, N) that count after what was read, None if all do."""
+        return _mask(raw, self.window, self.bad, kept_light(self.seen, self.window), reading)
+
+
 def read_patterns(
-    raw: RawScan, window: Window, kept: NDArray[np.bool_], reading: ReadingConfig, squared: bool
+    raw: RawScan,
+    window: Window,
+    kept: NDArray[np.bool_],
+    reading: ReadingConfig,
+    squared: bool,
+    storage: Storage | None = None,
 ) -> Patterns:
     """Read the frames that are `kept`, bool (n,), some at a time: cut, binned, masked and in counts.
 
-    They are `squared` if they are amplitudes. Raises ValueError, in one line, for patterns that are refused.
+    They are `squared` if they are amplitudes. The counts go to `storage`, by default the memory. Raises ValueError, in
+    one line, for patterns that are refused.
     """
     frames, N, n = raw.frames, window.N, int(kept.sum())
-    _check_memory(n, N)
-    counts, bad = np.empty((n, N, N), np.float32), BadPixels(frames, reading)
-    seen = np.zeros((frames.height, frames.width))
+    if storage is None:
+        _check_memory(n, N)
+        storage = Memory()
+    counts: NDArray[np.float32] = storage.empty((n, N, N), np.float32)
+    reader = FrameReader(frames, window, reading, squared)
     done = 0
     for start, chunk in frames.chunks():
         chosen = np.flatnonzero(kept[start : start + len(chunk)])
-        chunk = bad.taken_out(start + chosen, chunk if len(chosen) == len(chunk) else chunk[chosen], window)
-        with np.errstate(over="ignore"):  # what overflows float32 becomes infinite and is refused below
-            values = np.square(chunk, dtype=np.float32) if squared else chunk
-            seen += values.sum(axis=0, dtype=np.float64)
-            counts[done : done + len(chunk)] = window.added_up(window.cut(values).astype(np.float32, copy=False))
+        chunk = chunk if len(chosen) == len(chunk) else chunk[chosen]
+        counts[done : done + len(chunk)] = reader.counts(start + chosen, chunk)
         done += len(chunk)
-    if not np.isfinite(counts.max()):
-        raise ValueError(f"`{frames.key}` (=over {np.finfo(np.float32).max:.3g}) must be finite in single precision")
-    light, notes = Light(seen, window, full_at=bad.full_at), []
-    mask = _mask(raw, window, bad, light, reading)
+        storage.release()
+    notes = []
+    mask, seen = reader.mask(raw, reading), reader.seen
     if mask is not None:
-        counts *= mask
         notes.append(f"{mask.size - mask.sum()} of {mask.size} pixels of a pattern are masked and count nowhere")
     if not seen.any():
         raise ValueError(f"`{frames.key}` (=0 everywhere) must hold some counts")
-    if not counts.any():
+    light = Light(seen, window, reader.bad.full_at, *_multiplied(counts, mask, storage))
+    if not light.highest.any():
         raise ValueError(f"`data.N` (={N}) must be larger: the middle of the patterns holds no counts")
-    notes += _scale_to_photons(counts, light, raw, reading)
-    return Patterns(counts, mask, light, notes)
+    factor, of_scale = _photon_factor(counts, light, raw, reading)
+    if factor is not None:
+        light = Light(seen, window, reader.bad.full_at, *_multiplied(counts, factor, storage))
+    return Patterns(counts, mask, light, [*notes, *of_scale])
+
+
+def _multiplied(
+    counts: NDArray[np.float32], factor: NDArray[np.bool_] | np.float32 | None, storage: Storage
+) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+    """Multiply `counts` (n, N, N) in place by a mask or a number, some at a time.
+
+    Returns the `sums`, `lowest` and `highest` of `Light`.
+    """
+    N = counts.shape[-1]
+    sums: NDArray[np.float64] = np.empty(len(counts))
+    lowest, highest = np.full((N, N), np.inf, np.float32), np.zeros((N, N), np.float32)
+    step = max(1, _AT_ONCE_BYTES // (4 * N**2))
+    for start in range(0, len(counts), step):
+        part = counts[start : start + step]
+        if factor is not None:
+            part *= factor
+        sums[start : start + step] = part.sum(axis=(1, 2), dtype=np.float64)
+        np.minimum(lowest, part.min(axis=0), out=lowest)
+        np.maximum(highest, part.max(axis=0), out=highest)
+        storage.release()
+    return sums, lowest, highest
 
 
 def _mask(
-    raw: RawScan, window: Window, bad: BadPixels, light: Light, reading: ReadingConfig
+    raw: RawScan, window: Window, bad: BadPixels, light: NDArray[np.float64], reading: ReadingConfig
 ) -> NDArray[np.bool_] | None:
-    """The pixels (N, N) that count, None if all do."""
+    """The pixels (N, N) that count, None if all do; `light` (N, N) is what the window saw."""
     good = ~bad.found
     parts = [(raw.good, "the file's mask")]
     if reading.mask:
@@ -121,7 +181,7 @@ def _mask(
     mask = window.inside & window.all_of(good)
     if mask.all():
         return None
-    share = float((light.kept * mask).sum() / max(light.kept.sum(), np.finfo(float).tiny))
+    share = float((light * mask).sum() / max(light.sum(), np.finfo(float).tiny))
     if share < _LEAST_UNMASKED and mask.mean() < 0.5:  # a few hot pixels may hold most of the light
         raise ValueError(
             f"`data.mask` (={mask.sum()} of {mask.size} pixels count) must leave most of the light, not"
@@ -130,18 +190,26 @@ def _mask(
     return np.asarray(mask)
 
 
-def _scale_to_photons(counts: NDArray[np.float32], light: Light, raw: RawScan, reading: ReadingConfig) -> Iterator[str]:
-    """Scale patterns that were normalised to counts, in place, with a note; refuse them if nobody says to how many."""
-    normalised = float(counts.mean(dtype=np.float64)) < 1 and not _are_whole(counts)
+def _photon_factor(
+    counts: NDArray[np.float32], light: Light, raw: RawScan, reading: ReadingConfig
+) -> tuple[np.float32 | None, list[str]]:
+    """What makes counts of patterns that were normalised, with a note; refused if nobody says how many they hold."""
+    normalised = light.mean < 1 and not _are_whole(counts)
     photons = reading.photons_per_pattern or (raw.photons_per_pattern if normalised else None)
     if photons is not None:
-        counts *= np.float32(photons * len(counts) / light.seen.sum())
-        yield f"patterns were scaled to {photons:g} counts on average"
-    elif normalised:
+        note = f"patterns were scaled to {photons:g} counts on average"
+        return np.float32(photons * len(counts) / light.seen.sum()), [note]
+    if normalised:
         raise ValueError(
-            f"`{raw.frames.key}` (=on average {counts.mean():.3g} a pixel, in fractions) must be counts: these were"
+            f"`{raw.frames.key}` (=on average {light.mean:.3g} a pixel, in fractions) must be counts: these were"
             " normalised, so photon noise is unknown; `data.photons_per_pattern` says how many the mean pattern holds"
         )
+    return None, []
+
+
+def is_normalised(counts: NDArray[np.float32]) -> bool:
+    """Whether the first patterns (k, N, N) are no counts but shares of something: small, and not whole."""
+    return float(counts[:_SOME].mean(dtype=np.float64)) < 1 and not _are_whole(counts)
 
 
 def _are_whole(counts: NDArray[np.float32]) -> bool:

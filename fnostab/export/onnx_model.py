@@ -21,7 +21,8 @@ class OnnxModel:
 
     Names are those of `tracking.models.ShippedModel`: `modes` complex64 (k, N, N), `start_probe` complex64 (N, N) and
     `mask` bool (N, N), `mean_counts` and `scale`; None where the file does not bring it. `description` is all that its
-    metadata say, by the keys of `export.description.KEYS`.
+    metadata say, by the keys of `export.description.KEYS`. `made_of` is the model that the file was made of for this
+    process alone, whose name it goes by then.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class OnnxModel:
     mean_counts: float | None
     scale: float | None
     _session: Any = field(repr=False)
+    made_of: str | None = None
 
     @classmethod
     def load(cls, path: str | Path, threads: int | None = None) -> "OnnxModel":
@@ -65,13 +67,13 @@ class OnnxModel:
 
     @property
     def uri(self) -> str:
-        """The name of the file."""
-        return str(self.path)
+        """The name of the file, or of the model that it was made of."""
+        return self.made_of or str(self.path)
 
     @property
     def source(self) -> str:
-        """The full name of the file."""
-        return str(self.path.resolve())
+        """The full name of the file, or of the model that it was made of."""
+        return self.made_of or str(self.path.resolve())
 
     @property
     def run_id(self) -> str | None:

@@ -31,8 +31,8 @@ _OTHERS: Final = {
 }
 
 
-def open_container(path: Path, parameter: str = "data.path") -> ScanFile:
-    """Open a file of arrays, which the user gave as `parameter`.
+def open_container(path: Path, parameter: str = "data.path", may_grow: bool = False) -> ScanFile:
+    """Open a file of arrays, which the user gave as `parameter`; `may_grow` as in `Hdf5File`.
 
     Raises ValueError, in one line, for a file that cannot be read, is damaged, or is of another kind.
     """
@@ -42,7 +42,7 @@ def open_container(path: Path, parameter: str = "data.path") -> ScanFile:
         if head.startswith(_NPZ):
             return NpzFile(path, parameter)
         if is_hdf5(path):
-            return Hdf5File(path, parameter)
+            return Hdf5File(path, parameter, may_grow=may_grow)
     except OSError as error:
         raise ValueError(printable(f"`{parameter}` (={path}) must be a readable file: {error.strerror}")) from None
     advice = next((f", {text}" for begin, text in _OTHERS.items() if head.startswith(begin)), "")

@@ -43,12 +43,17 @@ class Hdf5File:
 
     `keys` are the full paths of its arrays, also those by soft links, which begin with a slash; links to other files
     are among them, and refused when they are read. `parameter` is what the user calls the file, for the messages. What
-    is read as a whole must not add up to more than `max_bytes` (by default the limit of NPZ files). Raises ValueError,
-    in one line, if the file is missing, damaged, truncated or has too many links, or if what is asked for is missing,
-    not numeric, outside of the file, larger than the limit, or packed by an unknown filter.
+    is read as a whole must not add up to more than `max_bytes` (by default the limit of NPZ files). With `may_grow` a
+    file may be one that a program is writing to in HDF5's mode for a single writer and several readers (SWMR):
+    `is_growing` says whether it is, `wholes_may_grow` whether an array that was read as a whole can become longer.
+    Raises ValueError, in one line, if the file is missing, damaged, truncated or has
+    too many links, or if what is asked for is missing, not numeric, outside of the file, larger than the limit, or
+    packed by an unknown filter.
     """
 
-    def __init__(self, path: str | Path, parameter: str = "data.path", max_bytes: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, parameter: str = "data.path", max_bytes: int | None = None, may_grow: bool = False
+    ) -> None:
         import h5py  # takes a third of a second, and most commands need none
 
         self.path = Path(path)
@@ -60,11 +65,18 @@ class Hdf5File:
             open_binary(self.path).close()
         except OSError as error:
             raise self.fault(f"must be a readable file: {error.strerror}") from None
+        self.may_grow, self.is_growing, self.wholes_may_grow = may_grow, False, False
+        # A program that still has the file open for writing, or a file system without locks, must not keep us out.
+        how = {"locking": False, "rdcc_nbytes": _CACHE_BYTES, "rdcc_nslots": _CACHE_SLOTS}
         try:
-            # A program that still has the file open for writing, or a file system without locks, must not keep us out.
-            self._file = h5py.File(self.path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=_CACHE_SLOTS)
+            self._file = h5py.File(self.path, "r", **how)
         except Exception as error:
-            raise self.fault(f"must be a whole HDF5 file: {_reason(error)}") from None
+            if not may_grow or not _is_written(error):
+                raise self.fault(f"must be a whole HDF5 file: {_reason(error)}") from None
+            try:
+                self._file, self.is_growing = h5py.File(self.path, "r", swmr=True, **how), True
+            except Exception as of_swmr:
+                raise self.fault(f"must be a whole HDF5 file: {_reason(of_swmr)}") from None
 
     @property
     def name(self) -> str:
@@ -224,7 +236,7 @@ class _Hdf5Array:
 
     def __init__(self, file: Hdf5File, key: str, dataset: Any, dtype: np.dtype[Any]) -> None:
         self.shape: tuple[int, ...] = dataset.shape
-        self.dtype = dtype
+        self.dtype, self.in_memory, self.may_be_longer = dtype, False, file.may_grow
         self._file, self._key, self._dataset = file, key, dataset
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -244,6 +256,7 @@ class _Hdf5Array:
     def whole(self) -> NDArray[Any]:
         """The array."""
         self._file.take(math.prod(self.shape) * self.dtype.itemsize, self._key)
+        self._file.wholes_may_grow |= self._dataset.maxshape != self._dataset.shape
         return self._values(())
 
     def _values(self, part: Any) -> NDArray[Any]:
@@ -254,6 +267,11 @@ class _Hdf5Array:
             raise self._file.fault(f"must be a whole HDF5 file: {reason}") from None
         assert numbers is not None
         return numbers
+
+
+def _is_written(error: Exception) -> bool:
+    """Whether HDF5 refuses a file because a program is writing to it, by what it says then."""
+    return "already open for write" in str(error)
 
 
 def _reason(error: Exception) -> str:

@@ -34,6 +34,16 @@ class _FramesTurned:
         """The array's."""
         return self.stored.dtype
 
+    @property
+    def in_memory(self) -> bool:
+        """As the array is."""
+        return self.stored.in_memory
+
+    @property
+    def may_be_longer(self) -> bool:
+        """As the array is."""
+        return self.stored.may_be_longer
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Frames (k, H, W), as `Stored` says."""
         return self.stored.read(start, stop).swapaxes(-1, -2)

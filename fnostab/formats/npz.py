@@ -44,7 +44,8 @@ def memory_limit() -> int:
 class NpzFile:
     """The arrays of an `.npz` or `.npz.bz2` file, each read when asked for and never unpickled.
 
-    `keys` are their names; `parameter` is what the user calls the file, for the messages. The sizes that the archive
+    `keys` are their names; `parameter` is what the user calls the file, for the messages; `unpacked` says that its
+    content is in memory, as that of a `.bz2` file. The sizes that the archive
     declares for the arrays that are read must not add up to more than `max_bytes` (by default the smaller of
     `MAX_BYTES` and half of the free memory). Nothing is ever written under a name that the file gives. Raises
     ValueError, in one line, if the file is missing, damaged, truncated or too large, or if an array that is asked for
@@ -55,6 +56,7 @@ class NpzFile:
         self.path = Path(path)
         self._parameter = parameter
         self._streams = ExitStack()
+        self.unpacked = False
         if max_bytes is None:
             max_bytes = memory_limit()
         self._max_bytes = self._left = max_bytes
@@ -141,7 +143,7 @@ class NpzFile:
         content: Path | io.BytesIO = self.path
         try:
             if magic.startswith(b"BZh"):
-                content = self._unpacked()
+                content, self.unpacked = self._unpacked(), True
                 magic = content.getvalue()[:4]
             if magic in _ZIP_MAGIC:
                 return _with_whole_directory(zipfile.ZipFile(content))
@@ -206,7 +208,7 @@ class _NpyStream:
     def __init__(
         self, file: NpzFile, member: zipfile.ZipInfo, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
     ) -> None:
-        self.shape, self.dtype = shape, dtype
+        self.shape, self.dtype, self.in_memory, self.may_be_longer = shape, dtype, file.unpacked, False
         self._file, self._member, self._offset = file, member, offset
         self._stream: IO[bytes] | None = None
         self._next = 0

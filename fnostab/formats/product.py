@@ -92,7 +92,7 @@ def scan_of(frames: Frames, indexes: NDArray[np.int64] | None, product: Product,
     """
     notes = list(product.notes)
     positions = product.positions
-    if product.indexes is None and len(positions) != frames.n:
+    if product.indexes is None and len(positions) != frames.n and not frames.may_be_longer:
         raise ValueError(f"`{frames.key}` (={frames.n} patterns) must match the {len(positions)} positions")
     if product.indexes is not None:
         place = {int(index): row for row, index in enumerate(product.indexes)}

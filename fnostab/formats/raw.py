@@ -1,7 +1,7 @@
 """A scan as its file holds it: what every reader gives."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
@@ -72,6 +72,14 @@ class RawScan:
     centre: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    is_growing: bool = False
+    positions_are_final: bool = True
+
+    def cut_to_common(self) -> "RawScan":
+        """The scan of the first frames and positions, as many as there are of both."""
+        n = min(self.frames.n, len(self.positions))
+        index = None if self.scan_index is None else self.scan_index[:n]
+        return replace(self, frames=replace(self.frames, n=n), positions=self.positions[:n], scan_index=index)
 
 
 class ScanFile(Protocol):

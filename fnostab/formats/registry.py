@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 from fnostab.config import ReadingConfig
 from fnostab.formats import cxi, matlab, named, own, ptychodus, ptychopinn, ptypy, tike
 from fnostab.formats.containers import open_container
+from fnostab.formats.hdf5 import Hdf5File
 from fnostab.formats.npz import NpzFile
 from fnostab.formats.paths import array_paths
 from fnostab.formats.product import product_of
@@ -52,16 +54,21 @@ def formats() -> tuple[Format, ...]:
 
 
 @contextmanager
-def open_scan(path: str | Path, reading: ReadingConfig) -> Iterator[tuple[Format, RawScan]]:
+def open_scan(path: str | Path, reading: ReadingConfig, may_grow: bool = False) -> Iterator[tuple[Format, RawScan]]:
     """Open a scan file; its frames can be read while the block lasts.
 
-    Raises ValueError, in one line, for a file that is none, or of no known format, or that its reader refuses.
+    With `may_grow` it may be an HDF5 file that is being written (SWMR): then `RawScan.is_growing` is set, and there may
+    be another number of positions than of frames. Raises ValueError, in one line, for a file that is none, or of no
+    known format, or that its reader refuses.
     """
-    file = open_container(Path(path))
+    file = open_container(Path(path), may_grow=may_grow)
     try:
         kind = _format_of(file, reading)
         try:
-            yield kind, kind.read(file, reading)
+            raw = kind.read(file, reading)
+            if isinstance(file, Hdf5File) and file.is_growing:
+                raw = replace(raw, is_growing=True, positions_are_final=not file.wholes_may_grow)
+            yield kind, raw
         except ValueError as error:
             raise in_file(error, file.name) from None
     finally:

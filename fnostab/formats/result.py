@@ -35,7 +35,8 @@ class Result:
     frame of `positions_px` (n, 2), which start at 0: at `first_px` in the frame of the imported scan.
     `modes` complex64 (k, N, N) are the probe's, `scale` turns their amplitudes into square roots of counts.
     `pixel_size_m` is the object's pixel; with `energy_eV` and `distance_m`, None where it is unknown. `numbers` are
-    measures of the reconstruction by name, `mean_counts` those of the mean pattern.
+    measures of the reconstruction by name, `mean_counts` those of the mean pattern. `network_object` complex64 (H, W)
+    is what a network made of it, where `object` was fitted further.
     """
 
     object: NDArray[np.complex64]
@@ -53,6 +54,7 @@ class Result:
     model: str
     scan: str
     program: str
+    network_object: NDArray[np.complex64] | None = None
 
     @property
     def middles_m(self) -> NDArray[np.float64]:
@@ -123,6 +125,7 @@ def _own_arrays(result: Result) -> dict[str, Any]:
         **result.numbers,
         "model": result.model,
     }
+    arrays |= {} if result.network_object is None else {"network_object": result.network_object}
     return arrays | ({"modes": result.modes} if len(result.modes) > 1 else {})
 
 

@@ -81,6 +81,7 @@ NUMBERS: Final = (
     Number("test/overlap_consistency", "overlap_consistency", "end", "1: overlapping patches agree, 0: are unrelated"),
     Number("test/frc_halves_one_seventh", "frc_halves_one_seventh", "end", "reconstruct: FRC of half scans under 1/7"),
     Number("test/frc_halves_half_bit", "frc_halves_half_bit", "end", "the same, under the half-bit curve"),
+    Number("test/r_factor_network", "r_factor_network", "end", "reconstruct --refine: R-factor before the refinement"),
     Number("test/object_correlation", "object_correlation", "end", "agreement of the patches with the object"),
     Number("test/twin_correlation", "twin_correlation", "end", "agreement of the patches with the object's twin"),
     Number("test/amp_ssim", "amp_ssim", "end", "SSIM of the stitched object's amplitude"),
