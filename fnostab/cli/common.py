@@ -210,6 +210,13 @@ def positive_number(name: str, value: str) -> float:
     return number
 
 
+def truth(name: str, value: str) -> bool:
+    """Whether `value`, given for the option `name`, is true; raises `ConfigError` unless it is true or false."""
+    if value.lower() not in ("true", "false"):
+        raise ConfigError(f"`{name}` (={value}) must be true or false")
+    return value.lower() == "true"
+
+
 def say(line: str) -> None:
     """One line, or several, on stdout, at once; raises `BrokenPipeError` once if nobody reads it any more."""
     try:

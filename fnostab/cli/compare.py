@@ -13,6 +13,7 @@ from fnostab.cli.common import (
     model_name_value,
     notifier,
     say,
+    truth,
     unless_open,
     warn,
 )
@@ -41,6 +42,8 @@ def add(commands: Any) -> None:
     compare.add_argument("--parent", type=unless_open, metavar="RUN", help="compare only the runs of this parent run")
     compare.add_argument("--promote", default="false", nargs="?", const="true", help="always make the winner champion")
     compare.add_argument("--register", default="true", help="false: rank and report only")
+    text = "also register all converged runs of the first arm as one model, their mean and its deviation"
+    compare.add_argument("--ensemble", default="false", nargs="?", const="true", help=text)
     add_model_name_argument(compare)
     add_guest_arguments(compare)
     add_notify_argument(compare)
@@ -52,7 +55,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     if out is not None and not (out.is_dir() or (out.parent.is_dir() and not out.exists())):
         raise ConfigError(f"`out` (={out}) must be a folder, or a new one in a folder that exists")
     check_name("study", arguments.study)  # the files are named after it
-    promote, register = _truth("promote", arguments.promote), _truth("register", arguments.register)
+    promote, register, ensemble = (
+        truth(name, getattr(arguments, name)) for name in ("promote", "register", "ensemble")
+    )
     guest_values(arguments)
     name, told = model_name_value(arguments), notifier(arguments)
     with lasting_imports():
@@ -68,6 +73,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         out=out,
         by=arguments.by,
         model_name=name,
+        ensemble=ensemble,
+        print_line=say,
     )
     say(_told(found))
     if out is not None:
@@ -75,12 +82,6 @@ def _compare(arguments: argparse.Namespace) -> int:
     if told:
         told.send(notice_of_comparison(found), warn)
     return 1 if found.unreadable else 0
-
-
-def _truth(name: str, value: str) -> bool:
-    if value.lower() not in ("true", "false"):
-        raise ConfigError(f"`{name}` (={value}) must be true or false")
-    return value.lower() == "true"
 
 
 def _told(found: "Comparison") -> str:

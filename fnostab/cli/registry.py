@@ -1,4 +1,4 @@
-"""`fnostab registry show` and `rollback`."""
+"""`fnostab registry show`, `rollback` and `ensemble`."""
 
 import argparse
 import json
@@ -8,8 +8,18 @@ from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from fnostab.cli.common import add_command, add_group, say
-from fnostab.config import ConfigError
+from fnostab.cli.common import (
+    add_command,
+    add_group,
+    add_guest_arguments,
+    add_model_name_argument,
+    guest_values,
+    model_name_value,
+    say,
+    truth,
+    unless_open,
+)
+from fnostab.config import ConfigError, check_name
 from fnostab.io.garbage import lasting_imports
 
 if TYPE_CHECKING:
@@ -20,13 +30,22 @@ _COLUMNS = ("version", "aliases", "arm", "seed", "val_loss", "r_stitched", "data
 
 def add(commands: Any) -> None:
     """Add the commands."""
-    actions = add_group(commands, "registry", "show registered models, or roll a champion back")
+    actions = add_group(commands, "registry", "registered models: show, roll back, make an ensemble")
     show = add_command(actions, "show", "list registered versions with their aliases and losses", _show)
     show.add_argument("model", nargs="?", metavar="MODEL", help="default: all models of this package")
     show.add_argument("--study", help="instead of MODEL: the model of this study")
     show.add_argument("--json", action="store_true", help="as JSON instead of a table")
     back = add_command(actions, "rollback", "make the previous champion of a model champion again", _rollback)
     back.add_argument("model", metavar="MODEL", help="fnostab-<study>, as `fnostab registry show` names it")
+    text = "register all converged runs of a study's best arm as one model"
+    ensemble = add_command(actions, "ensemble", text, _ensemble)
+    ensemble.add_argument("--study", required=True, help="tag of the runs")
+    ensemble.add_argument("--by", default="best_val_loss", help="what ranks the arms, as for compare")
+    ensemble.add_argument("--dataset", type=unless_open, metavar="HASH", help="which dataset, if there are several")
+    ensemble.add_argument("--parent", type=unless_open, metavar="RUN", help="take only the runs of this parent run")
+    ensemble.add_argument("--promote", default="false", nargs="?", const="true", help="always make it champion")
+    add_model_name_argument(ensemble)
+    add_guest_arguments(ensemble)
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -53,6 +72,19 @@ def _rollback(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _ensemble(arguments: argparse.Namespace) -> int:
+    check_name("study", arguments.study)
+    promote = truth("promote", arguments.promote)
+    guest_values(arguments)
+    name = model_name_value(arguments)
+    with lasting_imports():
+        from fnostab.workflows.ensemble import register_ensemble
+
+    options = {key: getattr(arguments, key) for key in ("dataset", "parent", "by")}
+    say(register_ensemble(arguments.study, **options, promote=promote, model_name=name, print_line=say))
+    return 0
+
+
 def _table(model: str, versions: Sequence["RegistryVersion"]) -> str:
     """The model's name, then a line a version; a dash where a version has no such tag."""
     rows = [_COLUMNS, *(tuple(_cells(version)) for version in versions)]
@@ -66,7 +98,7 @@ def _cells(version: "RegistryVersion") -> Iterator[str]:
     yield str(version.version)
     yield ", ".join(marks) or "-"
     yield version.tags.get("arm", "-")
-    yield version.tags.get("seed", "-")
+    yield version.tags.get("seed") or (f"{version.tags['members']} members" if "members" in version.tags else "-")
     for tag in ("val_loss", "r_stitched"):
         value = version.number(tag)
         yield "-" if value is None else f"{value:.6g}"

@@ -27,7 +27,8 @@ class Layout:
 
     `network` maps the input `input_name`, of the `shape` of one pattern or group, to the output `output_name`;
     `batch_size` is None where any will do. `make_input` turns counts, float32 (B, N, N) or (B, 4, N, N), into the
-    input, `to_patches` an output into complex patches of the counts' shape.
+    input, `to_patches` an output into complex patches of the counts' shape; those of an ensemble have a further axis of
+    two, the patch and its deviation.
     """
 
     name: str
@@ -41,15 +42,20 @@ class Layout:
     to_patches: Callable[[NDArray[np.float32]], NDArray[np.complex64]]
 
 
-def fnostab_layout(network: nn.Module, N: int, C: int) -> Layout:
-    """The contract of this package's MLflow models: counts in, real and imaginary part of patches out."""
+def fnostab_layout(network: nn.Module, N: int, C: int, *, has_deviation: bool = False) -> Layout:
+    """The contract of this package's MLflow models: counts in, real and imaginary part of patches out.
+
+    Of an ensemble, the deviation is the third value.
+    """
     shape = (N, N) if C == 1 else (C, N, N)
     axes = ", ".join(map(str, ("batch", *shape)))
+    values, further = (3, ", and their standard deviation") if has_deviation else (2, "")
     signature = (
-        f"counts float32 ({axes}), zero frequency at pixel {N // 2}, to patches float32 ({axes}, 2): "
-        "real and imaginary part"
+        f"counts float32 ({axes}), zero frequency at pixel {N // 2}, to patches float32 ({axes}, {values}): "
+        f"real and imaginary part{further}"
     )
-    return Layout("fnostab", network, "counts", "patches", shape, signature, None, lambda counts: counts, _of_parts)
+    to_patches = _with_deviation if has_deviation else _of_parts
+    return Layout("fnostab", network, "counts", "patches", shape, signature, None, lambda counts: counts, to_patches)
 
 
 def holoptycho_layout(
@@ -126,6 +132,10 @@ def _computes(node: torch.fx.Node, name: str) -> bool:
 
 def _of_parts(parts: NDArray[np.float32]) -> NDArray[np.complex64]:
     return np.ascontiguousarray(parts).view(np.complex64)[..., 0]
+
+
+def _with_deviation(parts: NDArray[np.float32]) -> NDArray[np.complex64]:
+    return np.stack([_of_parts(parts[..., :2]), parts[..., 2]], axis=-1).astype(np.complex64)
 
 
 def _of_amplitude_and_phase(output: NDArray[np.float32]) -> NDArray[np.complex64]:

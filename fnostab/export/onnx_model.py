@@ -22,7 +22,7 @@ class OnnxModel:
     Names are those of `tracking.models.ShippedModel`: `modes` complex64 (k, N, N), `start_probe` complex64 (N, N) and
     `mask` bool (N, N), `mean_counts` and `scale`; None where the file does not bring it. `description` is all that its
     metadata say, by the keys of `export.description.KEYS`. `made_of` is the model that the file was made of for this
-    process alone, whose name it goes by then.
+    process alone, whose name it goes by then. An ensemble `has_deviation`.
     """
 
     path: Path
@@ -36,6 +36,7 @@ class OnnxModel:
     scale: float | None
     _session: Any = field(repr=False)
     made_of: str | None = None
+    has_deviation: bool = False
 
     @classmethod
     def load(cls, path: str | Path, threads: int | None = None) -> "OnnxModel":
@@ -54,6 +55,7 @@ class OnnxModel:
         description, arrays = _parse(content, label)
         try:
             session = open_session(content, threads)
+            has_deviation = session.get_outputs()[0].shape[-1] == 3
             N, gridsize = int(description["N"]), int(description["gridsize"])
             scale, mean_counts = (_number(description, key) for key in ("scale", "mean_counts"))
         except Exception as error:
@@ -62,8 +64,8 @@ class OnnxModel:
         modes = complex_array(arrays, "modes")
         if modes is None and probe is not None:
             modes = probe[None]
-        start_probe, mask = complex_array(arrays, "start_probe"), arrays.get(MASK)
-        return cls(Path(path), N, gridsize, description, modes, start_probe, mask, mean_counts, scale, session)
+        of_run = (modes, complex_array(arrays, "start_probe"), arrays.get(MASK), mean_counts, scale)
+        return cls(Path(path), N, gridsize, description, *of_run, session, has_deviation=has_deviation)
 
     @property
     def uri(self) -> str:
@@ -96,6 +98,12 @@ class OnnxModel:
         Those of a group lie one after the other, as in `ShippedModel.predict`. Raises ValueError for patterns of
         another size, or a number of them that makes no whole groups.
         """
+        return self.predict_with_deviation(counts)[0]
+
+    def predict_with_deviation(
+        self, counts: NDArray[np.float32]
+    ) -> tuple[NDArray[np.complex64], NDArray[np.float32] | None]:
+        """As `predict`, and of an ensemble the deviation of each pixel, float32 (B, N, N); None of one network."""
         N, C = self.N, self.C
         shape = " x ".join(map(str, counts.shape))
         if counts.ndim != 3 or counts.shape[1:] != (N, N):
@@ -104,7 +112,8 @@ class OnnxModel:
             raise ValueError(f"`counts` (={shape}) must be groups of {C} patterns for the model {self.path}")
         given = np.ascontiguousarray(counts, np.float32).reshape(-1, *((N, N) if C == 1 else (C, N, N)))
         (parts,) = self._session.run(["patches"], {"counts": given})
-        return np.ascontiguousarray(parts, np.float32).view(np.complex64).reshape(counts.shape)
+        patches = np.ascontiguousarray(parts[..., :2], np.float32).view(np.complex64).reshape(counts.shape)
+        return patches, parts[..., 2].reshape(counts.shape) if self.has_deviation else None
 
 
 def _parse(content: bytes, label: str) -> tuple[dict[str, str], dict[str, Any]]:

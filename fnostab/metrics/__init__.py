@@ -1,9 +1,14 @@
-"""Reconstruction quality: R-factors, the comparison with a truth, alignment, and Fourier ring correlation.
+"""Reconstruction quality: R-factors, comparison with a truth, alignment, Fourier ring correlation, calibration.
 
 Everything here is a pure function of arrays.
 """
 
 from fnostab.metrics.alignment import align as align
+from fnostab.metrics.calibration import (
+    coverage as coverage,
+    error_over_deviation as error_over_deviation,
+    patch_errors as patch_errors,
+)
 from fnostab.metrics.comparison import (
     FLAT as FLAT,
     SCALARS as SCALARS,

@@ -22,18 +22,25 @@ _TAG_OF: Final = {"best_val_loss": "val_loss", "r_stitched": "r_stitched"}
 class Candidate:
     """A finished run that is to be registered; versions are compared by its column `by`, lower is better.
 
-    `dataset_sha256` is empty where the run does not say its dataset: it is then compared with no other version.
+    `dataset_sha256` is empty where the run does not say its dataset: it is then compared with no other version. The run
+    of an ensemble has no seed, and `members` are the runs whose networks it holds.
     """
 
     study: str
     arm: str
-    seed: int
+    seed: int | None
     run_id: str
     best_val_loss: float
     dataset_sha256: str
     r_stitched: float | None = None
     by: str = "best_val_loss"
     own_metric: float | None = None  #: what `by` is, if it is neither of these two
+    members: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """`control, seed 3`, or `control, 5 members`."""
+        return f"{self.arm}, {f'{len(self.members)} members' if self.members else f'seed {self.seed}'}"
 
     @property
     def tag(self) -> str:
@@ -45,8 +52,9 @@ class Candidate:
         return {
             "study": self.study,
             "arm": self.arm,
-            "seed": str(self.seed),
+            **({} if self.seed is None else {"seed": str(self.seed)}),
             "run": self.run_id,
+            **({"runs": ",".join(self.members), "members": str(len(self.members))} if self.members else {}),
             "val_loss": repr(self.best_val_loss),
             **({} if self.r_stitched is None else {"r_stitched": repr(self.r_stitched)}),
             **({} if self.own_metric is None else {self.tag: repr(self.own_metric)}),

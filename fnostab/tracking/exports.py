@@ -19,17 +19,21 @@ from fnostab.tracking.tracker import Tracker
 #: What a run calls its model, of the best epoch, and the one from before an accident.
 MODEL: Final = "model"
 BEFORE_ACCIDENT: Final = "before_accident"
+#: Key of the metadata of an ensemble's `MLmodel` file: the runs whose networks it holds.
+MEMBERS: Final = "members"
 
 
-def signature(N: int, gridsize: int = 1) -> ModelSignature:
+def signature(N: int, gridsize: int = 1, *, has_deviation: bool = False) -> ModelSignature:
     """Counts, float32 (-1, N, N), to patches, float32 (-1, N, N, 2): real and imaginary part.
 
-    With `gridsize` 2, groups of four: (-1, 4, N, N) to (-1, 4, N, N, 2).
+    With `gridsize` 2, groups of four: (-1, 4, N, N) to (-1, 4, N, N, 2). The patches of an ensemble have a deviation as
+    third value: (..., 3).
     """
     float32 = np.dtype(np.float32)
     shape = (-1, N, N) if gridsize == 1 else (-1, gridsize**2, N, N)
     return ModelSignature(
-        inputs=Schema([TensorSpec(float32, shape)]), outputs=Schema([TensorSpec(float32, (*shape, 2))])
+        inputs=Schema([TensorSpec(float32, shape)]),
+        outputs=Schema([TensorSpec(float32, (*shape, 3 if has_deviation else 2))]),
     )
 
 
@@ -43,12 +47,14 @@ def log_model(
     name: str = MODEL,
     step: int = 0,
     try_it: bool = True,
+    members: Sequence[str] = (),
 ) -> str:
     """Log `model`, which lies on the CPU, as `name` of the run, with all that the run measured at `step`; gives its ID.
 
     `example_counts` is (B, N, N), or of groups of patterns (B, C, N, N); `extra_files` lie beside the network in
     `extra_files/`. What an earlier process of the run logged is deleted. With `try_it`, MLflow loads the model
     again, predicts the example, and warns if that fails; of this package's own networks the tests show that it works.
+    `members` are the runs whose networks an ensemble holds, `models.ensemble.Ensemble`.
     """
     client = mlflow.MlflowClient()
     gridsize = 1 if example_counts.ndim == 3 else math.isqrt(example_counts.shape[1])
@@ -61,8 +67,9 @@ def log_model(
         name=name,
         step=step,
         serialization_format="pt2",
-        signature=signature(example_counts.shape[-1], gridsize),
-        metadata={"gridsize": gridsize},  # for people; `models.load_model` reads it off the signature
+        signature=signature(example_counts.shape[-1], gridsize, has_deviation=bool(members)),
+        # For people: `models.load_model` reads the gridsize off the signature.
+        metadata={"gridsize": gridsize, **({MEMBERS: list(members)} if members else {})},
         input_example=example_counts,
         extra_files=[str(path) for path in extra_files],
         validate_serving_input=try_it,

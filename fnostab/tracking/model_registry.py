@@ -59,6 +59,11 @@ def model_name(study: str) -> str:
     return _PREFIX + re.sub(r"[^\w.-]|_", "-", study)
 
 
+def ensemble_name(model: str) -> str:
+    """The registered model of the ensembles beside the winners of `model`."""
+    return f"{model}-ensemble"
+
+
 def register_winner(
     candidate: Candidate, description: str, *, promote: bool = False, model: str | None = None
 ) -> Registration:
@@ -89,7 +94,7 @@ def register_winner(
             is_champion, reason = home.compete(number, candidate, promote=False)
             looks -= 1
     state = "is registered as" if is_new else "was registered already as"
-    run = f"run {candidate.run_id} ({candidate.arm}, seed {candidate.seed})"
+    run = f"run {candidate.run_id} ({candidate.label})"
     text = f"{run} {state} {home.name} version {number}; {reason}"
     return Registration(home.name, number, is_new, is_champion, text)
 
@@ -211,10 +216,9 @@ class _Model:
         """Register the run as a new version; gives its number, or the lower one that another machine made meanwhile."""
         client = self._client
         logged = _logged_model(client, candidate.run_id)
+        what = "Ensembles of the first arm" if candidate.members else "The best runs"
         try:
-            client.create_registered_model(
-                self.name, description=f"The best runs of the fnostab study {candidate.study}."
-            )
+            client.create_registered_model(self.name, description=f"{what} of the fnostab study {candidate.study}.")
         except MlflowException as error:
             if not has_code(error, codes.RESOURCE_ALREADY_EXISTS, codes.ALREADY_EXISTS):
                 raise

@@ -26,7 +26,7 @@ from fnostab.formats.probe import read_probe
 from fnostab.io.files import damage
 from fnostab.tracking.batches import log_batches
 from fnostab.tracking.errors import one_line, translated_store_errors
-from fnostab.tracking.exports import signature
+from fnostab.tracking.exports import MEMBERS, signature
 from fnostab.tracking.run import own_or_new_run
 from fnostab.tracking.store import open_store
 
@@ -47,7 +47,8 @@ class ShippedModel:
     complex64 (N, N) the one that it learnt them from; `mask` bool (N, N) is True at the pixels that it counted,
     `mean_counts` are the counts of its mean training pattern, `scale` that of A = sqrt(counts) / scale ~ |FFT2(probe *
     patch)|; None where the model does not bring it. With a `gridsize` of 2 it takes groups of four neighbouring
-    patterns. `example` are counts that it was exported with, float32 (2, N, N) or, of groups, (2, 4, N, N).
+    patterns. `example` are counts that it was exported with, float32 (2, N, N) or, of groups, (2, 4, N, N). An ensemble
+    `has_deviation`, and `members` are the runs whose networks it holds.
     """
 
     uri: str
@@ -62,22 +63,31 @@ class ShippedModel:
     mean_counts: float | None = None
     scale: float | None = None
     example: NDArray[np.float32] | None = None
+    has_deviation: bool = False
+    members: tuple[str, ...] = ()
 
     @property
     def probe(self) -> NDArray[np.complex64] | None:
         """The first mode of the probe, complex64 (N, N), or None."""
         return None if self.modes is None else self.modes[0]
 
-    @torch.inference_mode()
     def predict(self, counts: NDArray[np.float32]) -> NDArray[np.complex64]:
         """Predict object patches, complex64 (B, N, N), from counts (B, N, N), zero frequency at N // 2.
 
         Those of a group lie one after the other; see `dataset.groups`.
         """
+        return self.predict_with_deviation(counts)[0]
+
+    @torch.inference_mode()
+    def predict_with_deviation(
+        self, counts: NDArray[np.float32]
+    ) -> tuple[NDArray[np.complex64], NDArray[np.float32] | None]:
+        """As `predict`, and of an ensemble the deviation of each pixel, float32 (B, N, N); None of one network."""
         patterns = torch.from_numpy(np.array(counts, dtype=np.float32))
         C = self.gridsize**2
         parts = self.network(patterns if C == 1 else patterns.reshape(-1, C, self.N, self.N))
-        return np.asarray(torch.view_as_complex(parts.contiguous()).numpy().reshape(counts.shape))
+        patches = torch.view_as_complex(parts[..., :2].contiguous()).numpy().reshape(counts.shape)
+        return np.asarray(patches), parts[..., 2].numpy().reshape(counts.shape) if self.has_deviation else None
 
 
 def load_model(uri: str) -> ShippedModel:
@@ -99,7 +109,7 @@ def load_model(uri: str) -> ShippedModel:
         raise _fault(uri, "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN/model or a folder that exists")
     with _refused(uri, "an MLflow model that can be read"):
         description = Model.load(source)  # its `MLmodel` file alone
-    N, gridsize = _check_description(description, uri)
+    N, gridsize, has_deviation = _check_description(description, uri)
     with tempfile.TemporaryDirectory() as fetched:
         folder = Path(source)
         if stored:
@@ -108,7 +118,8 @@ def load_model(uri: str) -> ShippedModel:
         network = _load_network(folder, uri)
         beside = _read_beside(folder / "extra_files" / "probe.npz", uri, N)
         example = _read_example(description, folder, (N, N) if gridsize == 1 else (gridsize**2, N, N))
-    return ShippedModel(uri, source, description.run_id, N, gridsize, network, **beside, example=example)
+    made_of = {"example": example, "has_deviation": has_deviation, "members": _members(description)}
+    return ShippedModel(uri, source, description.run_id, N, gridsize, network, **beside | made_of)
 
 
 def log_to_projects_run(files: Sequence[Path], metrics: Mapping[str, float], tags: Mapping[str, str]) -> str | None:
@@ -152,8 +163,8 @@ def _refused(uri: str, rule: str) -> Iterator[None]:
         raise _fault(uri, f"{rule}: {one_line(error)}") from None
 
 
-def _check_description(description: Model, uri: str) -> tuple[int, int]:
-    """Refuse what this package did not export; returns N and the gridsize."""
+def _check_description(description: Model, uri: str) -> tuple[int, int, bool]:
+    """Refuse what this package did not export; returns N, the gridsize, and whether it predicts a deviation."""
     flavor = description.flavors.get("pytorch")
     if flavor is None:
         raise _foreign(uri, f"its flavors are {', '.join(sorted(description.flavors)) or 'none'}")
@@ -164,10 +175,18 @@ def _check_description(description: Model, uri: str) -> tuple[int, int]:
         raise _foreign(uri, "its signature is not one tensor to one tensor")
     (inputs,), (outputs,) = found.inputs.inputs, found.outputs.inputs
     N, gridsize = int(inputs.shape[-1]), _GRIDSIZES.get(len(inputs.shape), 1)
-    ours = signature(N, gridsize)
+    has_deviation = len(outputs.shape) > 0 and outputs.shape[-1] == 3
+    ours = signature(N, gridsize, has_deviation=has_deviation)
     if N <= 0 or (found.inputs, found.outputs) != (ours.inputs, ours.outputs):
         raise _foreign(uri, f"it takes {inputs.type} {inputs.shape} to {outputs.type} {outputs.shape}")
-    return N, gridsize
+    return N, gridsize, has_deviation
+
+
+def _members(description: Model) -> tuple[str, ...]:
+    """The runs whose networks an ensemble holds; none where the description does not say so."""
+    metadata = description.metadata
+    members = metadata.get(MEMBERS) if isinstance(metadata, dict) else None
+    return tuple(map(str, members)) if isinstance(members, list) else ()
 
 
 def _is_one_tensor(schema: Schema | None) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from fnostab.config import ConfigError
 from fnostab.io.files import atomic_write
 from fnostab.report.axes import Picture
 from fnostab.report.card import model_card
@@ -20,8 +21,10 @@ from fnostab.tracking.model_registry import model_name as model_of, register_win
 from fnostab.tracking.run import artifact_page, how_to_open
 from fnostab.tracking.store import open_store
 from fnostab.tracking.studies import MODEL_NAME, StudyFolder, open_comparison, open_existing_parent
+from fnostab.workflows import PrintLine
 from fnostab.workflows.arm_series import series_of_result
 from fnostab.workflows.candidate import find_candidate
+from fnostab.workflows.ensemble import carry_out, plan_ensemble
 from fnostab.workflows.ranked import rank_study
 from fnostab.workflows.study_result import study_result
 
@@ -51,17 +54,23 @@ def compare_study(
     out: Path | None = None,
     by: str = "best_val_loss",
     model_name: str | None = None,
+    ensemble: bool = False,
+    print_line: PrintLine = lambda line: None,
 ) -> Comparison:
     """Rank the runs of `study`, write tables, figures and the report, and register the best run of the first arm.
 
     `study` may be several with commas between, see `rank_study`. `dataset` (the beginning of a content hash) and
     `parent` (a run) choose where a study has several. `out` is a folder for a copy of the files. `by` decides the
     order, and which run is the best: see `rank_study`. The registered model is `model_name`, else what the study was
-    started with, else `fnostab-<study>`. Raises `ConfigError`, before anything is written, for what `by` cannot be and
-    for runs that cannot be compared.
+    started with, else `fnostab-<study>`. With `ensemble` all converged runs of that arm are registered as one model
+    besides, see `workflows.ensemble`; `print_line` takes a line when it is measured. Raises `ConfigError`, before
+    anything is written, for what `by` cannot be, for runs that cannot be compared, and for an ensemble that cannot be.
     """
+    if ensemble and not register:
+        raise ConfigError("`ensemble` (=true) must be false where `register` is false: an ensemble is registered")
     open_store(must_exist=True)
     found = rank_study(study, dataset=dataset, parent=parent, by=by)
+    plan = plan_ensemble(found, model_name) if ensemble else None
     study, selection, ranking, home = found.study, found.selection, found.ranking, found.home
     result, unreadable = study_result(study, selection, ranking, home)
     candidate, registry = find_candidate(result, selection.runs) if register else (None, "Nothing registered.")
@@ -90,6 +99,8 @@ def compare_study(
             out.mkdir(exist_ok=True)
             for name in names:
                 _copy(Path(folder) / name, out / name)
+    if plan is not None:
+        registry += f"\n{carry_out(plan, run.run_id, promote=promote, print_line=print_line)}"
     return Comparison(result, run.run_id, how_to_open(run.run_id, run.experiment_id), names, registry, unreadable)
 
 

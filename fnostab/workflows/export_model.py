@@ -145,7 +145,9 @@ def _check_arguments(
 
 def _layout(model: ShippedModel, layout: str, normalization: float | None, batch_size: int | None) -> Layout:
     if layout == "fnostab":
-        return fnostab_layout(model.network, model.N, model.gridsize**2)
+        return fnostab_layout(model.network, model.N, model.gridsize**2, has_deviation=model.has_deviation)
+    if model.has_deviation:
+        raise ValueError("holoptycho takes amplitude and phase, and the network is an ensemble: export a member of it")
     if model.gridsize > 1:
         raise ValueError("holoptycho takes single patterns, and the network takes groups of four")
     if model.probe is None:
@@ -157,6 +159,7 @@ def _layout(model: ShippedModel, layout: str, normalization: float | None, batch
 def _provenance(model: ShippedModel, print_line: PrintLine, *, must_be_known: bool) -> Mapping[str, str]:
     """What the run says of the network; where the store cannot be asked, less, and a line that says so."""
     known = {"model": model.source} | ({} if model.run_id is None else {"run": model.run_id})
+    known |= {"members": ",".join(model.members)} if model.members else {}
     if model.run_id is None:
         return known
     try:
