@@ -159,6 +159,8 @@ def test_hashes_of_configs_stay_what_they_were(preset, arm):
     if preset == "seed_study":
         as_then |= {"data.probe": "auto", "data.object_mean": None, "data.val": "own"}
         as_then |= {"clip.granularity": "unit", "train.loss_scale": "dataset"}
+    if preset == "quick":
+        as_then |= {"train.precision": "32-true"}
     if preset == "smoke":
         as_then |= {"train.overlap_weight": 0, "optim.schedule": "constant", "optim.warmup_steps": 0}
         as_then |= {"data.max_train_patches": 192, "data.max_val_patches": 32}

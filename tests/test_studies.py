@@ -33,8 +33,14 @@ arms:
 
 
 class _NoView:
+    def __init__(self):
+        self.said = []
+
     def begin(self, runs, finished):
         self.finished = dict(finished)
+
+    def look(self, text):
+        self.said.append(text)
 
     def update(self, place, update):
         pass
@@ -169,6 +175,19 @@ def test_what_is_finished_is_not_trained_again_and_more_seeds_join_the_same_pare
     assert len(view.finished) == 4
     assert again.run_id == outcome.run_id
     assert [end.run_id for _, end in again.ends] == [run.info.run_id for run in _by_seed(_runs())]
+
+
+def test_a_study_whose_precision_is_auto_goes_on_in_that_of_its_runs_on_a_machine_that_would_take_another(
+    unbroken, table, monkeypatch
+):
+    folder, _, outcome, _ = unbroken
+    _use(folder, monkeypatch)
+    view = _NoView()
+    monkeypatch.setattr("fnostab.training.precision.has_bf16", lambda kind: True)
+    again = run_study(plan_file(table, {"precision": "auto"}), LaunchConfig("inline"), view)
+    assert len(view.finished) == 4
+    assert again.run_id == outcome.run_id
+    assert view.said == ["train.precision (=auto) is 32-true, as that of 4 runs that the study has"]
 
 
 def test_a_run_that_was_finished_since_it_was_planned_is_not_trained_again(unbroken, table, monkeypatch):

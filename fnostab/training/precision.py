@@ -48,13 +48,16 @@ def settle_precision(arms: Mapping[str, ArmConfig]) -> dict[str, ArmConfig]:
     """
     open_ = [config for config in arms.values() if config.train.precision == "auto"]
     mixed = all(has_bf16(device_kind(config)) and config.model.arch in ARCHITECTURES for config in open_)
-    settled = {"precision": "bf16-mixed" if mixed else "32-true"}
+    settled = "bf16-mixed" if mixed else "32-true"
     return {
-        name: config.model_copy(update={"train": config.train.model_copy(update=settled)})
-        if config.train.precision == "auto"
-        else config
+        name: in_precision(config, settled) if config.train.precision == "auto" else config
         for name, config in arms.items()
     }
+
+
+def in_precision(config: ArmConfig, precision: str) -> ArmConfig:
+    """`config` with another precision."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
 
 def check_precision(config: ArmConfig) -> None:

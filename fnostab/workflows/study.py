@@ -1,7 +1,7 @@
 """Run a study: one dataset, a parent run, a child per arm and seed; only what is missing is trained."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from fnostab.tracking.run import how_to_open
 from fnostab.tracking.store import check_store, open_store, sqlite_file
 from fnostab.tracking.studies import MODEL_NAME, StudyFolder, find_parent, find_results, open_parent
 from fnostab.training.checks import check_arm
-from fnostab.training.precision import settle_precision
+from fnostab.training.precision import in_precision, settle_precision
 from fnostab.workflows import build_dataset
 from fnostab.workflows.arm_series import ArmSeries
 from fnostab.workflows.looks import Looks
@@ -77,7 +77,7 @@ def run_study(
     for bad input before anything is written, `AlreadyRunning` if another process runs this study, and `Interrupted`
     after SIGTERM or Ctrl-C, once the runs have stored what they had; the same call then goes on.
     """
-    plan = replace(plan, arms=settle_precision(plan.arms))
+    asked, plan = plan, replace(plan, arms=settle_precision(plan.arms))
     for config in plan.arms.values():
         check_arm(config)
     if until is not None:
@@ -87,14 +87,18 @@ def run_study(
     plan = replace(plan, arms={arm: warm_start(config).config for arm, config in plan.arms.items()})
     data_sha256 = _build_datasets(plan, data_progress)
     open_store()
+    stored = find_results(plan.study, data_sha256)
+    plan, words = _in_the_precision_of(stored, plan, asked)
     identity = plan.identity(data_sha256)
     locks = cache_folder() / "studies"
     locks.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{identity}-{store_uri}".encode()).hexdigest()[:32]
     with held_alone(locks / f"{key}.lock", f"study {plan.study} is being run"):
         looks = None if until is None else Looks(plan, until, data_sha256, find_parent(identity))
-        runs = Runs(plan, where, view, find_results(plan.study, data_sha256), locks / f"{key}.slurm")
+        runs = Runs(plan, where, view, stored, locks / f"{key}.slurm")
         runs.plan_more(looks.all_runs if looks else plan.runs, only_finished=looks is not None)
+        if words:
+            view.look(words)
         if where.launcher == "slurm" and sqlite_file(store_uri):
             view.look(_SQLITE)
         for arm, config in plan.arms.items() if where.seeds_at_once > 1 else ():
@@ -126,6 +130,32 @@ def run_study(
             outcome = StudyOutcome(plan, parent.run_id, opened, ends, conclusion)
             _log_failures(outcome, parent)
     return outcome
+
+
+def _in_the_precision_of(
+    stored: Collection[tuple[str, int, str | None]], plan: StudyPlan, asked: StudyPlan
+) -> tuple[StudyPlan, str]:
+    """`plan` in the precision that most of its runs in the store have, if it was `asked` for `auto`; and a line of it.
+
+    So a study goes on as it began, on a machine that would begin it otherwise.
+    """
+
+    left_open = [arm for arm, config in asked.arms.items() if config.train.precision == "auto"]
+
+    def finished(candidate: StudyPlan) -> int:
+        return sum((run.arm, run.seed, run.config.sha256()) in stored for run in candidate.runs)
+
+    def others() -> Iterator[StudyPlan]:
+        for precision in ("32-true", "bf16-mixed"):
+            yield replace(
+                plan, arms={**plan.arms, **{arm: in_precision(plan.arms[arm], precision) for arm in left_open}}
+            )
+
+    best = max([plan, *others()], key=finished)  # the first of equals
+    if best.arms == plan.arms:
+        return plan, ""
+    precision = best.arms[left_open[0]].train.precision
+    return best, f"train.precision (=auto) is {precision}, as that of {finished(best)} runs that the study has"
 
 
 def _train_until_decided(looks: Looks, runs: Runs, parent: StudyFolder) -> str:
