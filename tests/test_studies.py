@@ -184,7 +184,7 @@ def test_a_study_whose_precision_is_auto_goes_on_in_that_of_its_runs_on_a_machin
     _use(folder, monkeypatch)
     view = _NoView()
     monkeypatch.setattr("fnostab.training.precision.has_bf16", lambda kind: True)
-    again = run_study(plan_file(table, {"precision": "auto"}), LaunchConfig("inline"), view)
+    again = run_study(plan_file(table, {"train.precision": "auto"}), LaunchConfig("inline"), view)
     assert len(view.finished) == 4
     assert again.run_id == outcome.run_id
     assert view.said == ["train.precision (=auto) is 32-true, as that of 4 runs that the study has"]
