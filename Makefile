@@ -27,7 +27,7 @@ demo: .venv/.installed ## train one arm for some minutes: a real network on simu
 test: lint types ## lint, types and all tests
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations 20
 
-test-faults: .venv/.installed-faults ## kill, cut off and crowd real runs and servers (PostgreSQL, mlflow server): 40 minutes
+test-faults: .venv/.installed-faults ## kill, cut off and crowd real runs and servers (PostgreSQL, mlflow server, SLURM): an hour
 	$(BIN)/python -m pytest -m faults tests/faults
 
 test-interop: .venv-interop/.installed ## have pty-chi, ptychodus and cdtools write and open files: a minute

@@ -125,7 +125,7 @@ class PostgreSQL:
                 start_new_session=True,
                 **self._as_whom(),
             )
-        self._mourner = _mourn(self._process.pid, "QUIT", self.folder)
+        self._mourner = mourn(self._process.pid, "QUIT", self.folder)
         wait_until(self._answers, "PostgreSQL does not answer", _START_TIMEOUT_S, log=self.folder / "log")
 
     def stop(self) -> None:
@@ -133,7 +133,7 @@ class PostgreSQL:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(_STOP_TIMEOUT_S)
-        _comfort(self._mourner)
+        comfort(self._mourner)
 
     def _create(self) -> None:
         as_whom = self._as_whom()
@@ -239,7 +239,7 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.folder, env=environment, start_new_session=True
             )
-        self._mourner = _mourn(-self._process.pid, "KILL")
+        self._mourner = mourn(-self._process.pid, "KILL")
         self.wait_until_ready()
 
     def kill(self) -> None:
@@ -248,7 +248,7 @@ class MlflowServer:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        _comfort(self._mourner)
+        comfort(self._mourner)
         wait_until(lambda: not is_open(self.port), f"port {self.port} stays open", _STOP_TIMEOUT_S)
 
     def stop(self) -> None:
@@ -316,7 +316,7 @@ def _clean_environment() -> dict[str, str]:
     return environment
 
 
-def _mourn(process: int, signal_name: str, folder: Path | None = None) -> "subprocess.Popen[bytes]":
+def mourn(process: int, signal_name: str, folder: Path | None = None) -> "subprocess.Popen[bytes]":
     """Start a shell that ends `process` (a group, if negative) and removes `folder` when this process is gone.
 
     However it goes: `read` returns when the pipe's other end is closed, after SIGKILL too.
@@ -331,8 +331,8 @@ def _mourn(process: int, signal_name: str, folder: Path | None = None) -> "subpr
     )
 
 
-def _comfort(mourner: "subprocess.Popen[bytes] | None") -> None:
-    """End the shell of `_mourn`: what it waits for was ended properly."""
+def comfort(mourner: "subprocess.Popen[bytes] | None") -> None:
+    """End the shell of `mourn`: what it waits for was ended properly."""
     if mourner is not None and mourner.poll() is None:
         mourner.kill()
         mourner.wait()
