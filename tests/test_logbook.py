@@ -8,7 +8,7 @@ from fnostab.config import resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import baselines
 from fnostab.health import Verdict, judge
-from fnostab.tracking.verdict import description, with_description
+from fnostab.tracking.verdict import StoredPicture, description, with_description
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.workflows import logbook as logbook_module
 from fnostab.workflows.logbook import Logbook
@@ -67,10 +67,11 @@ def test_uncommitted_code_lies_beside_the_run(book, monkeypatch):
 
 def test_a_run_says_its_verdict_its_numbers_and_shows_its_picture():
     verdict = Verdict("collapsed", "first in `up_s_` at epoch 4 | <b>", {})
-    told = description(verdict, None, {"best_val_loss": 0.0123456, "frc50": math.nan}, ("abc", "recon/object_0.png"))
+    picture = StoredPicture("abc", "recon/object_0.png", "#/experiments/0/runs/abc/artifacts/recon/object_0.png")
+    told = description(verdict, None, {"best_val_loss": 0.0123456, "frc50": math.nan}, picture)
     assert told.split("\n\n") == [
         "**Verdict: collapsed.** First in \\`up_s\\_\\` at epoch 4 \\| &lt;b&gt;.",
-        "| best_val_loss |\n| ---: |\n| 0.0123 |",
+        "best_val_loss **0.0123**, [object_0](#/experiments/0/runs/abc/artifacts/recon/object_0.png)",
         "![object_0](get-artifact?path=recon%2Fobject_0.png&run_uuid=abc)",
     ]
 
@@ -90,3 +91,13 @@ def test_a_run_whose_metrics_all_mean_something_has_no_tag_vacuous(book, tmp_pat
     book.end(judge(book.history.to_mapping()), None, {}, None, CheckpointFiles(tmp_path))
     assert "verdict" in tags
     assert "vacuous" not in tags
+
+
+def test_numbers_of_which_a_run_has_one_come_after_its_series_those_that_all_runs_share_last(book, tmp_path):
+    book, tracker, _ = book
+    logged = []
+    tracker.log_metrics = lambda numbers, step, model_id=None: logged.append((dict(numbers), step))
+    book.begin("cpu", {"val_loss_constant": 0.3})
+    assert logged == []
+    book.end(judge(book.history.to_mapping()), None, {"best_val_loss": 0.1}, None, CheckpointFiles(tmp_path))
+    assert logged == [({"best_val_loss": 0.1}, 0), ({"val/loss_constant": 0.3}, 0)]

@@ -237,7 +237,7 @@ def test_by_r_stitched_that_column_comes_first_and_the_best_run_is_the_one_with_
     assert cells(text, "Ranking", "rank")[5:7] == ["median r_stitched", "median val_loss"]
     assert cells(text, "Ranking", "agc")[5].startswith("0.0306 [0.03, ")
     assert row_of_pair(text, "agc", "control")[-1].startswith("0.00, opposite")
-    assert "| 1 | agc | hybrid | 5 | 0 [0, 43 %] | 0.0306 [0.03, " in note_markdown(result, 8000)
+    assert "| 1 | agc | hybrid | 5 | 0 [0, 43 %] | 0.0306 [0.03, " in note_markdown(result, 8000).replace("&ensp;", "")
     page = html_report(result)
     lowest = min(result.of_arm("agc"), key=lambda run: run.numbers["r_stitched"])
     assert f"Best run: seed {lowest.seed}" in page.partition('<section id="extremes">')[2]
@@ -318,8 +318,8 @@ def test_a_note_has_the_decision_and_the_ranking_table(three):
     note = note_markdown(three, 8000)
     assert note.startswith("**Study stage_a: No decision between")
     rows = [line for line in note.splitlines() if line.startswith("| ")]
-    assert rows[0].startswith("| rank | arm | arch | runs | failed | median val_loss |")
-    assert [row.split(" | ")[1] for row in rows[2:]] == three.arms
+    assert rows[0].replace("&ensp;", "").startswith("| rank | arm | arch | runs | failed | median val_loss |")
+    assert [row.split("&ensp; | ")[1] for row in rows[2:]] == three.arms
     assert note.endswith(f"Dataset {three.dataset_sha256[:12]}.")
 
 

@@ -54,8 +54,9 @@ def series_by_run(runs: Iterable[FinishedRun]) -> Series:
         losses[run.arm].append(run.best_val_loss)
         failures[run.arm] += run.failed
         done = len(losses[run.arm])
-        values = {"runs_done": done, "failure_rate": failures[run.arm] / done}
-        values["best_val_loss_median"] = float(np.median(losses[run.arm]))
+        # The UI compares studies by what they had first.
+        values = {"best_val_loss_median": float(np.median(losses[run.arm]))}
+        values |= {"failure_rate": failures[run.arm] / done, "runs_done": done}
         for name, value in values.items():
             if np.isfinite(value):
                 found[f"{name}/{metric_part(run.arm)}"].append(Point(step, value, run.ended_ms))

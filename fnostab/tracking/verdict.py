@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from fnostab.health import VERDICT_VERSION, Stability, Verdict
@@ -20,6 +20,14 @@ _SHOWN: Final = (
 )
 #: What a description begins with.
 _VERDICT: Final = "Verdict"
+
+
+class StoredPicture(NamedTuple):
+    """A picture among the artifacts of a run, and the address of the UI's page that shows it."""
+
+    run_id: str
+    path: str
+    page: str
 
 
 def evidence_numbers(verdict: Verdict) -> dict[str, float]:
@@ -44,12 +52,12 @@ def description(
     verdict: Verdict,
     stability: Stability | None,
     numbers: Mapping[str, float] | None = None,
-    picture: tuple[str, str] | None = None,
+    picture: StoredPicture | None = None,
 ) -> str:
     """What the run's page in the MLflow UI says first, in Markdown.
 
-    `numbers` are those that the run ended with, by their names in Python; `picture` is the ID of the run and the path
-    of its artifact.
+    `numbers` are those that the run ended with, by their names in Python. The UI shows four lines and hides the rest
+    until it is asked for more, so the `picture` itself comes last, and a link to it stands among the numbers.
     """
     found = {_VERDICT: verdict} | ({"Stability": stability} if stability else {})
     parts = [
@@ -57,12 +65,13 @@ def description(
         for name, each in found.items()
     ]
     known = {name: numbers[name] for name in _SHOWN if numbers and math.isfinite(numbers.get(name, math.nan))}
-    if known:
-        head, values = (" | ".join(cells) for cells in (known, map(number, known.values())))
-        parts.append(f"| {head} |\n|{' ---: |' * len(known)}\n| {values} |")
+    line = ", ".join(f"{markdown(name)} **{number(value)}**" for name, value in known.items())
     if picture:
-        run_id, path = picture
-        parts.append(f"![{Path(path).stem}](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})")
+        name, address = Path(picture.path).stem, f"get-artifact?path={quote(picture.path, safe='')}"
+        line += f"{', ' if line else ''}[{name}]({picture.page})"
+        parts.append(f"![{name}]({address}&run_uuid={picture.run_id})")
+    if line:  # no table, as the UI sets no space between cells
+        parts.insert(1, line)
     return "\n\n".join(parts)
 
 

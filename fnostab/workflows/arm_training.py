@@ -103,7 +103,7 @@ class ArmTraining:
         """Train in step with others, and leave the rest to somebody else's `run`."""
         self.tracker.status = "SCHEDULED"
         speed = self._fit(interruption, watch, self._known(), member)
-        self.tracker.log_metrics(tracked(speed), step=self.logbook.history.steps - 1)
+        self.tracker.log_metrics(tracked(speed), step=0)
 
     def _known(self) -> dict[str, float]:
         """What is known before the first step."""

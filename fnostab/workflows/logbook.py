@@ -25,8 +25,9 @@ from fnostab.study.names import tracked
 from fnostab.tracking.checkout import uncommitted_code
 from fnostab.tracking.errors import StoreUnavailable
 from fnostab.tracking.exports import MODEL, log_model
+from fnostab.tracking.run import artifact_page
 from fnostab.tracking.tracker import Tracker, run_tags
-from fnostab.tracking.verdict import description, verdict_layout, verdict_tags
+from fnostab.tracking.verdict import StoredPicture, description, verdict_layout, verdict_tags
 from fnostab.training.checkpoint_files import CheckpointFiles
 from fnostab.training.module import PtychoModule
 from fnostab.training.shipped_model import EXAMPLE_PATTERNS, CountsToObject
@@ -72,7 +73,6 @@ class Logbook:
             tracker.log_artifact(source, "code")
         if code := uncommitted_code():
             tracker.log_text(code, "code.diff")
-        tracker.log_metrics(self._baselines, step=0)
         verb = "continuing" if tracker.resumed else "training"
         processes = config.train.devices * config.train.nodes
         where = f"{processes} processes ({device})" if processes > 1 else device
@@ -164,7 +164,7 @@ class Logbook:
             if history.watched:
                 self._log_picture("figures/watched.png", "watched", watched_figure, history, self._title)
         numbers = tracked(results)
-        tracker.log_metrics(numbers, step=history.steps - 1, model_id=self._model_id)
+        self._log_once(numbers)
         vacuous = evaluation.vacuous if evaluation else []
         tags = verdict_tags(verdict, stability) | ({"vacuous": ",".join(vacuous)} if vacuous else {})
         if "twin" in verdict.evidence:
@@ -178,6 +178,15 @@ class Logbook:
         for path in files.at_the_end if self.keeps_all else ():
             tracker.log_artifact(path, "checkpoints")
 
+    def _log_once(self, numbers: Mapping[str, float]) -> None:
+        """Write numbers of which a run has one, after all series, and last those that all runs on a dataset share.
+
+        They stand at step 0, because the UI draws bars of what has no other step, and dots of what has one. It compares
+        runs by the number first that they had first.
+        """
+        self._tracker.log_metrics(numbers, step=0, model_id=self._model_id)
+        self._tracker.log_metrics(self._baselines, step=0)
+
     def _description(
         self,
         verdict: Verdict,
@@ -190,7 +199,10 @@ class Logbook:
         numbers = {"val_loss_constant": history.val_loss_constant, "val_loss_floor": history.val_loss_floor}
         numbers["r_stitched"] = history.r_stitched[-1] if history.r_stitched else math.nan
         has_picture = self.keeps_all and evaluation is not None
-        picture = (self._tracker.run_id, "recon/object_0.png") if has_picture else None
+        if not has_picture:
+            return description(verdict, stability, {**numbers, **results})
+        run_id, path = self._tracker.run_id, "recon/object_0.png"
+        picture = StoredPicture(run_id, path, artifact_page(run_id, self._tracker.experiment_id, path))
         return description(verdict, stability, {**numbers, **results}, picture)
 
     def log_interrupted(self, interrupt: Interrupted) -> None:
@@ -198,6 +210,7 @@ class Logbook:
         self.history.events = {"interrupted": True}
         reason = f"{interrupt} after {self.history.steps} steps; the same command continues it"
         self._report(reason)
+        self._log_once({})
         try:
             self._tracker.set_tags({"verdict": "interrupted", "verdict_reason": reason})
             self._tracker.log_text(self.history.to_json(), "history.json")

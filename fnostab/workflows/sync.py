@@ -1,5 +1,6 @@
 """Bring what waits on this machine to the tracking store: `fnostab sync`."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ import torch
 from fnostab.config import ArmConfig, stored_config
 from fnostab.health.history import History
 from fnostab.io.endings import CommandFailed
+from fnostab.study.names import NUMBERS, tracked
 from fnostab.tracking.errors import redacted
 from fnostab.tracking.run import run_state
 from fnostab.tracking.store import open_store
@@ -75,6 +77,9 @@ def _upload(run: Unfinished, config: ArmConfig, folder: Path, report: PrintLine)
     if StageRecorder.__qualname__ in states:
         stages.load_state_dict(states[StageRecorder.__qualname__])
         stages.offer()
+    known = {number.name for number in NUMBERS if number.when == "start"} & vars(history).keys()
+    numbers = {name: getattr(history, name) for name in sorted(known)}
+    tracker.log_metrics(tracked({name: value for name, value in numbers.items() if not math.isnan(value)}), step=0)
     tracker.finish()
     is_over = recorder.epochs == config.train.epochs or recorder.had_to_stop
     return is_over, f"{history.steps} steps of {recorder.epochs} of {config.train.epochs} epochs are stored"
