@@ -73,8 +73,8 @@ def test_an_onnx_file_gives_the_object_that_torch_gives_and_needs_no_store(
 
 def test_a_model_of_mlflow_is_run_by_onnxruntime_under_its_own_name(model, by_torch, scan, tmp_path, monkeypatch):
     calls = []
-    predict = OnnxModel.predict
-    monkeypatch.setattr(OnnxModel, "predict", lambda self, counts: calls.append(len(counts)) or predict(self, counts))
+    predict = OnnxModel.predict_with_deviation
+    monkeypatch.setattr(OnnxModel, "predict_with_deviation", lambda self, c: calls.append(len(c)) or predict(self, c))
     result, _ = _reconstruct(model, scan, tmp_path, backend="onnx", batch_size=20)
     assert calls == [20, 20, 9]
     assert result.source == by_torch.source

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import h5py
 import mlflow
 import numpy as np
 import pytest
 import torch
+from small_runs import write_small_scan
 from test_compare import record_run
 from test_serving import _post, _serving
 
@@ -19,12 +21,15 @@ from fnostab.config import ConfigError, resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.evaluation import stitch_patches
 from fnostab.export.onnx_model import OnnxModel
+from fnostab.report.run import reconstruction_figure as drawn
+from fnostab.scan import reassemble
 from fnostab.study.members import choose_members
 from fnostab.study.stored_run import StoredRun
 from fnostab.tracking.models import load_model
-from fnostab.workflows import ensemble
+from fnostab.workflows import ensemble, scan_object
 from fnostab.workflows.ensemble import register_ensemble
 from fnostab.workflows.export_model import export_model
+from fnostab.workflows.reconstruct import reconstruct_scan
 from fnostab.workflows.train import train_arm
 
 STUDY, NAME = "together", "fnostab-together-ensemble"
@@ -292,3 +297,56 @@ def test_a_mean_that_makes_no_object_is_not_registered(made, monkeypatch):
     said = register_ensemble(STUDY)
     assert said.startswith("No ensemble registered: its stitched object is no better than one mean pattern everywhere")
     assert len(_ensemble_runs()) == 1
+
+
+# A whole scan.
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """(A file of a small scan that looks like what the members were trained on, its dataset)."""
+    path = tmp_path_factory.mktemp("scan") / "scan.npz"
+    source = write_small_scan(path)
+    return path, source
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_reconstruct_writes_and_draws_the_deviation_with_the_weights_of_the_object(made, scan, backend, tmp_path):
+    path, source = scan
+    figures = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(scan_object, "reconstruction_figure", lambda *given: figures.append(given) or drawn(*given))
+        found = reconstruct_scan(f"models:/{NAME}@champion", path, tmp_path / "r.npz", backend=backend, batch_size=10)
+    with np.load(tmp_path / "r.npz") as file:
+        deviation, obj = file["deviation"], file["object"]
+    counts = np.array(source.test.counts)
+    patches, deviations = load_model(f"models:/{NAME}@champion").predict_with_deviation(counts)
+    expected = reassemble(deviations**2, source.test.positions_px, source.probe, n_sync=0).object.real
+    atol = 1e-3 * deviation.max()
+    np.testing.assert_allclose(deviation, np.sqrt(expected.clip(0)), atol=atol)
+    assert (deviation.shape, deviation.dtype) == (obj.shape, np.float32)
+    lit = found.stitched.light > metrics.LIT_SHARE * found.stitched.light.max()
+    assert found.deviation == pytest.approx(np.sqrt((deviation[lit] ** 2).mean()), rel=1e-5)
+    assert deviations[:, metrics.lit_region(source.probe)].min() < found.deviation < deviations.max()
+    np.testing.assert_array_equal(figures[0][3], deviation)
+    titles = [axes.get_title() for axes in drawn(*figures[0]).axes]
+    assert {"deviation of the members", "deviation over amplitude"} <= set(titles)
+
+
+def test_cxi_has_the_deviation_and_ptychodus_has_no_place_for_it(made, scan, tmp_path, capsys):
+    path, _ = scan
+    argv = ["reconstruct", "--model", f"models:/{NAME}@champion", "--data", str(path), "--object_pixel_m", "1e-8"]
+    assert main([*argv, "--out", str(tmp_path / "r.cxi")]) == 0
+    assert re.search(r"^deviation of the members: 0\.\d+ where the light is", capsys.readouterr().out, re.MULTILINE)
+    with h5py.File(tmp_path / "r.cxi") as file:
+        assert file["entry_1/fnostab/deviation"].shape == file["entry_1/image_2/data"].shape
+    assert main([*argv, "--out", str(tmp_path / "p.npz"), "--layout", "ptychodus"]) == 0
+    with np.load(tmp_path / "p.npz") as file:
+        assert "deviation" not in file
+
+
+def test_one_network_has_no_deviation(runs, scan, tmp_path):
+    found = reconstruct_scan(f"runs:/{runs[0]}", scan[0], tmp_path / "r.npz")
+    assert found.deviation is None
+    with np.load(tmp_path / "r.npz") as file:
+        assert "deviation" not in file

@@ -175,8 +175,10 @@ def test_each_pattern_is_predicted_once(model, writer, tmp_path, monkeypatch):
     from fnostab.tracking.models import ShippedModel
 
     calls = []
-    predict = ShippedModel.predict
-    monkeypatch.setattr(ShippedModel, "predict", lambda self, c: calls.append(len(c)) or predict(self, c))
+    predict = ShippedModel.predict_with_deviation
+    monkeypatch.setattr(
+        ShippedModel, "predict_with_deviation", lambda self, c: calls.append(len(c)) or predict(self, c)
+    )
     other = writer()
     other.write(12)
     _follow(model, tmp_path, [lambda: other.write(30), lambda: other.write(7)], monkeypatch, idle_s=300)

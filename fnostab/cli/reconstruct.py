@@ -99,6 +99,15 @@ def _taken(timing: "Timing", follow: bool) -> str:
     )
 
 
+def _deviating(deviation: float | None) -> str:
+    """How far the members of an ensemble deviate; nothing for one network."""
+    if deviation is None:
+        return ""
+    return (
+        f"deviation of the members: {deviation:.4g} where the light is (root mean square); it is no error by itself\n"
+    )
+
+
 def _reached(result: "ScanReconstruction", refine: int) -> str:
     """What the object is worth, and where it is."""
     halves = (
@@ -116,5 +125,6 @@ def _reached(result: "ScanReconstruction", refine: int) -> str:
         f"overlap consistency: {result.stitched.consistency:.3f} (1: overlapping patches agree, 0: they are "
         "unrelated)\n"
         f"FRC of two half scans: {halves}\n"
+        f"{_deviating(result.deviation)}"
         f"object: {result.npz.absolute()}" + (f"; picture: {result.png.absolute()}" if result.png else "")
     )

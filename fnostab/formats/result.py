@@ -36,7 +36,8 @@ class Result:
     `modes` complex64 (k, N, N) are the probe's, `scale` turns their amplitudes into square roots of counts.
     `pixel_size_m` is the object's pixel; with `energy_eV` and `distance_m`, None where it is unknown. `numbers` are
     measures of the reconstruction by name, `mean_counts` those of the mean pattern. `network_object` complex64 (H, W)
-    is what a network made of it, where `object` was fitted further.
+    is what a network made of it, where `object` was fitted further; `deviation` float32 (H, W) is what an ensemble of
+    networks deviates by.
     """
 
     object: NDArray[np.complex64]
@@ -55,6 +56,7 @@ class Result:
     scan: str
     program: str
     network_object: NDArray[np.complex64] | None = None
+    deviation: NDArray[np.float32] | None = None
 
     @property
     def middles_m(self) -> NDArray[np.float64]:
@@ -125,7 +127,8 @@ def _own_arrays(result: Result) -> dict[str, Any]:
         **result.numbers,
         "model": result.model,
     }
-    arrays |= {} if result.network_object is None else {"network_object": result.network_object}
+    further = {"network_object": result.network_object, "deviation": result.deviation}
+    arrays |= {key: array for key, array in further.items() if array is not None}
     return arrays | ({"modes": result.modes} if len(result.modes) > 1 else {})
 
 

@@ -45,19 +45,30 @@ def _show(
     bar.set_label(unit, fontsize=8)
 
 
-def reconstruction_figure(reconstruction: Reconstruction, probe: NDArray[np.complexfloating], title: str) -> Figure:
+def reconstruction_figure(
+    reconstruction: Reconstruction,
+    probe: NDArray[np.complexfloating],
+    title: str,
+    deviation: NDArray[np.floating] | None = None,
+) -> Figure:
     """The stitched object beside the truth and its error, on the truth's colour scale; beside the probe without truth.
 
-    Pixels without light enough are left white: the object is free there.
+    Pixels without light enough are left white: the object is free there. The `deviation` (H, W) of an ensemble's object
+    is shown as it is, and over the amplitude.
     """
     shown = reconstruction.lit
     rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     predicted = np.where(shown, reconstruction.object, np.nan)[window]
     if reconstruction.truth is None:
-        figure, axes = _figure(2, 2, title)
+        figure, axes = _figure(2, 2 if deviation is None else 3, title)
         _show_pair(axes[:, 0], predicted, "prediction", None)
-        _show_pair(axes[:, 1], probe, "probe", None)
+        _show_pair(axes[:, -1], probe, "probe", None)
+        if deviation is not None:
+            map_of = np.where(shown, deviation, np.nan)[window]
+            relative = map_of / np.abs(predicted)
+            _show(axes[0, 1], map_of, "deviation of the members", "1", (0, _range(map_of)[1]), "magma")
+            _show(axes[1, 1], relative, "deviation over amplitude", "1", (0, _range(relative)[1]), "magma")
         return figure
     figure, axes = _figure(2, 3, title)
     truth = np.where(shown, reconstruction.truth, np.nan)[window]

@@ -45,7 +45,12 @@ class Network(Protocol):
     def mean_counts(self) -> float | None: ...  # noqa: D102
     @property
     def scale(self) -> float | None: ...  # noqa: D102
+    @property
+    def has_deviation(self) -> bool: ...  # noqa: D102
     def predict(self, counts: NDArray[np.float32]) -> NDArray[np.complex64]: ...  # noqa: D102
+    def predict_with_deviation(  # noqa: D102
+        self, counts: NDArray[np.float32]
+    ) -> tuple[NDArray[np.complex64], NDArray[np.float32] | None]: ...
 
 
 def resolve_backend(model_uri: str, backend: str, precision: str) -> tuple[str, str]:

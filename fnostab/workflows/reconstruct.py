@@ -60,7 +60,8 @@ class ScanReconstruction:
     which is no information. `frc_halves_one_seventh` and `frc_halves_half_bit` are the spatial frequencies, in cycles
     per pixel, at which the Fourier ring correlation of the objects of two half scans falls under 1/7 and under the
     half-bit curve; NaN where the halves cannot be compared. `source` is the model, an alias replaced by its version;
-    `run_id` the run of `mlflow run` that it was logged to, if any.
+    `run_id` the run of `mlflow run` that it was logged to, if any. `deviation` is the root mean square of an ensemble's
+    where the light is; None of one network.
     """
 
     npz: Path
@@ -74,6 +75,7 @@ class ScanReconstruction:
     frc_halves_one_seventh: float
     frc_halves_half_bit: float
     timing: Timing
+    deviation: float | None
 
 
 def reconstruct_scan(
@@ -119,8 +121,8 @@ def reconstruct_scan(
     `origin_px` (2,) in the frame of `positions_px` (n, 2), which start at 0; `pixel_size_m`, NaN if it is unknown;
     `probe` complex64 (N, N), the first of `modes` (k, N, N) if there are several; `r_factor`, `consistency`,
     `frc_halves_one_seventh`, `frc_halves_half_bit` and the URI `model`; of a refined object also the network's,
-    `network_object` and `r_factor_network`. Either file appears whole or not at all. Raises `ConfigError`, in one line
-    and before anything is written, for bad input.
+    `network_object` and `r_factor_network`; of that of an ensemble its `deviation` float32 (H, W). Either file appears
+    whole or not at all. Raises `ConfigError`, in one line and before anything is written, for bad input.
     """
     out, data = Path(out), Path(data)
     backend, precision = resolve_backend(model_uri, backend, precision)
@@ -164,6 +166,7 @@ def reconstruct_scan(
         numbers["frc_halves_one_seventh"],
         numbers["frc_halves_half_bit"],
         timing,
+        found.mean_deviation,
     )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,7 @@ class Predicted:
     `patterns` are the scan's counts where the masks of both are good; the scan's positions less `first_px` (2,) are
     those of the object's frame. `waves` are the patches' in the light of `beam`, those of the patterns `members` in
     this order, of which `group_of` tells which were predicted together; `predicting_s` are the seconds that it took.
+    `variances` are the squared deviations that an ensemble predicts of the patches, kept like them; None of a network.
     """
 
     scan: Scan
@@ -50,6 +52,7 @@ class Predicted:
     waves: StoredWaves
     members: NDArray[np.int64]
     group_of: NDArray[np.int64]
+    variances: StoredWaves | None = None
     predicting_s: float = 0.0
 
     @classmethod
@@ -63,9 +66,9 @@ class Predicted:
         room: int | None = None,
     ) -> "Predicted":
         """A scan of which nothing was predicted yet; `room` is the number of patterns that it will have."""
-        waves = StoredWaves(beam.weight.numpy(), patterns.storage, room or len(patterns))
+        kept = partial(StoredWaves, beam.weight.numpy(), patterns.storage, room or len(patterns))
         none = np.empty(0, np.int64)
-        return cls(scan, model, patterns, beam, first_px, waves, none, none)
+        return cls(scan, model, patterns, beam, first_px, kept(), none, none, kept() if model.has_deviation else None)
 
     @property
     def positions_px(self) -> NDArray[np.float64]:
@@ -91,12 +94,14 @@ class Predicted:
         for start in range(0, len(order), step):
             members, first = order[start : start + step], counted[start : start + step]
             began = time.perf_counter()
-            patches = self.model.predict(self.scan.counts[members])
+            patches, deviations = self.model.predict_with_deviation(self.scan.counts[members])
             self.predicting_s += time.perf_counter() - began
             if not can_be_stitched(patches):
                 source = self.model.source
                 raise ConfigError(f"`model` (={source}) must predict finite patches of this scan, and does not")
             self.waves.append(positions[members[first]], patches[first])
+            if self.variances is not None and deviations is not None:
+                self.variances.append(positions[members[first]], np.square(deviations[first]).astype(np.complex64))
             self.members = np.concatenate([self.members, members[first]])
             self.group_of = np.concatenate([self.group_of, group_of[start : start + step][first]])
             on_patterns(min(start + step, len(self.patterns)), len(self.patterns))
@@ -107,7 +112,8 @@ class Predicted:
 class ScanObject:
     """The object of a scan, the probe that it is seen with, and numbers by their names in `study.names`.
 
-    `network_object` is the network's, where `stitched` was refined.
+    `network_object` is the network's, where `stitched` was refined. `deviation` float32 (H, W) is that of an ensemble's
+    object, before any refinement: sqrt(sum |P_j|^2 deviation_j^2 / light), with the weights of the object.
     """
 
     stitched: Reassembly
@@ -115,6 +121,16 @@ class ScanObject:
     scale: float
     numbers: dict[str, float]
     network_object: NDArray[np.complex64] | None = None
+    deviation: NDArray[np.float32] | None = None
+
+    @property
+    def mean_deviation(self) -> float | None:
+        """The root mean square of `deviation` where the light is."""
+        if self.deviation is None:
+            return None
+        light = self.stitched.light
+        lit = self.deviation[light > metrics.LIT_SHARE * light.max()]
+        return float(np.sqrt(np.square(lit, dtype=np.float64).mean()))
 
 
 def stitch_and_measure(predicted: Predicted, halves: bool = True) -> ScanObject:
@@ -132,7 +148,7 @@ def stitch_and_measure(predicted: Predicted, halves: bool = True) -> ScanObject:
         "frc_halves_one_seventh": curve.crossing(1 / 7),
         "frc_halves_half_bit": curve.crossing(metrics.half_bit_threshold(curve.coefficients)),
     }
-    return ScanObject(stitched, predicted.beam, scale, numbers)
+    return ScanObject(stitched, predicted.beam, scale, numbers, deviation=_deviation(predicted))
 
 
 def refined(
@@ -148,7 +164,7 @@ def refined(
         "r_factor": patterns.r_factor(stitched, positions, beam, scale),
         "r_factor_network": found.numbers["r_factor"],
     }
-    return ScanObject(stitched, beam, scale, numbers, network_object=found.stitched.object)
+    return ScanObject(stitched, beam, scale, numbers, found.stitched.object, found.deviation)
 
 
 def write_object(
@@ -178,9 +194,11 @@ def write_object(
         scan=data.name,
         program=f"fnostab {fnostab.__version__}",
         network_object=found.network_object,
+        deviation=found.deviation,
     )
     shown = _in_mean_phase(stitched, numbers["r_factor"])
-    picture, fault = try_to_draw(lambda: reconstruction_figure(shown, found.beam.probe.numpy(), title))
+    probe = found.beam.probe.numpy()
+    picture, fault = try_to_draw(lambda: reconstruction_figure(shown, probe, title, found.deviation))
     png = out.with_suffix(".png") if picture else None
     if picture is None:
         print_line(f"warning: the object could not be drawn, so there is no picture: {fault}")
@@ -189,6 +207,13 @@ def write_object(
         if picture and png:
             files.enter_context(atomic_write(png)).write_bytes(picture.png)
     return png
+
+
+def _deviation(predicted: Predicted) -> NDArray[np.float32] | None:
+    """The deviation of an ensemble's object: variances are put together as patches are, and have no phases."""
+    if predicted.variances is None:
+        return None
+    return np.asarray(np.sqrt(predicted.variances.reassemble(n_sync=0).object.real.clip(0)))
 
 
 def _in_mean_phase(stitched: Reassembly, r_factor: float) -> Reconstruction:
