@@ -62,7 +62,7 @@ class SlurmConfig(Section):
     @field_validator("partition", "account")
     @classmethod
     def _is_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[\w.@+-][\w.,@+-]*", value):
+        if value is not None and not re.fullmatch(r"[\w.@+][\w.,@+-]*", value):
             raise ValueError("must be a name of letters, digits and any of _ . @ + -")
         return value
 
