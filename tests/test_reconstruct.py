@@ -431,7 +431,10 @@ def test_a_damaged_model_is_refused(folder_of, refused):
 def test_a_network_that_gives_no_finite_patches_is_refused(model, refused, monkeypatch):
     from fnostab.tracking.models import ShippedModel
 
-    monkeypatch.setattr(ShippedModel, "predict", lambda self, counts: np.full(counts.shape, np.nan, np.complex64))
+    def predict(self, counts):
+        return np.full(counts.shape, np.nan, np.complex64), None
+
+    monkeypatch.setattr(ShippedModel, "predict_with_deviation", predict)
     refused("must predict finite patches of this scan", model)
 
 
