@@ -6,7 +6,7 @@
 All in one process, one after the other, in CPU seconds, which other work beside does not change much; so one thread is
 the measure. Clocks run from patterns in memory to the object: reading, loading the model, and taking R-factors are left
 out for all. LSQML starts from the probe in the file and an object of
-ones; its R-factors are those of its own forward model after each epoch. R = sum |sqrt(counts) - A| / sum sqrt(counts).
+ones; its R-factors are those of its own forward model. R = sum |sqrt(counts) - A| / sum sqrt(counts).
 """
 
 import argparse
@@ -22,9 +22,9 @@ import torch
 from fnostab.dataset import import_scan
 from fnostab.dataset.groups import group_patterns
 from fnostab.io.scratch import Memory
-from fnostab.optics import Beam
+from fnostab.optics import Beam, measured_scale
 from fnostab.reconstruction.patterns import StoredPatterns
-from fnostab.reconstruction.refinement import refine
+from fnostab.reconstruction.refinement import RATE, light_of, refine
 from fnostab.scan import Reassembly, read_windows, shifted, split_positions
 from fnostab.workflows.backends import load_network, resolve_backend
 from fnostab.workflows.scan_object import Predicted
@@ -34,6 +34,8 @@ from fnostab.workflows.scan_of_model import beam_of
 _CROP = 64
 #: The R-factor of whole patterns that the first clock runs to.
 _FIRST = 0.17
+#: Epochs of LSQML between two looks at its R-factor, after that.
+_EVERY = 5
 
 
 class Row(NamedTuple):
@@ -82,7 +84,9 @@ def fit_of(stitched: Reassembly, positions: np.ndarray, beam: Beam, patterns: St
     return fit
 
 
-def network_rows(scan_path: Path, model_uri: str, precision: str, steps: list[int], batch_size: int) -> list[Row]:
+def network_rows(
+    scan_path: Path, model_uri: str, precision: str, steps: list[int], rate: float, batch_size: int
+) -> list[Row]:
     """The network alone, and refined by each number of steps."""
     backend, precision = resolve_backend(model_uri, "auto", precision)
     model = load_network(model_uri, backend, precision, print)
@@ -103,15 +107,34 @@ def network_rows(scan_path: Path, model_uri: str, precision: str, steps: list[in
     for number in steps:
         began = time.process_time()
         rng = np.random.default_rng(0)
-        found = refine(stitched, positions, beam, patterns, scale, number, batch_size, rng)
+        found = refine(stitched, positions, beam, patterns, scale, number, rng, rate=rate)
         seconds = alone_s + time.process_time() - began
         fitted = fit_of(found.stitched, positions, found.beam, patterns, scale)
-        rows.append(Row(f"{name}, refined by {number} steps of {batch_size}", seconds, *fitted.r_factors))
+        rows.append(Row(f"{name}, refined by {number} steps at {rate:g}", seconds, *fitted.r_factors))
+    return rows
+
+
+def descent_rows(scan_path: Path, N: int, steps: list[int], rate: float) -> list[Row]:
+    """The refinement alone: from an object of ones and the probe in the file, as LSQML."""
+    scan = import_scan(scan_path, N, storage=Memory())
+    patterns, beam = StoredPatterns(scan.counts, Memory()), Beam.of(scan.probe)
+    positions, scale = scan.positions_px - scan.positions_px.min(axis=0), measured_scale(scan.counts, beam)
+    corners, remainders = split_positions(positions)
+    shape = tuple((corners.max(axis=0) + N).tolist())
+    light = light_of(beam, corners, remainders, shape)
+    flat = Reassembly(np.ones(shape, np.complex64), light, (0, 0), np.zeros(len(corners)), np.nan, np.nan)
+    rows = []
+    for number in steps:
+        began = time.process_time()
+        found = refine(flat, positions, beam, patterns, scale, number, np.random.default_rng(0), rate=rate)
+        seconds = time.process_time() - began
+        fitted = fit_of(found.stitched, positions, found.beam, patterns, scale)
+        rows.append(Row(f"no network, N = {N}, refined by {number} steps at {rate:g}", seconds, *fitted.r_factors))
     return rows
 
 
 def lsqml_rows(scan_path: Path, epochs: int, batch_size: int) -> list[Row]:
-    """pty-chi's LSQML, a row an epoch."""
+    """pty-chi's LSQML, a row an epoch until the first clock stops, then one every few epochs."""
     _without_torchvision()
     from ptychi import api
     from ptychi.api.task import PtychographyTask
@@ -144,6 +167,8 @@ def lsqml_rows(scan_path: Path, epochs: int, batch_size: int) -> list[Row]:
         began = time.process_time()
         task.run(1)
         seconds += time.process_time() - began
+        if first_under(rows, _FIRST) and epoch % _EVERY and epoch != epochs:
+            continue
         fit = Fit()
         with torch.no_grad():
             for start in range(0, len(measured), batch_size):
@@ -175,7 +200,9 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], help="a trained network; several may be given")
     parser.add_argument("--precision", default="auto", help="as of fnostab reconstruct")
     parser.add_argument("--refine", default="25,50,100,200", help="numbers of steps, each a refinement of its own")
-    parser.add_argument("--batch_size", type=int, default=64, help="of the networks and their refinement")
+    parser.add_argument("--rate", type=float, default=RATE, help="of the refinement")
+    parser.add_argument("--nothing", type=int, metavar="N", help="also refine an object of ones, at this pattern size")
+    parser.add_argument("--batch_size", type=int, default=64, help="of the networks")
     parser.add_argument("--epochs", type=int, default=60, help="of LSQML; 0 leaves it out")
     parser.add_argument("--lsqml_batch_size", type=int, default=64, help="patterns a batch of LSQML")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of all; their seconds are added up")
@@ -184,12 +211,14 @@ def main() -> None:
     steps = [int(number) for number in arguments.refine.split(",") if number]
     print("| what | CPU s | R, whole patterns | R, central 64 x 64 |\n|---|---|---|---|")
     theirs = lsqml_rows(arguments.scan, arguments.epochs, arguments.lsqml_batch_size) if arguments.epochs else []
-    shown = {id(row): row for row in (first_under(theirs, _FIRST), *theirs[4::5], *theirs[-1:]) if row}
-    for row in sorted(shown.values(), key=lambda row: row.seconds):
+    reached = first_under(theirs, _FIRST)
+    for row in theirs[theirs.index(reached) if reached else 0 :]:
         print(row, flush=True)
     for uri in arguments.model:
-        for row in network_rows(arguments.scan, uri, arguments.precision, steps, arguments.batch_size):
+        for row in network_rows(arguments.scan, uri, arguments.precision, steps, arguments.rate, arguments.batch_size):
             print(row, flush=True)
+    for row in descent_rows(arguments.scan, arguments.nothing, steps, arguments.rate) if arguments.nothing else []:
+        print(row, flush=True)
     if theirs:
         best, best_middle = (min(theirs, key=lambda row, key=key: getattr(row, key)) for key in ("r", "r_middle"))
         print(f"\nLSQML's best: {best.r:.4f} in {best.seconds:.1f} s; {best_middle.r_middle:.4f} in the middle")

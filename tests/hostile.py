@@ -724,6 +724,7 @@ STORES = {
     "an ONNX file that is not there": Input(reconstruct("m.onnx"), scan()),
     "a refinement of fewer than no steps": Input(reconstruct("model", "--refine", "-1"), scan()),
     "a refinement without a number": Input(reconstruct("model", "--refine", "some"), scan()),
+    "a refinement at no rate": Input(reconstruct("model", "--refine", "9", "--refine_rate", "0"), scan()),
     "an interval of nothing": Input(reconstruct("model", "--follow", "--every", "0"), scan()),
     "an end that never comes": Input(reconstruct("model", "--follow", "--idle", "inf"), scan()),
     "an interval without following": Input(reconstruct("model", "--every", "5"), scan()),

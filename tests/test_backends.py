@@ -166,7 +166,7 @@ def test_torch_cannot_run_an_onnx_file(onnx_file, scan, tmp_path, capsys):
 
 def test_a_refined_object_is_written_with_the_networks_and_fits_better(model, by_torch, scan, tmp_path, capsys):
     arguments = ["--model", str(model), "--data", str(scan), "--out", str(tmp_path / "recon.npz")]
-    assert main(["reconstruct", *arguments, "--refine", "60", "--batch_size", "16"]) == 0
+    assert main(["reconstruct", *arguments, "--refine", "60"]) == 0
     said = capsys.readouterr().out.splitlines()
     with np.load(tmp_path / "recon.npz") as written:
         after, before = float(written["r_factor"]), float(written["r_factor_network"])

@@ -37,7 +37,7 @@ def _worse(stitched, beam, seed=0):
 def _refined(scan, start, steps, batch_size=16, seed=0):
     positions, _, patterns, _, _ = scan
     rng = np.random.default_rng(seed)
-    return refine(start[0], positions, start[1], patterns, _SCALE, steps, batch_size, rng)
+    return refine(start[0], positions, start[1], patterns, _SCALE, steps, rng, batch_size, rate=0.01)
 
 
 @pytest.mark.parametrize("n_modes", [1, 2])
@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_bits_and_steps_are_told():
     np.testing.assert_array_equal(one.stitched.object, two.stitched.object)
     assert not np.array_equal(one.stitched.object, _refined(scan, start, steps=5, seed=1).stitched.object)
     rng = np.random.default_rng(0)
-    refine(start[0], scan[0], start[1], scan[2], _SCALE, 3, 50, rng, on_step=lambda *step: told.append(step))
+    refine(start[0], scan[0], start[1], scan[2], _SCALE, 3, rng, 50, on_step=lambda *step: told.append(step))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 

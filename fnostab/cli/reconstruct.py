@@ -34,14 +34,15 @@ def add(commands: Any) -> None:
     layout = "of the file OUT: fnostab (.npz), cxi, or ptychodus (a product, .npz or .h5); default: by OUT's ending"
     parser.add_argument("--layout", default="auto", help=layout)
     add_scan_arguments(parser)
-    batch_size = "patterns per pass of the network, and per step of --refine (default 64)"
-    parser.add_argument("--batch_size", default="64", help=batch_size)
+    parser.add_argument("--batch_size", default="64", help="patterns per pass of the network (default 64)")
     backend = "what runs the network: torch, or onnx (onnxruntime); default: onnx for an ONNX file, else torch"
     parser.add_argument("--backend", default="auto", help=backend)
     precision = "of the network's convolutions: 32-true (default) or bf16-mixed, with the backend torch"
     parser.add_argument("--precision", default="auto", help=precision)
-    refine = "steps of gradient descent on object and probe that follow (default 0)"
+    refine = "steps of gradient descent on object and probe, of 32 patterns each, that follow (default 0)"
     parser.add_argument("--refine", default="auto", metavar="N", help=refine)
+    rate = "first step of --refine, over the largest amplitudes of object and probe (default 0.03)"
+    parser.add_argument("--refine_rate", metavar="RATE", help=rate)
     follow = "DATA is an HDF5 file that grows (SWMR): predict what is new and update OUT until it is complete"
     parser.add_argument("--follow", action="store_true", help=follow)
     parser.add_argument("--every", metavar="SECONDS", help="with --follow: between two updates (default 10)")
@@ -52,6 +53,9 @@ def add(commands: Any) -> None:
 def _reconstruct(arguments: argparse.Namespace) -> int:
     batch_size = whole_number("batch_size", arguments.batch_size, at_least=1)
     refine = 0 if is_left_open(arguments.refine) else whole_number("refine", arguments.refine, at_least=0)
+    rate = (
+        {} if arguments.refine_rate is None else {"refine_rate": positive_number("refine_rate", arguments.refine_rate)}
+    )
     reading = reading_config(arguments)
     times = _times(arguments)
     with lasting_imports():
@@ -71,6 +75,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
             backend=arguments.backend,
             precision=arguments.precision,
             refine=refine,
+            **rate,
             following=Following(**times) if arguments.follow else None,
             print_line=say,
             on_patterns=progress,

@@ -14,8 +14,11 @@ from fnostab.reconstruction.blocks import neighbouring_blocks
 from fnostab.reconstruction.patterns import StoredPatterns
 from fnostab.scan import Reassembly, read_windows, shifted, split_positions, stitch
 
-#: The first step of Adam, over the largest magnitude of the object and of each mode of the probe.
-_RATE: Final = 1e-2
+#: The first step of Adam, over the largest magnitude of the object and of each mode of the probe: from a network's
+#: object on. A start that is further away wants more, one that nearly fits less (docs/measured-scan.md).
+RATE: Final = 0.03
+#: Patterns of a step: of fewer, steps are rougher, of more, the same time holds fewer of them (docs/measured-scan.md).
+BATCH_SIZE: Final = 32
 
 
 class Refined(NamedTuple):
@@ -32,32 +35,33 @@ def refine(
     patterns: StoredPatterns,
     scale: float,
     steps: int,
-    batch_size: int,
     rng: np.random.Generator,
+    batch_size: int = BATCH_SIZE,
+    rate: float = RATE,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Refined:
     """Lower the R-factor of the one object by `steps` of Adam on object and probe; the positions stay.
 
     A step takes `batch_size` patterns, drawn by `rng` so that all have had their turn before one comes again. Its loss
-    is the numerator of R, in which masked pixels count nowhere; its size falls to 0 along half a cosine (Loshchilov and
-    Hutter 2017, ICLR, eq. 5). The model of the experiment is that of `scan.stitched_r_factor`: exact sub-pixel
-    positions, incoherent modes.
+    is the numerator of R, in which masked pixels count nowhere; the rate falls from `rate`, over the largest magnitude
+    of the object and of each mode, to 0 along half a cosine (Loshchilov and Hutter 2017, ICLR, eq. 5). The model of the
+    experiment is that of `scan.stitched_r_factor`: exact sub-pixel positions, incoherent modes.
     """
     corners, remainders = split_positions(positions_px)
     windows = torch.from_numpy(corners - np.array(stitched.origin_px))
     N = beam.probe.shape[-1]
     field = torch.view_as_real(torch.from_numpy(stitched.object.copy())).requires_grad_()
     modes = [torch.view_as_real(mode.detach().clone().to(torch.complex64)).requires_grad_() for mode in beam.modes]
-    rates = [_RATE * float(torch.view_as_complex(each.detach()).abs().max()) for each in (field, *modes)]
-    groups = [{"params": [each], "lr": rate} for each, rate in zip((field, *modes), rates, strict=True)]
+    rates = [rate * float(torch.view_as_complex(each.detach()).abs().max()) for each in (field, *modes)]
+    groups = [{"params": [each], "lr": first} for each, first in zip((field, *modes), rates, strict=True)]
     optimizer = torch.optim.Adam(groups)
     order: NDArray[np.int64] = np.empty(0, np.int64)
     for step in range(steps):
         if len(order) < min(batch_size, len(patterns)):
             order = np.concatenate([order, rng.permutation(len(patterns))])
         members, order = order[:batch_size], order[batch_size:]
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
+        for group, largest in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = largest * (1 + math.cos(math.pi * step / steps)) / 2
         measured = torch.from_numpy(patterns.amplitudes(members, scale))
         patterns.storage.release()
         at_positions = tuple(shifted(torch.view_as_complex(mode), remainders[members]) for mode in modes)

@@ -15,6 +15,7 @@ from fnostab.evaluation import consistency_warning
 from fnostab.formats.scan import Scan
 from fnostab.io.scratch import Scratch, Storage
 from fnostab.reconstruction.patterns import StoredPatterns
+from fnostab.reconstruction.refinement import RATE
 from fnostab.scan import Reassembly
 from fnostab.study.names import tracked
 from fnostab.tracking.models import log_to_projects_run
@@ -91,6 +92,7 @@ def reconstruct_scan(
     backend: str = "auto",
     precision: str = "auto",
     refine: int = 0,
+    refine_rate: float = RATE,
     following: Following | None = None,
     print_line: PrintLine = lambda line: None,
     on_patterns: OnPatterns = lambda done, total: None,
@@ -103,7 +105,7 @@ def reconstruct_scan(
     they are stitched with; the scan's own, or that of the NPZ file `probe`, only where the model brings none. A pixel
     counts if it is good in the masks of both. `backend` and `precision` say what runs the network
     (`workflows.backends`). With `refine`, the network's object and the probe are fitted on by so many steps of
-    `reconstruction.refinement.refine`, of `batch_size` patterns each, and what they end with is written.
+    `reconstruction.refinement.refine` at `refine_rate`, and what they end with is written.
 
     With `following`, `data` is an HDF5 file that grows: its patterns are predicted as they come, and `out` and the PNG
     are written anew with those that are there (`workflows.live`), until it is complete.
@@ -144,7 +146,7 @@ def reconstruct_scan(
     if warning := consistency_warning(found.stitched):
         print_line(warning)
     if refine:
-        found = refined(predicted, found, refine, batch_size, on_step)
+        found = refined(predicted, found, refine, refine_rate, on_step)
     timing = Timing(len(predicted.members), reading_s, predicting_s, stitching_s, clock.lap() if refine else 0.0)
     numbers = found.numbers
     title = f"{data.name}, {model_uri}: R = {numbers['r_factor']:.4f}"

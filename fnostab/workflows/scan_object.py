@@ -152,13 +152,13 @@ def stitch_and_measure(predicted: Predicted, halves: bool = True) -> ScanObject:
 
 
 def refined(
-    predicted: Predicted, found: ScanObject, steps: int, batch_size: int, on_step: Callable[[int, int], None]
+    predicted: Predicted, found: ScanObject, steps: int, rate: float, on_step: Callable[[int, int], None]
 ) -> ScanObject:
     """The object `found` after `steps` of descent on it and its probe; what is said of patches stays the network's."""
     rng = np.random.default_rng(_REFINING_SEED)
     positions, patterns, scale = predicted.positions_px, predicted.patterns, found.scale
     stitched, beam = refine(
-        found.stitched, positions, found.beam, patterns, scale, steps, batch_size, rng, on_step=on_step
+        found.stitched, positions, found.beam, patterns, scale, steps, rng, rate=rate, on_step=on_step
     )
     numbers = found.numbers | {
         "r_factor": patterns.r_factor(stitched, positions, beam, scale),
