@@ -74,7 +74,8 @@ def _assert_same_series(history, expected):
         "parameters_moved",
         "supervised_loss",
     ):
-        np.testing.assert_allclose(getattr(history, name), getattr(expected, name), rtol=_RTOL, err_msg=name)
+        # An SSIM may be near 0.
+        np.testing.assert_allclose(getattr(history, name), getattr(expected, name), rtol=_RTOL, atol=1e-6, err_msg=name)
     assert history.events == expected.events
 
 
