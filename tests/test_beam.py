@@ -18,7 +18,8 @@ from fnostab.optics import Beam, far_field_amplitude, measured_scale
 from fnostab.tracking.models import load_model
 from fnostab.training.batches import resident
 from fnostab.training.stitching import stitched_amplitude
-from fnostab.workflows.reconstruct import probe_difference, reconstruct_scan
+from fnostab.workflows.reconstruct import reconstruct_scan
+from fnostab.workflows.scan_of_model import probe_difference
 from fnostab.workflows.train import train_arm
 
 N = 32

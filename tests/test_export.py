@@ -190,7 +190,7 @@ def test_the_file_brings_probe_scaling_and_provenance(run, exported):
     assert float(said["val_loss"]) == run.data.metrics["best_val_loss"]
     assert (said["run"], said["model"]) == (run.info.run_id, "models:/fnostab-to-export/1")
     assert set(said) <= set(KEYS)
-    assert set(KEYS) - set(said) == {"normalization", "batch_size"}
+    assert set(KEYS) - set(said) == {"normalization", "batch_size", "members"}
 
 
 def test_with_log_the_same_file_lies_beside_the_model_and_the_version_says_so(run, exported):
