@@ -9,7 +9,7 @@ from fnostab.ranking import probability_of_improvement
 from fnostab.ranking.claims import holm
 from fnostab.ranking.exact_tests import failure_rate_test, rank_test, smallest_p
 from fnostab.ranking.pairs import p_text
-from results import better_arm, words
+from results import better_arm, ensemble, words
 from results.phrases import (
     Pieces,
     arm_runs,
@@ -274,6 +274,7 @@ ANSWERS: Final[Mapping[str, Callable[[], Pieces]]] = {
     "docs/results/learning-rate.md": learning_rate,
     "docs/results/better-arm.md": better_arm.pieces,
     "docs/results/carry-over.md": carry_over,
+    "docs/results/ensemble.md": ensemble.pieces,
     "docs/results/verdicts.md": verdicts,
     "docs/results/stage-a-quick.md": stage_a_quick,
 }

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure, tidy
-from results import precision, survival
+from results import ensemble, precision, survival
 from results.causes import long_curves
 from results.groups import groups
 from results.panels import COLOURS, LABELS, by_both, column, dots_of_arms, drawn, scale
@@ -249,6 +249,7 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "gridsize": partial(groups, "gridsize"),
     "gridsize_scan": partial(groups, "gridsize_scan"),
     "original_five": five_arms,
+    "ensemble": ensemble.figure,
     "precision": precision.figure,
     **({"w1_survival": survival.alive} if survival.existing() else {}),
     **{study: partial(long_curves, study) for study in WHY if study in ("w6_long", "w6_confirm")},

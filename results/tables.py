@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from fnostab.report.axes import to_png
-from results import causes, early_warning, groups, power, precision, questions, stability, survival
+from results import causes, early_warning, ensemble, groups, power, precision, questions, stability, survival
 from results.figures import FIGURES
 from results.runs import STUDIES, WHY
 
@@ -48,6 +48,8 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "gridsize": partial(groups.gridsize, "gridsize"),
     "gridsize_scan": partial(groups.gridsize, "gridsize_scan"),
     "original_five": partial(questions.outcome, "original_five"),
+    "ensemble": ensemble.calibration,
+    "ensemble_stitched": ensemble.stitched,
     "precision": precision.precision,
     "precision_pairs": precision.paired,
     "overlap": partial(questions.schedules, "q6_overlap"),
