@@ -115,7 +115,7 @@ def reconstruct(
     beam = Beam.of(probe)
     stitched = reassemble(patches, split.positions_px, beam.weight)
     r_factor = stitched_r_factor(stitched, split.positions_px, beam, np.sqrt(split.counts) / dataset.scale)
-    lit = stitched.light > metrics.LIT_SHARE * stitched.light.max()
+    lit = metrics.is_lit(stitched.light)
     whole = dataset.reference
     if dataset.test_objects is not None:
         whole = dataset.test_objects[split.object_index[0]]
@@ -175,7 +175,7 @@ def frc_of_halves(
     if (stop <= start).any():
         return none
     windows = [tuple(map(slice, start - half.origin_px, stop - half.origin_px)) for half in halves]
-    lit = [half.light > metrics.LIT_SHARE * half.light.max() for half in halves]
+    lit = [metrics.is_lit(half.light) for half in halves]
     one, two = (half.object[window] for half, window in zip(halves, windows, strict=True))
     both = lit[0][windows[0]] & lit[1][windows[1]]
     if both.sum() < _LEAST_COVERED * max(part.sum() for part in lit):

@@ -26,6 +26,7 @@ from fnostab.metrics.frc import (
 from fnostab.metrics.r_factor import (
     LIT_SHARE as LIT_SHARE,
     constant_object_r_factor as constant_object_r_factor,
+    is_lit as is_lit,
     lit_region as lit_region,
     mean_pattern_r_factor as mean_pattern_r_factor,
     orientation as orientation,

@@ -12,7 +12,7 @@ Patches = Complex[NDArray[np.complexfloating], "n N N"]
 Probe = Complex[NDArray[np.complexfloating], "N N"]
 Patterns = Float[NDArray[np.floating], "_ H W"]
 
-#: A pixel is lit if the probe has more than this share of its largest intensity there.
+#: A pixel is lit if there is more than this share of the largest intensity.
 LIT_SHARE = 0.1
 #: Poisson rates, in counts, up to this one are looked up; beyond it an asymptotic form is right to 5e-4.
 _TABLE_END = 256
@@ -104,7 +104,11 @@ def progress(r: float, constant: float, floor: float) -> float:
 
 def lit_region(probe: Probe) -> Bool[NDArray[np.bool_], "N N"]:
     """Pixels where the probe has light: above `LIT_SHARE` of its largest intensity."""
-    intensity = np.abs(probe) ** 2
+    return is_lit(np.abs(probe) ** 2)
+
+
+def is_lit(intensity: Float[NDArray[np.floating], "H W"]) -> Bool[NDArray[np.bool_], "H W"]:
+    """Pixels where the intensity of a probe, or of all its positions, is above `LIT_SHARE` of the largest."""
     return np.asarray(intensity > LIT_SHARE * intensity.max())
 
 

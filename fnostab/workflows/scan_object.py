@@ -128,8 +128,7 @@ class ScanObject:
         """The root mean square of `deviation` where the light is."""
         if self.deviation is None:
             return None
-        light = self.stitched.light
-        lit = self.deviation[light > metrics.LIT_SHARE * light.max()]
+        lit = self.deviation[metrics.is_lit(self.stitched.light)]
         return float(np.sqrt(np.square(lit, dtype=np.float64).mean()))
 
 
@@ -218,5 +217,5 @@ def _deviation(predicted: Predicted) -> NDArray[np.float32] | None:
 
 def _in_mean_phase(stitched: Reassembly, r_factor: float) -> Reconstruction:
     """What is drawn: the object's phase is turned so that the mean of what was lit is real."""
-    lit = stitched.light > metrics.LIT_SHARE * stitched.light.max()
+    lit = metrics.is_lit(stitched.light)
     return Reconstruction(in_mean_phase(stitched.object, lit), lit, stitched, r_factor)

@@ -1,7 +1,7 @@
 """Run a study: one dataset, a parent run, a child per arm and seed; only what is missing is trained."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -139,23 +139,19 @@ def _in_the_precision_of(
 
     So a study goes on as it began, on a machine that would begin it otherwise.
     """
-
     left_open = [arm for arm, config in asked.arms.items() if config.train.precision == "auto"]
+    if not (left_open and stored):
+        return plan, ""
 
     def finished(candidate: StudyPlan) -> int:
         return sum((run.arm, run.seed, run.config.sha256()) in stored for run in candidate.runs)
 
-    def others() -> Iterator[StudyPlan]:
-        for precision in ("32-true", "bf16-mixed"):
-            yield replace(
-                plan, arms={**plan.arms, **{arm: in_precision(plan.arms[arm], precision) for arm in left_open}}
-            )
-
-    best = max([plan, *others()], key=finished)  # the first of equals
-    if best.arms == plan.arms:
+    now = plan.arms[left_open[0]].train.precision
+    other = "32-true" if now == "bf16-mixed" else "bf16-mixed"
+    changed = replace(plan, arms={**plan.arms, **{arm: in_precision(plan.arms[arm], other) for arm in left_open}})
+    if finished(changed) <= finished(plan):
         return plan, ""
-    precision = best.arms[left_open[0]].train.precision
-    return best, f"train.precision (=auto) is {precision}, as that of {finished(best)} runs that the study has"
+    return changed, f"train.precision (=auto) is {other}, as that of {finished(changed)} runs that the study has"
 
 
 def _train_until_decided(looks: Looks, runs: Runs, parent: StudyFolder) -> str:
