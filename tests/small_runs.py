@@ -13,6 +13,7 @@ from fnostab.evaluation import baselines
 from fnostab.formats.own import write_scan
 from fnostab.health.history import History
 from fnostab.models.registry import build_generator
+from fnostab.optics import Beam
 from fnostab.tracking.exports import signature
 from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import Checkpoints, SeriesRecorder, StageRecorder
@@ -79,6 +80,14 @@ def fit(config, folder, module=None, *, resume=False, checkpoint_every_s=60.0, e
     loaders = make_loaders(trainer, dataset, config)
     trainer.fit(module, *loaders, ckpt_path=files.last if resume else None, weights_only=True)
     return module, history, sink
+
+
+def save_untrained_model_of(scan, folder, width=2):
+    """Save a network with random weights for single patterns as those of the NPZ file `scan`; returns its folder."""
+    with np.load(scan) as arrays:
+        probe, mean_counts = arrays["probe"], float(arrays["counts"].sum() / len(arrays["counts"]))
+    scale = 100.0
+    return save_untrained_model(folder, Beam.of(probe / scale), scale, mean_counts, width=width)
 
 
 def save_untrained_model(folder, beam, scale, mean_counts, gridsize=1, width=2):

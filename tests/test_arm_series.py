@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.utils.validation import _validate_metric_name
+from recorded_studies import ARMS, build_dataset, record_run
 
 from fnostab.cli import main
 from fnostab.config import ArmConfig
@@ -16,7 +17,6 @@ from fnostab.launch import Update
 from fnostab.study.arm_series import FinishedRun, Point, metric_part, series_by_epoch, series_by_run
 from fnostab.study.curves import Curves
 from fnostab.study.names import ARM_SERIES
-from fnostab.study.plan import plan_table
 from fnostab.tracking.arm_series import ArmSeriesWriter
 from fnostab.tracking.studies import find_parents
 from fnostab.workflows import runs, study
@@ -125,43 +125,32 @@ def test_a_series_that_is_another_now_is_written_beside_the_one_that_is_there(st
     assert _history(run_id, "failure_rate.3/a") == [(1, 0.0)]
 
 
-_TABLE = """
-study: s
-preset: smoke
-seed: 1
-arms:
-  - {name: a, arch: hybrid}
-  - {name: b, arch: cnn}
-"""
-
-
 @pytest.fixture(scope="module")
 def dataset():
-    return study.build_dataset(plan_table([{"name": "a"}], {}, {"preset": "smoke"}, {}).common.data)
+    return build_dataset()
 
 
 @pytest.fixture
 def record(store, dataset, monkeypatch):
     """Record runs instead of training them; `lost` are not there when they are asked for. Gives what parents had."""
-    (store / "s.yaml").write_text(_TABLE)
+    (store / "s.yaml").write_text(f"study: s\n{ARMS}")
     monkeypatch.setattr(study, "build_dataset", lambda config, progress=None: dataset)
     seen, lost = [], set()
 
     def train(job, send):
-        config, client = ArmConfig.model_validate(job.config), mlflow.MlflowClient()
-        seen.append(dict(client.get_run(job.tags["mlflow.parentRunId"]).data.metrics))
+        config = ArmConfig.model_validate(job.config)
+        seen.append(dict(mlflow.MlflowClient().get_run(job.tags["mlflow.parentRunId"]).data.metrics))
         if (config.arm, config.seed) in lost:
             send(Update("failed", "ValueError: no"))
             return
         loss = 0.1 * config.seed
-        tags = {"study": config.study, "arm": config.arm, "seed": str(config.seed), "verdict": "converged"}
-        tags |= {"dataset_sha256": dataset.sha256, "config_sha256": config.sha256(), "arch": config.model.arch}
-        run_id = client.create_run("0", tags={**tags, **job.tags}).info.run_id
-        client.log_metric(run_id, "best_val_loss", loss)
-        client.log_text(run_id, json.dumps({"val_loss": [2 * loss, loss], "r_stitched": [0.5, 0.4]}), "history.json")
-        client.log_text(run_id, json.dumps(config.model_dump(mode="json")), "config.yaml")
-        client.set_terminated(run_id)
-        send(Update("done", "told", val_loss=loss, verdict="converged", run_id=run_id))
+
+        def write(client, run_id):
+            history = {"val_loss": [2 * loss, loss], "r_stitched": [0.5, 0.4]}
+            client.log_text(run_id, json.dumps(history), "history.json")
+            client.log_text(run_id, json.dumps(config.model_dump(mode="json")), "config.yaml")
+
+        record_run(job, send, dataset, loss, write)
 
     monkeypatch.setattr(runs, "train_job", train)
     return seen, lost

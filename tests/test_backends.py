@@ -7,7 +7,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from small_runs import save_untrained_model, write_small_scan
+from small_runs import save_untrained_model, save_untrained_model_of, write_small_scan
 
 from fnostab.cli import main
 from fnostab.export.onnx_model import OnnxModel
@@ -31,11 +31,7 @@ def scan(folder):
 
 @pytest.fixture(scope="module")
 def model(folder, scan):
-    """A network with random weights, for single patterns."""
-    with np.load(scan) as arrays:
-        probe, mean_counts = arrays["probe"], float(arrays["counts"].sum() / len(arrays["counts"]))
-    scale = 100.0
-    return save_untrained_model(folder / "model", Beam.of(probe / scale), scale, mean_counts, width=8)
+    return save_untrained_model_of(scan, folder / "model", width=8)
 
 
 @pytest.fixture(scope="module")

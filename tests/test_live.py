@@ -9,7 +9,7 @@ import time
 import h5py
 import numpy as np
 import pytest
-from small_runs import save_untrained_model, write_small_scan
+from small_runs import save_untrained_model, save_untrained_model_of, write_small_scan
 
 from fnostab.cli import main
 from fnostab.config import ConfigError, ReadingConfig
@@ -95,9 +95,7 @@ def scan(folder):
 
 @pytest.fixture(scope="module")
 def model(folder, scan):
-    with np.load(scan) as arrays:
-        probe, mean_counts = arrays["probe"], float(arrays["counts"].sum() / len(arrays["counts"]))
-    return save_untrained_model(folder / "model", Beam.of(probe / 100), 100.0, mean_counts)
+    return save_untrained_model_of(scan, folder / "model")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import mlflow
 import pytest
+from recorded_studies import ARMS, build_dataset, record_run
 
 from fnostab.cli import main
 from fnostab.config import ArmConfig, ConfigError
@@ -18,25 +19,17 @@ from fnostab.workflows.compare import compare_study
 from fnostab.workflows.ranked import rank_study
 from fnostab.workflows.study import stage_b_of
 
-_TABLE = """
-preset: smoke
-seed: 1
-arms:
-  - {name: a, arch: hybrid}
-  - {name: b, arch: cnn}
-"""
-
 
 @pytest.fixture(scope="module")
 def dataset():
-    return study.build_dataset(plan_table([{"name": "a"}], {}, {"preset": "smoke"}, {}).common.data)
+    return build_dataset()
 
 
 @pytest.fixture
 def folder(fresh_store, empty_store, dataset, monkeypatch):
     """A store and a table of two arms, whose runs are recorded without a training."""
     (fresh_store / "mlflow.db").write_bytes(empty_store.read_bytes())
-    (fresh_store / "s.yaml").write_text(_TABLE)
+    (fresh_store / "s.yaml").write_text(ARMS)
     monkeypatch.setattr(study, "build_dataset", lambda config, progress=None: dataset)
     return fresh_store
 
@@ -54,13 +47,7 @@ def record(folder, dataset, monkeypatch):
                 send(given)
                 return
             trained.append((config.arm, config.seed))
-            tags = {"study": config.study, "arm": config.arm, "seed": str(config.seed), "verdict": "converged"}
-            tags |= {"dataset_sha256": dataset.sha256, "config_sha256": config.sha256(), "arch": config.model.arch}
-            client = mlflow.MlflowClient()
-            run_id = client.create_run("0", tags={**tags, **job.tags}).info.run_id
-            client.log_metric(run_id, "best_val_loss", given)
-            client.set_terminated(run_id)
-            send(Update("done", "told", val_loss=given, verdict="converged", run_id=run_id))
+            record_run(job, send, dataset, given)
 
         monkeypatch.setattr(runs, "train_job", train)
         return trained
@@ -219,9 +206,9 @@ def test_looks_that_somebody_has_changed_into_none_are_refused_in_one_line(recor
 
 def test_all_arms_that_a_study_has_must_be_there(record, folder, capsys):
     record(_same)
-    (folder / "s.yaml").write_text(_TABLE + "  - {name: c, arch: fno}\n")
+    (folder / "s.yaml").write_text(ARMS + "  - {name: c, arch: fno}\n")
     assert _study("--seeds", "1") == 0
-    (folder / "s.yaml").write_text(_TABLE)
+    (folder / "s.yaml").write_text(ARMS)
     assert _until() == 2
     assert "`until` (=decided) needs all arms of study s: c is not among them" in capsys.readouterr().err
 
