@@ -10,6 +10,7 @@ from fnostab.ranking import rank_arms
 from fnostab.ranking.claims import ONE_LOOK, Design
 from fnostab.report import figures as figures_module
 from fnostab.report.axes import colours, to_rgb
+from fnostab.report.chart import curve_charts
 from fnostab.report.figures import FIGURES, draw_figures
 from fnostab.report.study import html_report, note_markdown, summary_markdown
 from fnostab.study.curves import NO_CURVES, Curves, binned
@@ -381,6 +382,17 @@ def test_every_run_is_a_line_of_its_arms_panel_and_failed_ones_are_marked(three,
         assert levels == [CONSTANT, FLOOR]
 
 
+def test_noise_far_below_all_runs_is_named_and_does_not_press_the_curves_together():
+    result = study({"a": ("fno", 8 * FLOOR, ["converged"] * 2)})
+    figure = FIGURES["learning_curves"](result)
+    assert figure.axes[0].get_ylim()[0] > 4 * FLOOR
+    assert f"photon noise alone: {FLOOR:.3g}, below" in [text.get_text() for text in figure.legends[0].texts]
+    chart = curve_charts(result)[0]
+    assert [level.text for level in chart.levels] == ["best constant object"]
+    assert chart.below == f"noise: {FLOOR:.3g}"
+    assert chart.below in html_report(result)
+
+
 def test_the_median_curve_counts_a_run_that_ended_as_infinite(three, drawn):
     axes = drawn["learning_curves"].axes[three.arms.index("agc")]
     (middle,) = [line.get_ydata() for line in axes.lines if line.get_gid() == "median"]
@@ -464,7 +476,8 @@ def test_any_study_can_be_told(arms, history):
     for name in ("best_val_loss", "failure_rates", "learning_curves", "gradient_norms"):
         assert to_rgb(FIGURES[name](result)).std() > 1
     page = Page(html_report(result))
-    assert len(page.all("img")) == 4 + sum(bool(run.pictures) for run in result.runs)
+    figures = 4 if history else 2  # without a record no curves
+    assert len(page.all("img")) == figures + sum(bool(run.pictures) for run in result.runs)
     assert "nan" not in summary_markdown(result).lower().replace("dominant", "")
 
 

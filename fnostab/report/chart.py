@@ -54,12 +54,16 @@ class ArmLines:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with a logarithmic y axis; `levels` are lines across it, and `arms` holds every arm of the page."""
+    """A chart with a logarithmic y axis; `levels` are lines across it, `below` tells those that are under its frame.
+
+    `arms` holds every arm of the page.
+    """
 
     title: str
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
     levels: Sequence[Tick]
+    below: str
     arms: Sequence[ArmLines]
     width: float = _WIDTH
     height: float = _HEIGHT
@@ -122,8 +126,10 @@ def _chart(result: StudyResult, title: str, name: str, levels: dict[str, float])
     found = _Frame(max(map(len, curves)), bottom, top)
     colour_of = colours(result.arms)
     arms = [_arm_lines(found, arm, colour_of[arm], result.drawn(arm), name) for arm in result.drawn_arms]
-    lines = [Tick(found.y(value), told) for told, value in levels.items() if math.isfinite(value)]
-    return Chart(title, found.x_ticks(), found.y_ticks(), lines, arms)
+    known = {told: value for told, value in levels.items() if math.isfinite(value)}
+    lines = [Tick(found.y(value), told) for told, value in known.items() if value >= bottom]
+    below = [f"{told}: {number(value)}" for told, value in known.items() if value < bottom]
+    return Chart(title, found.x_ticks(), found.y_ticks(), lines, ", ".join(below), arms)
 
 
 def _arm_lines(found: _Frame, arm: str, colour: str, runs: Sequence[StudyRun], name: str) -> ArmLines:

@@ -11,9 +11,13 @@ from matplotlib.ticker import MaxNLocator
 from fnostab.report.axes import FAILED_COLOUR, colours, label, log_axis, new_figure
 from fnostab.study.curves import Floats
 from fnostab.study.result import StudyResult, StudyRun
+from fnostab.study.text import number
 
 #: Values above this many times the constant object's R-factor are drawn at the top of the frame.
 CAP: Final = 10.0
+#: Noise that is lower than the lowest value by more than this factor is named, and not drawn: curves would share what
+#: is left of the frame.
+FAR: Final = 4.0
 
 
 def learning_curves(result: StudyResult) -> Figure:
@@ -41,7 +45,8 @@ def learning_curves(result: StudyResult) -> Figure:
             axes.plot(np.arange(1, len(middle) + 1), middle, color="black", lw=1.2, gid="median", label=told)
         for told, (value, style) in levels.items():
             if np.isfinite(value):
-                axes.axhline(value, color="0.45", linestyle=style, linewidth=1, gid="level", label=told)
+                named = told if value >= bottom else f"{told}: {number(value)}, below"
+                axes.axhline(value, color="0.45", linestyle=style, linewidth=1, gid="level", label=named)
     _legend(figure, columns=3 if len(panels) > 2 and len(panels) != 4 else 2)
     return figure
 
@@ -143,9 +148,13 @@ def _median_curve(curves: Sequence[Floats]) -> Floats:
 
 
 def frame(curves: Sequence[Floats], constant: float, floor: float) -> tuple[float, float]:
-    """The range of the R-factor's axis."""
-    values = np.concatenate([*curves, [constant, floor]])
+    """The range of the R-factor's axis; `floor` is in it unless it is far below everything else."""
+    values = np.concatenate([*curves, [constant]])
     values = values[np.isfinite(values) & (values > 0)]
+    if floor > 0 and not values.size:
+        values = np.array([floor])
+    elif floor > 0 and floor * FAR >= values.min():
+        values = np.append(values, floor)
     if not values.size:
         return 0.01, 1.0
     cap = CAP * (constant if np.isfinite(constant) else np.median(values))

@@ -54,8 +54,11 @@ def _can_be_drawn(name: str, result: StudyResult) -> bool:
     if name == "r_stitched":
         known = any(run.numbers.get(name) is not None for run in result.runs)
         return known and result.ranking.table[0]["median_r_stitched"] is not None
-    if name in ("learning_curves", "gradient_norms"):
-        return any(not run.curves.is_empty for run in result.drawn_runs) or not result.is_foreign
+    curves = [run.curves for run in result.drawn_runs]
+    if name == "learning_curves":
+        return any(np.isfinite(of.val_loss).any() for of in curves)
+    if name == "gradient_norms":
+        return any(np.isfinite(of.grad_norm.maximum).any() or of.grad_norm.not_finite.size for of in curves)
     if name == "stability":
         return any(run.numbers.get("max_drawdown") is not None for run in result.runs)
     return name not in ("depth", "settings") or bool(result.depths if name == "depth" else result.settings)

@@ -52,11 +52,6 @@ class Curves:
     floor: float  #: R-factor of photon noise alone; NaN where it is not known
     r_stitched: Floats
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to draw."""
-        return not len(self.val_loss) and not np.isfinite(self.grad_norm.maximum).any()
-
     @classmethod
     def of(cls, history: Any) -> "Curves":
         """Take the curves from the content of a `history.json`; raises ValueError for what is no history."""
