@@ -23,7 +23,8 @@ install: .venv/.installed-dev ## create .venv with the package, the test and the
 demo: .venv/.installed ## train one arm for some minutes: a real network on simulated data
 	$(IN_VENV) $(BIN)/mlflow run . --env-manager local -P arch=stable_hybrid -P clip_algo=agc -P preset=quick
 
-# A worker a core; the slowest tests are named at the end.
+# A worker a core; the slowest tests are named at the end. What they train in their own processes has huge pages, as commands have.
+test: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 test: lint types ## lint, types and all tests
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations 20
 

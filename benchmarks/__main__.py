@@ -1,4 +1,4 @@
-"""Measure the table of docs/speed.md: each row beside its peer, in the same run.
+"""Measure the table of docs/speed.md: each row beside its peer, in the same run, with huge pages as commands have them.
 
     python -m benchmarks                    # some 30 minutes on 2 cores (make bench)
     python -m benchmarks --rows step agc    # some rows
@@ -14,10 +14,11 @@ from functools import partial
 
 import torch
 
-from benchmarks import clipping, data, depth, fixed_cost, monitor, observing, step, waiting
+from benchmarks import clipping, data, depth, fixed_cost, monitor, observing, pages, step, waiting
 from benchmarks.table import Row, cpu_features, faster, measure_and_print, multiple, percent
 from benchmarks.timing import ratio, spread
 from benchmarks.training import full_case, ms_by_turns, small_case
+from fnostab.io.huge_pages import start_again_with_huge_pages
 
 
 def step_rows(small: bool) -> Iterator[Row]:
@@ -81,6 +82,11 @@ def waiting_rows(small: bool) -> Iterator[Row]:
     yield from waiting.rows(2, 4, 2) if small else waiting.rows(7, 16, 8)
 
 
+def pages_rows(small: bool) -> Iterator[Row]:
+    """Huge pages beside small ones."""
+    yield from pages.rows(2, (4,), 2) if small else pages.rows(7, (16, 32), 12)
+
+
 def depth_rows(small: bool) -> Iterator[Row]:
     """Time and memory of more blocks beside the straight line."""
     yield from depth.rows(1, width=4) if small else depth.rows(3)
@@ -99,6 +105,7 @@ ROWS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "agc": agc_rows,
     "data": data_rows,
     "waiting": waiting_rows,
+    "pages": pages_rows,
     "depth": depth_rows,
     "fixed": fixed_rows,
 }
@@ -116,4 +123,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_again_with_huge_pages()
     main()

@@ -15,7 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -47,13 +47,17 @@ def measure(turns: int, width: int, repeats: int, threads: int = 2) -> dict[tupl
     for turn in range(turns):
         for busy, how in list(found)[:: -1 if turn % 2 else 1]:
             with _busy_processes(max(1, (os.cpu_count() or 1) - 1)) if busy else contextlib.nullcontext():
-                found[busy, how].append(_in_a_process(how, threads, width, repeats))
+                found[busy, how].append(in_a_process(_waiting(how), threads, width, repeats))
     return found
 
 
-def _in_a_process(how: str, threads: int, width: int, repeats: int) -> float:
+def _waiting(how: str) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in OPENMP_CHOICES}
-    environment |= {"OMP_WAIT_POLICY": "PASSIVE"} if how == _SLEEP else {}
+    return environment | ({"OMP_WAIT_POLICY": "PASSIVE"} if how == _SLEEP else {})
+
+
+def in_a_process(environment: Mapping[str, str], threads: int, width: int, repeats: int) -> float:
+    """The median of the seconds of a step in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.waiting", *map(str, (threads, width, repeats))]
     said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     return statistics.median(json.loads(said))

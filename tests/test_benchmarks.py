@@ -20,7 +20,7 @@ def _lines(*arguments):
 
 
 def test_a_table_of_the_chosen_rows_is_printed():
-    rows = ("step", "bf16", "agc", "data", "observing", "monitor", "waiting")
+    rows = ("step", "bf16", "agc", "data", "observing", "monitor", "waiting", "pages")
     lines = _lines("benchmarks", "--small", "--threads", "1", "--rows", *rows)
     start = next(i for i, line in enumerate(lines) if line.startswith("| what |"))
     found = lines[start + 2 :]

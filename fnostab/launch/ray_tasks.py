@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 from fnostab.config import ConfigError
+from fnostab.io.huge_pages import TUNABLES
 from fnostab.io.openmp import OPENMP_CHOICES, passive_waiting
 from fnostab.io.untrusted import first_line
 from fnostab.launch.jobs import TICK_S, Job, OnUpdate, Run, RunTogether, Update, Waiting, run_job, supervised
@@ -70,7 +71,7 @@ def run_ray(
     news: Any = Queue(actor_options={"num_cpus": 0})
     environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
     environment.pop("MLFLOW_RUN_ID", None)
-    environment |= {key: os.environ[key] for key in OPENMP_CHOICES if key in os.environ}
+    environment |= {key: os.environ[key] for key in (TUNABLES, *OPENMP_CHOICES) if key in os.environ}
     environment |= passive_waiting(environment) if workers != 1 else {}
     task = ray.remote(max_retries=3, num_gpus=gpus_per_run, runtime_env={"env_vars": environment})(_ray_task)
     waiting = Waiting(jobs)

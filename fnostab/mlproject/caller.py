@@ -10,6 +10,7 @@ import psutil
 
 from fnostab.cli import main
 from fnostab.cli.common import say
+from fnostab.io.huge_pages import start_again_with_huge_pages
 
 #: Options that may name code in a file: `./file.py:name`.
 _CODE: Final = ("--arch", "--model.arch", "--clip_algo", "--clip.algo")
@@ -27,6 +28,7 @@ def run_for_caller(command: str) -> int:
     Relative paths, that of the tracking store included, then mean what they mean for `fnostab` itself. An input that
     is not there is taken from the project's folder, where it may be: MLflow clones projects of a git URI.
     """
+    start_again_with_huge_pages()
     project, caller = Path.cwd(), callers_folder()
     arguments = sys.argv[1:]
     if caller != project:
