@@ -11,6 +11,7 @@ from fnostab.health.history import History
 from fnostab.io.endings import Interrupted
 from fnostab.training.callbacks import Checkpoints, Interruption, Pruning, SeriesRecorder, StageRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.denormals import denormals_are_zero
 from fnostab.training.memory import is_out_of_memory
 from fnostab.training.precision import set_matrix_precision
 from fnostab.training.processes import OUT_OF_MEMORY_EXIT, following
@@ -41,7 +42,7 @@ def follow(config: ArmConfig) -> None:
     callbacks = [recorder, Pruning(recorder.history), stages, checkpoints, interruption]
     trainer = make_trainer(config, callbacks, files)
     try:
-        with following(trainer) as meeting, interruption:
+        with denormals_are_zero(), following(trainer) as meeting, interruption:
             dataset = load_or_build(config.dataset)
             if dataset.sha256 != meeting.dataset_sha256:
                 raise RuntimeError(f"another dataset than the first process has: {dataset.sha256}")

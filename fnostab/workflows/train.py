@@ -16,6 +16,7 @@ from fnostab.tracking.store import check_store, open_store
 from fnostab.tracking.studies import find_results
 from fnostab.training.callbacks import Interruption
 from fnostab.training.checks import check_arm
+from fnostab.training.denormals import denormals_are_zero
 from fnostab.training.precision import set_matrix_precision, settle_precision, slower_than_single
 from fnostab.training.processes import find_environment
 from fnostab.training.together import Member
@@ -53,7 +54,7 @@ def train_arm(
     if find_environment(config).global_rank() > 0:
         follow.follow(config)
         raise SystemExit(0)
-    with Interruption() as interruption:
+    with denormals_are_zero(), Interruption() as interruption:
         noted = {NOTE: description} if description else {}
         with _begun(config, report, data_progress, tags or {}, noted, again=again, run_name=run_name) as begun:
             return begun if isinstance(begun, ArmResult) else begun.run(interruption, watch)
@@ -76,7 +77,7 @@ def train_along(
     a run that has its result is left alone. Raises what `train_arm` does.
     """
     config = _checked(config, report)
-    with Interruption(caught=along.signals) as interruption:
+    with denormals_are_zero(), Interruption(caught=along.signals) as interruption:
         interruption.check()
         with _begun(config, report, None, tags, {"seeds_at_once": str(along.runs)}, again=False) as begun:
             if not isinstance(begun, ArmResult):
