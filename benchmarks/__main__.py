@@ -10,6 +10,7 @@ Ratios are medians (quartiles) of turns. The rows of GPUs: python -m benchmarks.
 import argparse
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -17,7 +18,8 @@ import torch
 from benchmarks import clipping, data, depth, fixed_cost, monitor, observing, pages, step, waiting
 from benchmarks.table import Row, cpu_features, faster, measure_and_print, multiple, percent
 from benchmarks.timing import ratio, spread
-from benchmarks.training import full_case, ms_by_turns, small_case
+from benchmarks.training import Case, full_case, ms_by_turns, small_case, step_ms
+from fnostab.config import resolve_config
 from fnostab.io.huge_pages import start_again_with_huge_pages
 
 
@@ -87,6 +89,16 @@ def pages_rows(small: bool) -> Iterator[Row]:
     yield from pages.rows(2, (4,), 2) if small else pages.rows(7, (16, 32), 12)
 
 
+def denormals_rows(small: bool) -> Iterator[Row]:
+    """A training whose numbers next to zero count as zero beside one that keeps them, as the original would."""
+    patches = {"data.max_train_patches": 1024, "data.max_val_patches": 16}
+    keys = {"preset": "seed_study", "width": 16, "epochs": 5, "accelerator": "cpu", **patches}
+    case = small_case("cpu") if small else Case(keys, 3)
+    ms = ms_by_turns(case, {"zero": {}}, {"kept": lambda: step_ms(resolve_config(case.keys), nullcontext)})
+    what = "step of a training of 320 steps, numbers under 1.2e-38 taken as zero"
+    yield faster(what, "the same, where they are kept", ms["zero"], ms["kept"], "ms", None)
+
+
 def depth_rows(small: bool) -> Iterator[Row]:
     """Time and memory of more blocks beside the straight line."""
     yield from depth.rows(1, width=4) if small else depth.rows(3)
@@ -106,6 +118,7 @@ ROWS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "data": data_rows,
     "waiting": waiting_rows,
     "pages": pages_rows,
+    "denormals": denormals_rows,
     "depth": depth_rows,
     "fixed": fixed_rows,
 }

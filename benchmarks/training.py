@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from fnostab.health.history import History
 from fnostab.training.batches import make_loaders
 from fnostab.training.callbacks import SeriesRecorder
 from fnostab.training.checkpoint_files import CheckpointFiles
+from fnostab.training.denormals import denormals_are_zero
 from fnostab.training.module import PtychoModule
 from fnostab.training.precision import check_precision, set_matrix_precision
 from fnostab.training.series import Nowhere
@@ -75,10 +77,11 @@ def _trains(config: ArmConfig) -> Callable[[], float]:
     return lambda: step_ms(config)
 
 
-def step_ms(config: ArmConfig) -> float:
+def step_ms(config: ArmConfig, numbers: Callable[[], AbstractContextManager[object]] = denormals_are_zero) -> float:
     """Train as `config` says and return the milliseconds of a step: the median of the epochs after the first.
 
-    Raises `ConfigError` if the device has not the precision that `config` asks for.
+    `numbers` makes the block that the training is in, by default that of a run. Raises `ConfigError` if the device has
+    not the precision that `config` asks for.
     """
     check_precision(config)
     set_matrix_precision(config)
@@ -89,7 +92,8 @@ def step_ms(config: ArmConfig) -> float:
         trainer = make_trainer(config, [SeriesRecorder(History(), Nowhere()), clock], CheckpointFiles(Path(folder)))
         loaders = make_loaders(trainer, dataset, config)
         gc.collect()  # a trainer and its module refer to each other: those of earlier turns are no part of this one
-        trainer.fit(PtychoModule(config, dataset), *loaders, weights_only=True)
+        with numbers():
+            trainer.fit(PtychoModule(config, dataset), *loaders, weights_only=True)
     return 1e3 * statistics.median(clock.seconds_a_step[1:])
 
 
