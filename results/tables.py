@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from fnostab.report.axes import to_png
-from results import causes, early_warning, ensemble, groups, power, precision, questions, stability, survival
+from results import causes, early_warning, ensemble, groups, losses, power, precision, questions, stability, survival
 from results.figures import FIGURES
 from results.runs import STUDIES, WHY
 
@@ -57,6 +57,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "start_sgd": partial(questions.by_rate, "q3_start_sgd"),
     "clipping_sgd": partial(questions.by_rate, "q4_clip_sgd"),
     **{study: partial(_why(study), study) for study in WHY if not study.startswith(("w3_", "w6_rates"))},
+    **{f"{study}_stages": partial(losses.stages, study) for study in WHY if study.startswith("w1_")},
     "w3_epsilon": causes.epsilon,
     "w6_rates": causes.chosen_rates,
     "power": power.power,

@@ -9,7 +9,7 @@ import pytest
 
 from fnostab.ranking.exact_tests import failure_rate_test, rank_test
 from fnostab.report.axes import to_rgb
-from results import causes, power, runs, survival
+from results import causes, losses, power, runs, survival
 
 _STAGES = ("lifter", "encoder.0", "bottleneck", "output")
 
@@ -92,6 +92,20 @@ def test_the_table_of_deaths_says_how_many_died_when_where_and_after_which_gradi
     cells = _cells(survival.deaths(mortal), "control")
     assert cells[2].startswith("0 of 10 [")
     assert cells[3:7] == ["–"] * 4
+
+
+def test_a_stage_is_lost_from_the_step_on_after_which_it_never_came_back(shipped):
+    lines = [_run("w1", "a", seed, watched=True) for seed in range(4)] + [_run("w1", "b", 1, watched=True)]
+    for line, values in zip(lines, ([0.1, 0.009], [0.009, 0.1], [0.009, 0.009], [0.009, 0.011]), strict=False):
+        line["history"]["watched"]["middle_std/bottleneck"] = [0.5, values[0]] * 3 + [values[1]] * 5
+    found = shipped("w1", lines)
+    assert [losses.lost_stages(run) for run in found[:2]] == [[losses.Lost("bottleneck", 60)], []]
+    assert losses.lost_stages(found[2]) == [losses.Lost("bottleneck", 50)]
+    cells = _cells(losses.stages("w1"), "a")
+    assert cells[1].startswith("2 of 4 [")
+    assert cells[2:5] == ["55 (50 to 60)", "bottleneck (2)", "50 (50 to 50)"]  # the peak is at step 24
+    assert float(cells[5]) > 0
+    assert _cells(losses.stages("w1"), "b")[2:6] == ["–"] * 4
 
 
 def test_numbers_of_deaths_are_compared_by_boschloo_corrected_for_all_pairs(shipped):

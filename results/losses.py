@@ -1,0 +1,112 @@
+"""Stages of a network that stopped telling patterns apart, in runs that trained on without them: tables."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from fnostab.report.axes import new_figure, tidy
+from fnostab.study.text import number
+from results.cells import share, table
+from results.runs import Run, median, read_runs
+
+#: A stage is lost while its output's deviation over patterns, in the middle of its images, is under this share of its
+#: whole deviation. At the first step it is a tenth, and in what works it stays at some tenths.
+LOST: Final = 0.01
+#: Lower shares are drawn here.
+_LOWEST: Final = 1e-8
+#: Steps before a loss in which its gradient is looked for.
+_BEFORE: Final = 50
+
+
+class Lost(NamedTuple):
+    """A stage that was lost to the end of its run, and the first watched step at which it was."""
+
+    stage: str
+    step: int
+
+
+def lost_stages(run: Run) -> list[Lost]:
+    """The stages that the run had lost at its end, by step. Raises `ValueError` for a run that was not watched."""
+    watched = run.history.get("watched")
+    if not watched:
+        raise ValueError(f"`run` must have been watched (train.watch_every_steps): {run.stored.run_id} was not")
+    steps = watched["step"]
+    found = []
+    for name in watched:
+        kind, _, stage = name.partition("/")
+        if kind != "middle_std":
+            continue
+        told, whole = (np.array(watched[f"{of}/{stage}"], dtype=float) for of in ("middle_std", "act_std"))
+        kept = np.flatnonzero(~(told < LOST * whole))
+        first = int(kept[-1]) + 1 if kept.size else 0
+        if first < len(steps):
+            found.append(Lost(stage, int(steps[first])))
+    return sorted(found, key=lambda lost: lost.step)
+
+
+def stages(study: str) -> str:
+    """An arm a row: how many runs lost a stage, when, which first, and how they did beside those that lost none."""
+    head = ("arm", "lost a stage", "the first at step, median and range", "which")
+    head += (f"largest gradient norm of the {_BEFORE} steps before, over the median of the run",)
+    head += ("median val_loss with a loss", "without")
+    runs = read_runs(study)
+    rows = []
+    for arm in dict.fromkeys(run.arm for run in runs):
+        of_one = [(run, lost_stages(run)) for run in runs if run.arm == arm]
+        first = [(run, lost[0]) for run, lost in of_one if lost]
+        steps = [lost.step for _, lost in first]
+        which = Counter(lost.stage for _, lost in first)
+        cells = (
+            share(len(first), len(of_one)),
+            f"{np.median(steps):.0f} ({min(steps)} to {max(steps)})" if steps else "–",
+            ", ".join(f"{stage} ({count})" for stage, count in which.most_common()) or "–",
+            _spread([_peak(run, lost.step) for run, lost in first]),
+        )
+        losses = [_middle([run for run, lost in of_one if bool(lost) is has]) for has in (True, False)]
+        rows.append((arm, *cells, *losses))
+    return table(head, rows)
+
+
+def by_stage(study: str) -> Figure:
+    """By step, how much of each stage's deviation is over patterns: the first seed of every arm."""
+    runs = list({run.arm: run for run in reversed(read_runs(study))}.values())[::-1]
+    figure = new_figure(11, 0.6 + 2.9 * -(-len(runs) // 2))
+    panels = figure.subplots(-(-len(runs) // 2), 2, sharex=True, sharey=True, squeeze=False).flat
+    for axes, run in zip(panels, runs, strict=False):
+        watched = run.history["watched"]
+        stages = [name.partition("/")[2] for name in watched if name.startswith("middle_std/")]
+        for place, stage in enumerate(stages):
+            told, whole = (np.array(watched[f"{of}/{stage}"], dtype=float) for of in ("middle_std", "act_std"))
+            colour = colormaps["turbo"](0.05 + 0.9 * place / max(len(stages) - 1, 1))
+            axes.plot(watched["step"], np.maximum(told / whole, _LOWEST), color=colour, lw=1.1, label=stage)
+        axes.axhline(LOST, color="0.4", ls=":", lw=0.9)
+        lost = ", ".join(f"{stage} from step {step}" for stage, step in lost_stages(run))
+        axes.set_title(f"{run.arm}: {f'lost {lost}' if lost else 'lost no stage'}", fontsize=9.5)
+        axes.set_yscale("log")
+        tidy(axes)
+    figure.supxlabel("optimizer steps", fontsize=9)
+    figure.supylabel("deviation over patterns / whole deviation", fontsize=9)
+    beside = figure.axes[min(1, len(runs) - 1)]
+    beside.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.02))
+    return figure
+
+
+def _peak(run: Run, step: int) -> float:
+    """The largest gradient norm shortly before `step`, as a multiple of the median of all steps."""
+    norms = np.array(run.history["grad_norm_preclip"], dtype=float)
+    shortly = norms[max(0, step - _BEFORE) : step]
+    return float(np.nanmax(shortly) / np.nanmedian(norms)) if len(shortly) else math.nan
+
+
+def _spread(values: Sequence[float]) -> str:
+    known = [value for value in values if math.isfinite(value)]
+    return f"{number(median(known), '.2g')} ({min(known):.2g} to {max(known):.2g})" if known else "–"
+
+
+def _middle(runs: Sequence[Run]) -> str:
+    return number(median([run.metrics["best_val_loss"] for run in runs]), ".4f") if runs else "–"
