@@ -24,7 +24,7 @@ def test_a_table_of_the_chosen_rows_is_printed():
     lines = _lines("benchmarks", "--small", "--threads", "1", "--rows", *rows)
     start = next(i for i, line in enumerate(lines) if line.startswith("| what |"))
     found = lines[start + 2 :]
-    assert len(found) == 13
+    assert len(found) == 14
     assert all(line.count("|") == 7 for line in found)
     assert lines[start - 2].startswith("commit ")
 
