@@ -1,13 +1,14 @@
-"""Stages of a network that stopped telling patterns apart, in runs that trained on without them: tables."""
+"""Stages of a network that stopped telling patterns apart, in runs that went on without them: a table and a figure."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from fnostab.report.axes import new_figure, tidy
 from fnostab.study.text import number
@@ -37,16 +38,18 @@ def lost_stages(run: Run) -> list[Lost]:
         raise ValueError(f"`run` must have been watched (train.watch_every_steps): {run.stored.run_id} was not")
     steps = watched["step"]
     found = []
-    for name in watched:
-        kind, _, stage = name.partition("/")
-        if kind != "middle_std":
-            continue
-        told, whole = (np.array(watched[f"{of}/{stage}"], dtype=float) for of in ("middle_std", "act_std"))
+    for stage, (told, whole) in _deviations(watched).items():
         kept = np.flatnonzero(~(told < LOST * whole))
         first = int(kept[-1]) + 1 if kept.size else 0
         if first < len(steps):
             found.append(Lost(stage, int(steps[first])))
     return sorted(found, key=lambda lost: lost.step)
+
+
+def _deviations(watched: Mapping[str, Sequence[float]]) -> dict[str, list[NDArray[np.float64]]]:
+    """By stage: the deviation of its output over patterns, in the middle of its images, and its whole deviation."""
+    names = [name.partition("/")[2] for name in watched if name.startswith("middle_std/")]
+    return {stage: [np.array(watched[f"{of}/{stage}"], float) for of in ("middle_std", "act_std")] for stage in names}
 
 
 def stages(study: str) -> str:
@@ -79,10 +82,9 @@ def by_stage(study: str) -> Figure:
     panels = figure.subplots(-(-len(runs) // 2), 2, sharex=True, sharey=True, squeeze=False).flat
     for axes, run in zip(panels, runs, strict=False):
         watched = run.history["watched"]
-        stages = [name.partition("/")[2] for name in watched if name.startswith("middle_std/")]
-        for place, stage in enumerate(stages):
-            told, whole = (np.array(watched[f"{of}/{stage}"], dtype=float) for of in ("middle_std", "act_std"))
-            colour = colormaps["turbo"](0.05 + 0.9 * place / max(len(stages) - 1, 1))
+        of_stages = _deviations(watched)
+        for place, (stage, (told, whole)) in enumerate(of_stages.items()):
+            colour = colormaps["turbo"](0.05 + 0.9 * place / max(len(of_stages) - 1, 1))
             axes.plot(watched["step"], np.maximum(told / whole, _LOWEST), color=colour, lw=1.1, label=stage)
         axes.axhline(LOST, color="0.4", ls=":", lw=0.9)
         lost = ", ".join(f"{stage} from step {step}" for stage, step in lost_stages(run))
