@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from fnostab.io import huge_pages
 from fnostab.io.huge_pages import TUNABLES
 
+ROOT = Path(__file__).resolve().parents[1]
 HUGE = "glibc.malloc.hugetlb=1"
 ASKED = "always [madvise] never\n"
 #: Says with which tunables an interpreter starts.
@@ -115,6 +117,7 @@ def test_what_is_computed_is_the_same_to_the_last_bit():
     printed = [
         subprocess.run(
             [sys.executable, "-c", code],
+            cwd=ROOT,  # where `benchmarks` is imported from; a test's own folder is a temporary one
             env=os.environ | {TUNABLES: f"glibc.malloc.hugetlb={value}"},
             capture_output=True,
             text=True,
