@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure
 from fnostab.study.text import number
 from results.cells import against, failed, family, loss, metric, share, stitched, table
+from results.losses import at_the_end
 from results.runs import Run, median, of_arm, ranked, read_runs, row_of
 
 #: Two by two: block and clipping, and what the effects of either are called.
@@ -39,9 +40,12 @@ def crashed(run: Run) -> bool:
 def blocks(study: str) -> str:
     """Question 2: the arms of two by two, then what clipping and block change, each with the other one fixed."""
     head = ("arm", "failed", "median best val_loss", "stitched R-factor, median", "largest rise of val_loss, median")
-    head += ("amplitude SSIM",)
+    head += ("amplitude SSIM", "lost a stage")
     rows = [
-        (row["arm"], failed(row), loss(row), stitched(row), _rise(study, row["arm"]), _ssim(study, row["arm"]))
+        (
+            *(row["arm"], failed(row), loss(row), stitched(row), _rise(study, row["arm"]), _ssim(study, row["arm"])),
+            at_the_end(of_arm(study, row["arm"])),
+        )
         for row in ranked(study).table
     ]
     effects = [
@@ -58,15 +62,14 @@ def epsilon() -> str:
     arms = list(dict.fromkeys(run.base_arm for run in read_runs(study)))
     names = {(arm, eps): _of_epsilon(study, arm, eps) for arm in arms for eps in (1e-8, 1e-12)}
     head = ("arm", "eps", "failed", "median best val_loss", "lower at 1e-12", "stitched R-factor, median")
-    head += ("lower by it", "pre's median val_loss is under it by")
+    head += ("lower by it", "pre's median val_loss is under it by", "lost a stage")
     rows = []
     for (arm, eps), name in names.items():
         row, small = row_of(study, name), eps == 1e-12
         better_by = [against(study, name, names[arm, 1e-8], by) if small else "" for by in _BY]
         lead = "" if arm == "pre" else _under(study, names["pre", eps], name)
-        rows.append(
-            (arm, f"{eps:g}", failed(row), loss(row), better_by[0], stitched(row), better_by[1], lead),
-        )
+        told = (failed(row), loss(row), better_by[0], stitched(row), better_by[1], lead)
+        rows.append((arm, f"{eps:g}", *told, at_the_end(of_arm(study, name))))
     return f"{table(head, rows)}\n\n{family(study)}"
 
 
@@ -80,7 +83,7 @@ def remedies(study: str) -> str:
     """Question 4: by rule, how many runs were thrown back, and the largest gradient beside the median."""
     head = ("rule", "failed", "rose over 1.5 times", "largest rise of val_loss, median", "highest")
     head += ("largest gradient over the median one, median", "highest", "median best val_loss", "better than none")
-    head += ("stitched R-factor, median",)
+    head += ("stitched R-factor, median", "lost a stage")
     rows = []
     for row in ranked(study).table:
         runs = of_arm(study, row["arm"])
@@ -89,7 +92,7 @@ def remedies(study: str) -> str:
         peaks = (number(median(ratios), ".3g"), number(max(ratios), ".3g"))
         beside = against(study, row["arm"], "none") if study == "w4_accident" else ""
         cells = (failed(row), share(thrown, len(runs)), _rise(study, row["arm"]), _highest(runs), *peaks)
-        rows.append((row["arm"], *cells, loss(row), beside, stitched(row)))
+        rows.append((row["arm"], *cells, loss(row), beside, stitched(row), at_the_end(runs)))
     return f"{table(head, rows)}\n\n{family(study)}"
 
 
@@ -97,7 +100,7 @@ def crashes(study: str = "w5_layerscale") -> str:
     """Question 5: our verdict beside the rule of the original's later runs."""
     head = ("arm", "failed by the verdict", f"SSIM under {CRASH_SSIM:g} or last val_loss over {CRASH_LOSS:g}", "both")
     head += ("median best val_loss", "last val_loss, median", "amplitude SSIM of all runs, median")
-    head += ("largest rise, median",)
+    head += ("largest rise, median", "lost a stage")
     rows = []
     for row in ranked(study).table:
         runs = of_arm(study, row["arm"])
@@ -105,7 +108,9 @@ def crashes(study: str = "w5_layerscale") -> str:
         last = median(_number(run.history["val_loss"][-1]) for run in runs)
         ssim = median(_number(run.metrics.get("test/amp_ssim")) for run in runs)
         cells = (str(sum(run.failed for run in lost)), loss(row), number(last, ".4f"), number(ssim, ".3f"))
-        rows.append((row["arm"], failed(row), share(len(lost), len(runs)), *cells, _rise(study, row["arm"])))
+        rows.append(
+            (row["arm"], failed(row), share(len(lost), len(runs)), *cells, _rise(study, row["arm"]), at_the_end(runs))
+        )
     return table(head, rows)
 
 
@@ -113,13 +118,15 @@ def long_runs(study: str, reference: str = "pre_cosine") -> str:
     """Question 6: outcome and steadiness of long trainings, each arm beside the `reference`."""
     head = ("arm", "failed", "median best val_loss", f"better than {reference}", "stitched R-factor, median")
     head += ("better by it", "largest rise of val_loss, median", "highest", "relapses", "last val_loss, median")
+    head += ("lost a stage",)
     rows = []
     for row in ranked(study).table:
         runs = of_arm(study, row["arm"])
         by_loss, by_object = (against(study, row["arm"], reference, by) for by in _BY)
         cells = (failed(row), loss(row), by_loss, stitched(row), by_object, _rise(study, row["arm"]))
         last = median(_number(run.history["val_loss"][-1]) for run in runs)
-        rows.append((row["arm"], *cells, _highest(runs), str(sum(run.relapses for run in runs)), number(last, ".4f")))
+        steady = (_highest(runs), str(sum(run.relapses for run in runs)))
+        rows.append((row["arm"], *cells, *steady, number(last, ".4f"), at_the_end(runs)))
     return f"{table(head, rows)}\n\n{family(study)}"
 
 

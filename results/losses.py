@@ -3,47 +3,32 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fnostab.health import stage_losses
+from fnostab.health.parts import lost_at_end
 from fnostab.report.axes import new_figure, tidy
 from fnostab.study.text import number
 from results.cells import share, table
 from results.runs import Run, median, read_runs
+from results.survival import compared
 
-#: A stage is lost while its output's deviation over patterns, in the middle of its images, is under this share of its
-#: whole deviation. At the first step it is a tenth, and in what works it stays at some tenths.
-LOST: Final = 0.01
 #: Lower shares are drawn here.
 _LOWEST: Final = 1e-8
 #: Steps before a loss in which its gradient is looked for.
 _BEFORE: Final = 50
 
 
-class Lost(NamedTuple):
-    """A stage that was lost to the end of its run, and the first watched step at which it was."""
-
-    stage: str
-    step: int
-
-
-def lost_stages(run: Run) -> list[Lost]:
-    """The stages that the run had lost at its end, by step. Raises `ValueError` for a run that was not watched."""
-    watched = run.history.get("watched")
-    if not watched:
+def lost_stages(run: Run) -> dict[str, int]:
+    """`stage_losses` of the run. Raises `ValueError` for a run that was not watched."""
+    if not run.history.get("watched"):
         raise ValueError(f"`run` must have been watched (train.watch_every_steps): {run.stored.run_id} was not")
-    steps = watched["step"]
-    found = []
-    for stage, (told, whole) in _deviations(watched).items():
-        kept = np.flatnonzero(~(told < LOST * whole))
-        first = int(kept[-1]) + 1 if kept.size else 0
-        if first < len(steps):
-            found.append(Lost(stage, int(steps[first])))
-    return sorted(found, key=lambda lost: lost.step)
+    return stage_losses(run.history)
 
 
 def _deviations(watched: Mapping[str, Sequence[float]]) -> dict[str, list[NDArray[np.float64]]]:
@@ -53,26 +38,37 @@ def _deviations(watched: Mapping[str, Sequence[float]]) -> dict[str, list[NDArra
 
 
 def stages(study: str) -> str:
-    """An arm a row: how many runs lost a stage, when, which first, and how they did beside those that lost none."""
+    """An arm a row: how many runs lost a stage, when, which first, and how they did; then every two arms by that."""
     head = ("arm", "lost a stage", "the first at step, median and range", "which")
     head += (f"largest gradient norm of the {_BEFORE} steps before, over the median of the run",)
     head += ("median val_loss with a loss", "without")
     runs = read_runs(study)
-    rows = []
+    rows, counts = [], {}
     for arm in dict.fromkeys(run.arm for run in runs):
         of_one = [(run, lost_stages(run)) for run in runs if run.arm == arm]
-        first = [(run, lost[0]) for run, lost in of_one if lost]
-        steps = [lost.step for _, lost in first]
-        which = Counter(lost.stage for _, lost in first)
+        first = [(run, *next(iter(lost.items()))) for run, lost in of_one if lost]
+        counts[arm] = (len(first), len(of_one))
+        steps = [step for _, _, step in first]
+        which = Counter(stage for _, stage, _ in first)
         cells = (
-            share(len(first), len(of_one)),
+            share(*counts[arm]),
             f"{np.median(steps):.0f} ({min(steps)} to {max(steps)})" if steps else "–",
             ", ".join(f"{stage} ({count})" for stage, count in which.most_common()) or "–",
-            _spread([_peak(run, lost.step) for run, lost in first]),
+            _spread([_peak(run, step) for run, _, step in first]),
         )
         losses = [_middle([run for run, lost in of_one if bool(lost) is has]) for has in (True, False)]
         rows.append((arm, *cells, *losses))
-    return table(head, rows)
+    return f"{table(head, rows)}\n\n{compared(counts, 'lost a stage')}"
+
+
+def at_the_end(runs: Sequence[Run]) -> str:
+    """How many of the runs ended with a stage lost, and which; watched or not. A dash where no series can tell."""
+    found = [lost for run in runs if (lost := lost_at_end(run.history)) is not None]
+    if not found:
+        return "–"
+    which = Counter(stage for lost in found for stage in lost)
+    named = ", ".join(f"{stage} {count}" for stage, count in which.most_common(3))
+    return f"{sum(map(bool, found))} of {len(found)}" + (f" ({named})" if named else "")
 
 
 def by_stage(study: str) -> Figure:
@@ -86,8 +82,7 @@ def by_stage(study: str) -> Figure:
         for place, (stage, (told, whole)) in enumerate(of_stages.items()):
             colour = colormaps["turbo"](0.05 + 0.9 * place / max(len(of_stages) - 1, 1))
             axes.plot(watched["step"], np.maximum(told / whole, _LOWEST), color=colour, lw=1.1, label=stage)
-        axes.axhline(LOST, color="0.4", ls=":", lw=0.9)
-        lost = ", ".join(f"{stage} from step {step}" for stage, step in lost_stages(run))
+        lost = ", ".join(f"{stage} from step {step}" for stage, step in lost_stages(run).items())
         axes.set_title(f"{run.arm}: {f'lost {lost}' if lost else 'lost no stage'}", fontsize=9.5)
         axes.set_yscale("log")
         tidy(axes)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
@@ -88,14 +88,19 @@ def comparisons(runs: Sequence[Run]) -> str:
         arm: (sum(fate.death is not None for fate in of_arm), len(of_arm))
         for arm, of_arm in _by_arm(fates(runs)).items()
     }
+    return compared(counts, "died")
+
+
+def compared(counts: Mapping[str, tuple[int, int]], happened: str) -> str:
+    """Every two arms of the `counts`: of how many runs of each it `happened`, of how many, and the p-value of that."""
     pairs = list(combinations(counts, 2))
     ps = [failure_rate_test(*counts[a], *counts[b]) for a, b in pairs]
     rows = []
     for (a, b), p, corrected in zip(pairs, ps, holm(ps), strict=True):
         text = p_text(corrected)
-        cells = [f"{died} of {of}" for died, of in (counts[a], counts[b])]
+        cells = [f"{count} of {of}" for count, of in (counts[a], counts[b])]
         rows.append((f"{a}, {b}", *cells, p_text(p), f"**{text}**" if corrected <= ALPHA else text))
-    head = ("arms", "died of the first", "of the second", "Boschloo's exact test", "corrected")
+    head = ("arms", f"{happened} of the first", "of the second", "Boschloo's exact test", "corrected")
     clear = "Bold is clear" if any("**" in row[-1] for row in rows) else "Nothing here is clear"
     many = f"{len(pairs)} comparison{'s' * (len(pairs) > 1)}"
     return f"{table(head, rows)}\n\nCorrected by Holm's procedure for the {many}. {clear} (p at most {ALPHA:g})."

@@ -193,7 +193,7 @@ def sewn(**changes):
         relapses = 2 if arm == "agc" and seed == 1 else 0
         return {
             **{"r_stitched": 0.132 if verdict == "inconsistent" else levels[arm] * (1 + 0.01 * seed)},
-            **{"max_drawdown": 1.9 if relapses else 1.05, "relapses": relapses, "dead_blocks": 0},
+            **{"max_drawdown": 1.9 if relapses else 1.05, "relapses": relapses, "dead_blocks": 0, "lost_stages": 0},
         }
 
     arms = {
@@ -247,12 +247,13 @@ def test_by_r_stitched_that_column_comes_first_and_the_best_run_is_the_one_with_
 def test_the_tables_tell_how_steadily_arms_and_runs_trained():
     result = sewn()
     text = summary_markdown(result)
-    assert cells(text, "Ranking", "agc")[7:9] == ["1.05", "2 / 0"]
+    assert cells(text, "Ranking", "agc")[7:9] == ["1.05", "2 / 0 / 0"]
     for run in result.runs:
         found = cells(text, "Runs", run.run_id)
         assert found[2] == ("relapsed" if (run.arm, run.seed) == ("agc", 1) else "steady")
         assert found[6:] == [
-            f"{run.numbers[name]:.3g}" for name in ("r_stitched", "max_drawdown", "relapses", "dead_blocks")
+            f"{run.numbers[name]:.3g}"
+            for name in ("r_stitched", "max_drawdown", "relapses", "dead_blocks", "lost_stages")
         ]
     page = Page(html_report(result))
     assert page.text.partition("All runs")[2].count("relapsed") == 1

@@ -11,7 +11,7 @@ from fnostab.config import resolve_config
 from fnostab.health import judge
 
 #: Learns within some epochs, in seconds.
-_LEARNS = {
+LEARNS = {
     "preset": "smoke",
     "data.N": 32,
     "data.object_size": 160,
@@ -28,7 +28,7 @@ _LEARNS = {
 
 
 def _verdict(folder, extra=(), **overrides):
-    _, history, _ = fit(resolve_config(_LEARNS | overrides), folder, extra=extra)
+    _, history, _ = fit(resolve_config(LEARNS | overrides), folder, extra=extra)
     return judge(json.loads(history.to_json()))
 
 

@@ -3,6 +3,7 @@
 from fnostab.health.config import HealthConfig as HealthConfig
 from fnostab.health.death import Death as Death, death as death
 from fnostab.health.history import EPOCH_SERIES as EPOCH_SERIES, STEP_SERIES as STEP_SERIES, History as History
+from fnostab.health.parts import stage_losses as stage_losses
 from fnostab.health.positions import better_orientation as better_orientation
 from fnostab.health.spikes import Spike as Spike, spikes as spikes
 from fnostab.health.stability import Stability as Stability, measure_stability as measure_stability

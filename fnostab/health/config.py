@@ -12,6 +12,10 @@ class HealthConfig:
     dead_ratio: float = 1e-6
     #: A block's update is constant if its deviation is under this share of the block's output: rounding alone is 1e-7.
     dead_update: float = 1e-6
+    #: A stage is lost if the share of its output's deviation that is over patterns is under this part of what it was
+    #: before the first step. It is about a tenth then, ends at 0.07 to 1 in stages that work (down
+    #: to 0.014 on the way), and at 5e-8 to 0.002 in lost ones: docs/results/survival.md.
+    lost_stage: float = 0.1
     #: A stage is dead if its output varies over patterns by at most this share of what it varies by over all.
     dead_stage: float = 1e-6
 

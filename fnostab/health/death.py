@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fnostab.health.config import DEFAULTS, HealthConfig
-from fnostab.health.evidence import mapping, series
+from fnostab.health.parts import stays
+from fnostab.health.reading import mapping, series
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def death(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Death 
     """
     watched = mapping(history.get("watched"))
     steps = series(watched, "step")
-    place = _stays(series(watched, "object_std_ratio")[: len(steps)] < config.dead_ratio)
+    place = stays(series(watched, "object_std_ratio")[: len(steps)] < config.dead_ratio)
     if place is None or place >= len(steps) or not math.isfinite(steps[place]):
         return None
     loss, norms = series(watched, "loss"), series(history, "grad_norm_preclip")
@@ -85,16 +86,9 @@ def _first_dead(watched: Mapping[str, Any], at: int, config: HealthConfig) -> st
         if name == stage or len(of_patterns) != len(of_all) or len(of_all) <= at:
             continue
         is_dead = of_patterns <= config.dead_stage * of_all
-        if (place := _stays(is_dead[: at + 1])) is not None:
+        if (place := stays(is_dead[: at + 1])) is not None:
             found[stage] = (not is_dead[at:].all(), place)
     return min(found, key=lambda stage: found[stage], default=None)
-
-
-def _stays(is_so: NDArray[np.bool_]) -> int | None:
-    """The first place from which on `is_so` holds to the end; None if it does not hold there."""
-    if not is_so.size or not is_so[-1]:
-        return None
-    return 0 if is_so.all() else int(len(is_so) - np.argmin(is_so[::-1]))
 
 
 def _at(values: NDArray[np.float64], place: int) -> float:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fnostab.health.config import HealthConfig
+from fnostab.health.parts import dead_blocks, lost_at_end, names_of, stage_losses
+from fnostab.health.reading import mapping, number, series
 from fnostab.health.spikes import Spike, spikes
 from fnostab.metrics import progress
 
@@ -28,6 +30,7 @@ def gather(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
             **_of_stitching(history),
             **_of_steps(history, config),
             **_of_layers(mapping(history.get("health")), config),
+            **_of_stages(history, config),
         }
 
 
@@ -128,7 +131,7 @@ def _of_layers(health: Mapping[str, Any], config: HealthConfig) -> dict[str, Any
         if name in health:
             values = series(health, name)
             evidence |= {name: _largest(values), f"{name}_last": _at(values, -1)}
-    if blocks := _blocks(health, "act_mean"):
+    if blocks := names_of(health, "act_mean"):
         evidence["activation_drift"] = {
             block: {
                 f"{when}_{kind}": _at(series(health, f"act_{kind}/{block}"), place)
@@ -140,57 +143,11 @@ def _of_layers(health: Mapping[str, Any], config: HealthConfig) -> dict[str, Any
     return evidence
 
 
-def dead_blocks(health: Mapping[str, Any], place: int, config: HealthConfig) -> list[str] | None:
-    """Name the blocks that were dead at `place` of the series in `health`; None if no series can tell.
-
-    A block is dead if none of its parameters changed in the epoch (`moved/<block>`), or if what it adds to its input is
-    the same for all patterns and pixels of the fixed batch (`update_std/<block>` against the block's output).
-    """
-    found = []
-    known = False
-    for block in dict.fromkeys([*_blocks(health, "moved"), *_blocks(health, "update_std")]):
-        moved, update, mean, std = (
-            _value(health, f"{kind}/{block}", place) for kind in ("moved", "update_std", "act_mean", "act_std")
-        )
-        known |= not (math.isnan(moved) and math.isnan(update))
-        output = math.hypot(mean, std)
-        if moved == 0 or update <= (0 if math.isnan(output) else config.dead_update * output):
-            found.append(block)
-    return found if known else None
-
-
-def _blocks(health: Mapping[str, Any], kind: str) -> list[str]:
-    return [name.removeprefix(f"{kind}/") for name in health if name.startswith(f"{kind}/")]
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """Return `value` if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def number(value: Any) -> float:
-    """Read a number or its text; NaN for everything that is not finite."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-    return found if math.isfinite(found) else math.nan
-
-
-def series(history: Mapping[str, Any], name: str) -> _Floats:
-    """Read the list `name`, with NaN for everything that is not finite; empty if there is none."""
-    values = history.get(name)
-    if not isinstance(values, (list, tuple, np.ndarray)):
-        values = []
-    return np.array([number(value) for value in values], dtype=np.float64)
-
-
-def _value(history: Mapping[str, Any], name: str, place: int) -> float:
-    """One value of the list `name`, as `series` reads it; NaN if there is none at `place`."""
-    values = history.get(name)
-    if not isinstance(values, (list, tuple, np.ndarray)) or not -len(values) <= place < len(values):
-        return math.nan
-    return number(values[place])
+def _of_stages(history: Mapping[str, Any], config: HealthConfig) -> dict[str, Any]:
+    """The stages that were lost at the end, and of a watched run since which step; nothing where nobody looked."""
+    lost = lost_at_end(history, config)
+    since = {"lost_since_step": stage_losses(history, config)} if mapping(history.get("watched")) else {}
+    return ({} if lost is None else {"lost_stages": lost}) | since
 
 
 def _at(values: _Floats, place: int) -> float:

@@ -7,16 +7,17 @@ from typing import Any, Final, Literal, get_args
 
 from fnostab.health.config import DEFAULTS, HealthConfig
 from fnostab.health.death import death_evidence
-from fnostab.health.evidence import gather, mapping, number, series
+from fnostab.health.evidence import gather
 from fnostab.health.history import checked_mapping, each, finite_or_none
 from fnostab.health.positions import better_orientation
+from fnostab.health.reading import mapping, number, series
 
 Failure = Literal["stagnated", "collapsed", "diverged", "inconsistent", "non_finite", "out_of_memory"]
 NoResult = Literal["interrupted", "pruned", "unknown"]
 VerdictLabel = Literal["converged", Failure, NoResult]
 
-#: Version of the rules; runs without the tag `verdict_version` were judged by the first.
-VERDICT_VERSION: Final = 2
+#: Version of the rules; runs without the tag `verdict_version` were judged by the first. The third knows lost stages.
+VERDICT_VERSION: Final = 3
 #: Verdicts of runs that failed.
 FAILED: Final = get_args(Failure)
 #: Verdicts of runs without a result: they are missing in a ranking, and no failures.

@@ -69,13 +69,38 @@ def stage_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str,
     found: dict[str, dict[str, Tensor]] = {}
 
     def watch(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if output.dim() > 1 and (output.is_floating_point() or output.is_complex()):
+        if _is_batch(output):
             found[name] = _of_output(as_real(output).float()) | {"weight_norm": _weight_norm(layer, output.device)}
 
     with watching(find_stages(network).items(), watch):
         run()
     kinds = dict.fromkeys(kind for values in found.values() for kind in values)
     return {f"{kind}/{name}": values[kind] for kind in kinds for name, values in found.items()}
+
+
+@torch.no_grad()
+def pattern_shares(network: nn.Module, run: Callable[[], object]) -> dict[str, float]:
+    """How much of what each stage gives depends on the pattern, while `run()` calls `network` with a batch of patterns.
+
+    The values are `pattern_share/<stage>`: `middle_std` of `stage_statistics` over `act_std`, and 0 where the output is
+    constant. Some tenths are usual, and 0 says that the stage gives the same for every pattern where the light is, so
+    that nothing after it can learn from it. NaN for a batch of one. One copy from the device.
+    """
+    shares: dict[str, Tensor] = {}
+
+    def watch(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if _is_batch(output):
+            found = _of_output(as_real(output).float())
+            shares[name] = torch.where(found["act_std"] > 0, found["middle_std"] / found["act_std"], 0.0)
+
+    with watching(find_stages(network).items(), watch):
+        run()
+    values = torch.stack(list(shares.values())).tolist() if shares else []
+    return {f"pattern_share/{name}": value for name, value in zip(shares, values, strict=True)}
+
+
+def _is_batch(output: Tensor) -> bool:
+    return output.dim() > 1 and (output.is_floating_point() or output.is_complex())
 
 
 def _of_output(output: Tensor) -> dict[str, Tensor]:

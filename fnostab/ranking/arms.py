@@ -42,6 +42,8 @@ RANKED_BY: Final = ("best_val_loss", "r_stitched")
 #: Medians of these are over the converged runs: of a failed run they mean nothing.
 QUALITY_COLUMNS: Final = ("amp_ssim", "phase_ssim", "amp_mae", "phase_mae")
 STABILITY_COLUMNS: Final = MEASURES
+#: Of which an arm's is the sum over its runs, where others are medians.
+_SUMS: Final = ("relapses", "dead_blocks", "lost_stages")
 NUMBER_COLUMNS: Final = (
     *("r_stitched", *QUALITY_COLUMNS, *STABILITY_COLUMNS),
     *("grad_norm_median", "grad_norm_max", "plateau_left_epoch"),
@@ -186,7 +188,7 @@ def _row(arm: str, runs: list[Row], drawn: Mapping[str, Bootstrap]) -> Row:
         **_of_another(converged, drawn),
         "epochs_to_leave_plateau": _median(runs, "plateau_left_epoch"),
         **{name: _median(runs, name) for name in ("max_drawdown", "mean_excess", "relapses_per_1e5_steps")},
-        **{name: sum(found) if (found := _known(runs, name)) else None for name in ("relapses", "dead_blocks")},
+        **{name: sum(found) if (found := _known(runs, name)) else None for name in _SUMS},
         "seeds": [run["seed"] for run in runs],
         "best_run_id": best["run_id"],
     }

@@ -29,7 +29,7 @@ _RANKED_BY: Final = {"best_val_loss": "val_loss", "r_stitched": "r_stitched"}
 #: What the numbers of single runs are called.
 _MEASURES: Final = {
     **{"r_stitched": "r_stitched", "max_drawdown": "max drawdown", "relapses": "relapses"},
-    "dead_blocks": "dead blocks",
+    **{"dead_blocks": "dead blocks", "lost_stages": "lost stages"},
 }
 #: A table of more columns is wider than a page.
 _MOST_COLUMNS: Final = 12
@@ -58,7 +58,7 @@ def ranking_table(ranking: Ranking) -> Table:
     arch = ("arch",) if any(row["arch"] for row in ranking.table) else ()
     head = (
         *("rank", "arm", *arch, "runs", "failed", *(f"median {_RANKED_BY.get(column, column)}" for column in columns)),
-        *("max drawdown, median", "relapses / dead blocks, sum", "SSIM amp / phase"),
+        *("max drawdown, median", "relapses / dead blocks / lost stages, sum", "SSIM amp / phase"),
     )
     rows = [
         (
@@ -67,8 +67,8 @@ def ranking_table(ranking: Ranking) -> Table:
             Cell(str(row["failures"]), percent_interval(row["failure_rate_low"], row["failure_rate_high"])),
             *(_estimate(row, f"median_{column}") for column in columns),
             Cell(number(row["max_drawdown"])),
-            _both(row, "relapses", "dead_blocks"),
-            _both(row, "amp_ssim", "phase_ssim", ".3f"),
+            _joined(row, "relapses", "dead_blocks", "lost_stages"),
+            _joined(row, "amp_ssim", "phase_ssim", form=".3f"),
         )
         for place, row in enumerate(ranking.table, start=1)
     ]
@@ -85,7 +85,7 @@ def details_table(ranking: Ranking) -> Table:
         (
             *(Cell(row["arm"]), _estimate(row, "iqm_best_val_loss"), _estimate(row, "iqm_r_stitched")),
             *(Cell(number(row["best_val_loss"])), Cell(number(row["r_stitched"]))),
-            *(_both(row, "amp_mae", "phase_mae"), _both(row, "grad_norm_median", "grad_norm_max")),
+            *(_joined(row, "amp_mae", "phase_mae"), _joined(row, "grad_norm_median", "grad_norm_max")),
             Cell(number(row["epochs_to_leave_plateau"])),
         )
         for row in ranking.table
@@ -97,17 +97,16 @@ def _estimate(row: Mapping[str, Any], name: str) -> Cell:
     return Cell(number(row[name]), interval(row[f"{name}_low"], row[f"{name}_high"]))
 
 
-def _both(row: Mapping[str, Any], first: str, second: str, form: str = ".3g") -> Cell:
-    return Cell(f"{number(row[first], form)} / {number(row[second], form)}")
+def _joined(row: Mapping[str, Any], *names: str, form: str = ".3g") -> Cell:
+    return Cell(" / ".join(number(row[name], form) for name in names))
 
 
 def _known_columns(table: Table) -> Table:
     """The table without the columns of numbers that nobody has."""
-    unknown = (UNKNOWN, f"{UNKNOWN} / {UNKNOWN}")
     kept = [
         place
         for place in range(len(table.head))
-        if place < table.texts or any(row[place].text not in unknown for row in table.rows)
+        if place < table.texts or any(set(row[place].text.split(" / ")) != {UNKNOWN} for row in table.rows)
     ]
     rows = [tuple(row[place] for place in kept) for row in table.rows]
     return replace(table, head=tuple(table.head[place] for place in kept), rows=rows)

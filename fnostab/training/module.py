@@ -18,6 +18,7 @@ from fnostab.dataset.groups import Groups
 from fnostab.io.foreign import is_foreign
 from fnostab.models import build_generator
 from fnostab.models.layers import block_statistics, fingerprints, first_bad_layer, norm_statistics
+from fnostab.models.network_stages import pattern_shares
 from fnostab.optics import Beam
 from fnostab.training.batches import Batch, Draw, PatchLoader
 from fnostab.training.collectives import is_first
@@ -218,8 +219,15 @@ class PtychoModule(lightning.LightningModule):
             )
 
     def observe(self) -> dict[str, float]:
-        """Statistics of the blocks on a fixed batch, and the norm weights of stable ones; see `layers`."""
-        return block_statistics(self.generator, lambda: self(self.watched)) | norm_statistics(self.generator)
+        """What blocks and stages make of a fixed batch, and the norm weights of stable blocks.
+
+        See `layers` and `network_stages.pattern_shares`. The network runs once.
+        """
+        shares: dict[str, float] = {}
+        blocks = block_statistics(
+            self.generator, lambda: shares.update(pattern_shares(self.generator, lambda: self(self.watched)))
+        )
+        return blocks | shares | norm_statistics(self.generator)
 
     def fingerprints(self) -> dict[str, list[int]]:
         """A number for each tensor that the blocks learn, which changes when the tensor does; see `layers`."""
