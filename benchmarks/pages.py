@@ -7,8 +7,10 @@ A process asks for them when it begins, so each measurement is one of its own; t
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 from benchmarks.table import Row, faster
+from benchmarks.timing import in_turn
 from benchmarks.waiting import in_a_process
 from fnostab.io.huge_pages import TUNABLES
 
@@ -18,12 +20,12 @@ _TOLD = {"huge": "glibc.malloc.hugetlb=1", "small": "glibc.malloc.hugetlb=0"}
 
 def measure(turns: int, width: int, repeats: int, threads: int) -> dict[str, list[float]]:
     """Medians in seconds of each turn, by the size of pages."""
-    found: dict[str, list[float]] = {pages: [] for pages in _TOLD}
-    for turn in range(turns):
-        for pages in list(found)[:: -1 if turn % 2 else 1]:
-            environment = os.environ | {TUNABLES: _TOLD[pages]}
-            found[pages].append(in_a_process(environment, threads, width, repeats))
-    return found
+    environments = {pages: os.environ | {TUNABLES: told} for pages, told in _TOLD.items()}
+    measures = {
+        pages: partial(in_a_process, environment, threads, width, repeats)
+        for pages, environment in environments.items()
+    }
+    return in_turn(measures, turns)
 
 
 def rows(turns: int, widths: tuple[int, ...], repeats: int) -> Iterator[Row]:

@@ -2,10 +2,12 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Spread(NamedTuple):
@@ -41,6 +43,15 @@ def by_turns(
             if turn >= warm_up:
                 times[name].append(seconds)
     return times
+
+
+def in_turn(measures: Mapping[Key, Callable[[], float]], turns: int) -> dict[Key, list[float]]:
+    """What each of the `measures` gives, one after the other, `turns` times; every second turn goes the other way."""
+    found: dict[Key, list[float]] = {key: [] for key in measures}
+    for turn in range(turns):
+        for key in list(measures)[:: -1 if turn % 2 else 1]:
+            found[key].append(measures[key]())
+    return found
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:

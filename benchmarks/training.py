@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import lightning
 import torch
 
+from benchmarks.timing import in_turn
 from fnostab.config import ArmConfig, resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.health.history import History
@@ -65,12 +66,7 @@ def ms_by_turns(
     _quieten()
     configs = {name: resolve_config({**case.keys, **keys}) for name, keys in variants.items()}
     timed: dict[str, Callable[[], float]] = {name: _trains(config) for name, config in configs.items()}
-    timed |= others or {}
-    found: dict[str, list[float]] = {name: [] for name in timed}
-    for turn in range(case.turns):
-        for name in list(timed)[:: -1 if turn % 2 else 1]:
-            found[name].append(timed[name]())
-    return found
+    return in_turn(timed | dict(others or {}), case.turns)
 
 
 def _trains(config: ArmConfig) -> Callable[[], float]:

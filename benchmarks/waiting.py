@@ -17,12 +17,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from itertools import product
 
 import torch
 
 from benchmarks.step import training_step
 from benchmarks.table import Row, faster
-from benchmarks.timing import by_turns
+from benchmarks.timing import by_turns, in_turn
 from fnostab.config import ModelConfig
 from fnostab.io.openmp import OPENMP_CHOICES
 from fnostab.models import build_generator
@@ -43,12 +45,12 @@ def step_s(threads: int, width: int, repeats: int) -> list[float]:
 
 def measure(turns: int, width: int, repeats: int, threads: int = 2) -> dict[tuple[bool, str], list[float]]:
     """Medians in seconds of each turn, by whether others are busy and by how threads wait."""
-    found: dict[tuple[bool, str], list[float]] = {(busy, how): [] for busy in (False, True) for how in (_SPIN, _SLEEP)}
-    for turn in range(turns):
-        for busy, how in list(found)[:: -1 if turn % 2 else 1]:
-            with _busy_processes(max(1, (os.cpu_count() or 1) - 1)) if busy else contextlib.nullcontext():
-                found[busy, how].append(in_a_process(_waiting(how), threads, width, repeats))
-    return found
+
+    def step(busy: bool, how: str) -> float:
+        with _busy_processes(max(1, (os.cpu_count() or 1) - 1)) if busy else contextlib.nullcontext():
+            return in_a_process(_waiting(how), threads, width, repeats)
+
+    return in_turn({case: partial(step, *case) for case in product((False, True), (_SPIN, _SLEEP))}, turns)
 
 
 def _waiting(how: str) -> dict[str, str]:

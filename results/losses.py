@@ -26,9 +26,7 @@ _BEFORE: Final = 50
 
 def lost_stages(run: Run) -> dict[str, int]:
     """`stage_losses` of the run. Raises `ValueError` for a run that was not watched."""
-    if not run.history.get("watched"):
-        raise ValueError(f"`run` must have been watched (train.watch_every_steps): {run.stored.run_id} was not")
-    return stage_losses(run.history)
+    return stage_losses({"watched": run.watched})
 
 
 def _deviations(watched: Mapping[str, Sequence[float]]) -> dict[str, list[NDArray[np.float64]]]:
@@ -77,7 +75,7 @@ def by_stage(study: str) -> Figure:
     figure = new_figure(11, 0.6 + 2.9 * -(-len(runs) // 2))
     panels = figure.subplots(-(-len(runs) // 2), 2, sharex=True, sharey=True, squeeze=False).flat
     for axes, run in zip(panels, runs, strict=False):
-        watched = run.history["watched"]
+        watched = run.watched
         of_stages = _deviations(watched)
         for place, (stage, (told, whole)) in enumerate(of_stages.items()):
             colour = colormaps["turbo"](0.05 + 0.9 * place / max(len(of_stages) - 1, 1))

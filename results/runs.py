@@ -58,6 +58,14 @@ class Run:
         return dict(self.history["health"])
 
     @property
+    def watched(self) -> Mapping[str, list[float]]:
+        """What was watched every few steps. Raises `ValueError` for a run of which nobody looked."""
+        watched: Mapping[str, list[float]] | None = self.history.get("watched")
+        if not watched:
+            raise ValueError(f"`run` must have been watched (train.watch_every_steps): {self.stored.run_id} was not")
+        return watched
+
+    @property
     def rate(self) -> float:
         """Its learning rate."""
         return float(self.stored.params["optim.lr"])

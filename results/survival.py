@@ -45,10 +45,7 @@ class Fate:
 
 def fates(runs: Sequence[Run]) -> list[Fate]:
     """What became of each run. Raises `ValueError` for one that was not watched: nobody knows of it."""
-    for run in runs:
-        if not run.history.get("watched"):
-            raise ValueError(f"`runs` must have been watched (train.watch_every_steps): {run.stored.run_id} was not")
-    return [Fate(run, death(run.history), int(run.history["watched"]["step"][-1])) for run in runs]
+    return [Fate(run, last_step=int(run.watched["step"][-1]), death=death(run.history)) for run in runs]
 
 
 def _by_arm(found: Sequence[Fate]) -> dict[str, list[Fate]]:
@@ -195,7 +192,7 @@ def around_death(dying: Run, living: Run) -> Figure:
 
 
 def _stages(axes: Axes, run: Run) -> None:
-    watched = run.history["watched"]
+    watched = run.watched
     of = "middle_std/" if any(name.startswith("middle_std/") for name in watched) else "pattern_std/"
     series = {name.removeprefix(of): np.array(watched[name], float) for name in watched if name.startswith(of)}
     top = max(float(np.nanmax(values)) for values in series.values())

@@ -122,7 +122,7 @@ def test_numbers_of_deaths_are_compared_by_boschloo_corrected_for_all_pairs(ship
 
 
 def test_a_run_that_was_not_watched_is_refused(shipped):
-    with pytest.raises(ValueError, match=r"`runs` must have been watched .*control-1 was not"):
+    with pytest.raises(ValueError, match=r"`run` must have been watched .*control-1 was not"):
         survival.deaths(shipped("w1", [_run("w1", "control", 1)]))
 
 
