@@ -253,5 +253,6 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "precision": precision.figure,
     **({"w1_survival": survival.alive} if survival.existing() else {}),
     "w1_stages": partial(losses.by_stage, "w1_survival_original_3e3"),
+    "w1_activations": partial(losses.activations, "w1_survival_original_3e3"),
     **{study: partial(long_curves, study) for study in WHY if study in ("w6_long", "w6_confirm")},
 }

@@ -73,6 +73,16 @@ def test_a_watched_run_tells_since_which_step_and_its_stages_come_in_that_order(
     assert stage_losses({}) == {}
 
 
+def test_a_watched_stage_that_works_for_a_moment_is_lost_all_the_same_and_one_that_is_lost_for_a_moment_is_not():
+    lost, works = 0.001, 0.1
+    history = _watched(
+        passing=[works, *[lost] * 3, *[works] * 16],
+        back=[works, lost, *[works] * 3, *[lost] * 10, works, *[lost] * 4],
+        at_the_end=[*[works] * 19, lost],
+    )
+    assert stage_losses(history) == {"back": 50}
+
+
 def test_a_watched_run_from_before_the_shares_were_recorded_is_measured_by_what_was_watched():
     history = {**_history(a=[0.1, 0.1]), **_watched(a=[0.1, 0.001]), "health": {}}
     assert measure_stability(history).lost_stages == ["a"]

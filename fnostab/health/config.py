@@ -16,6 +16,11 @@ class HealthConfig:
     #: before the first step. It is about a tenth then, ends at 0.07 to 1 in stages that work (down
     #: to 0.014 on the way), and at 5e-8 to 0.002 in lost ones: docs/results/survival.md.
     lost_stage: float = 0.1
+    #: A watched stage is lost since the first step from which up to any later one it was so at this share of the
+    #: watched steps: one that works again for a moment is lost all the same.
+    lost_steps: float = 0.9
+    #: But if that leaves under this share of all watched steps, it is not said to be lost: it may be a moment.
+    lost_least: float = 0.1
     #: A stage is dead if its output varies over patterns by at most this share of what it varies by over all.
     dead_stage: float = 1e-6
 

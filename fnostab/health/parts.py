@@ -48,9 +48,11 @@ def lost_stages(health: Mapping[str, Any], place: int, config: HealthConfig = DE
 
 
 def stage_losses(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> dict[str, int]:
-    """The stages that a watched run had lost at its end, by the first watched step from which on they were lost.
+    """The stages that a watched run had lost at its end, by the step from which on they were.
 
-    Stages are in the order of these steps. Empty for a run that was not watched, and for one that lost none.
+    That is the first watched step from which up to any later one the stage was lost, by the rule of `lost_stages`, at
+    `config.lost_steps` of the watched steps; `config.lost_least` of all must be left. Stages are in the order of these
+    steps. Empty for a run that was not watched, and for one that lost none.
     """
     watched = mapping(history.get("watched"))
     steps = series(watched, "step")
@@ -60,10 +62,19 @@ def stage_losses(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) ->
         if not len(steps) == len(of_patterns) == len(of_all):
             continue
         shares = np.divide(of_patterns, of_all, out=np.zeros_like(of_all), where=of_all != 0)
-        place = stays(shares < config.lost_stage * shares[0]) if len(shares) else None
+        place = _mostly_since(shares < config.lost_stage * shares[0], config) if len(shares) else None
         if place is not None and math.isfinite(steps[place]):
             found[stage] = int(steps[place])
     return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _mostly_since(is_lost: NDArray[np.bool_], config: HealthConfig) -> int | None:
+    """The first place from which up to any later one `is_lost` mostly is; None if there is none, or too late."""
+    places = np.arange(len(is_lost) + 1)
+    ahead = np.concatenate([[0], np.cumsum(is_lost)]) - config.lost_steps * places  # of what it must be, by each place
+    later = np.minimum.accumulate(ahead[:0:-1])[::-1]
+    found = np.flatnonzero((later >= ahead[:-1] - 1e-9) & (places[:0:-1] >= config.lost_least * len(is_lost)))
+    return int(found[0]) if found.size else None
 
 
 def lost_at_end(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> list[str] | None:
