@@ -111,6 +111,7 @@ def activations(study: str) -> Figure:
     axes.plot([], [], "o", color="white", mec="black", ms=5.5, label="a stage is lost from here on")
     axes.set_yscale("log")
     axes.set_xscale("symlog", linthresh=100)
+    axes.set_xlim(left=0)
     axes.set_xticks([0, 50, 100, 200, 400, 800], ["0", "50", "100", "200", "400", "800"])
     tidy(axes)
     axes.set_xlabel("optimizer steps", fontsize=9)

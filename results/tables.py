@@ -58,6 +58,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "clipping_sgd": partial(questions.by_rate, "q4_clip_sgd"),
     **{study: partial(_why(study), study) for study in WHY if not study.startswith(("w3_", "w6_rates"))},
     **{f"{study}_stages": partial(losses.stages, study) for study in WHY if study.startswith("w1_")},
+    **{f"{study}_outcome": partial(questions.outcome, study) for study in WHY if study.startswith("w1_")},
     "w3_epsilon": causes.epsilon,
     "w6_rates": causes.chosen_rates,
     "power": power.power,
