@@ -114,6 +114,14 @@ def test_the_watched_figure_has_a_line_a_stage_and_says_where_the_network_died()
     assert {tuple(axes.lines[-1].get_xdata()) for axes in figure.axes} == {(30, 30)}
 
 
+def test_the_watched_figure_names_the_stages_that_were_lost_while_the_network_went_on():
+    history = History()
+    for place, share in enumerate((0.1, 0.1, 0.0, 0.0)):
+        stages = {"act_std/ups.0": 1.0, "middle_std/ups.0": share, "act_std/out": 1.0, "middle_std/out": 0.1}
+        history.add_watched({"step": 10 * place, "object_std_ratio": 0.5, "loss": 0.1, **stages})
+    assert watched_figure(history, "title").get_suptitle() == "title: lost ups.0 from step 20 on"
+
+
 def test_the_watched_figure_of_a_run_that_was_watched_once_can_be_drawn():
     history = _history()
     history.add_watched({"step": 0, "object_std_ratio": math.inf, "loss": math.nan, "middle_std/a": math.nan})

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fnostab.health import death
+from fnostab.health import death, stage_losses
 from fnostab.health.history import History
 from fnostab.report.axes import label, new_grid, tidy
 
@@ -22,12 +22,16 @@ def watched_figure(history: History, title: str) -> Figure:
     """Deviation of each stage's output over the patterns of the fixed batch by step, a line a stage, early ones blue.
 
     Below it the object's deviation over the truth's and the loss of that batch, and in both a line where the network
-    died. A deviation of 0 lies on the line at the bottom that says so.
+    died. A deviation of 0 lies on the line at the bottom that says so. The title names the stages that were lost while
+    the network went on, and since which step.
     """
     figure, axes = new_grid(2, 1, (9, 6.5), margins=(0.75, 0.5, 2.2, 0.35), gaps=(0, 0.15), share_x=True)
-    found = death(history.to_mapping())
+    recorded = history.to_mapping()
+    found = death(recorded)
     if found:
         title += f": dead from step {found.step} on" + (f", first in {found.stage}" if found.stage else "")
+    elif lost := stage_losses(recorded):
+        title += ": lost " + ", ".join(f"{stage} from step {step} on" for stage, step in lost.items())
     figure.suptitle(label(title, 100), fontsize=11)
     upper, lower = axes[:, 0]
     watched = history.watched
