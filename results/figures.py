@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure, tidy
-from results import ensemble, losses, precision, survival
+from results import activations, ensemble, losses, precision, survival
 from results.causes import long_curves
 from results.groups import groups
 from results.panels import COLOURS, LABELS, by_both, column, dots_of_arms, drawn, scale
@@ -253,6 +253,7 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "precision": precision.figure,
     **({"w1_survival": survival.alive} if survival.existing() else {}),
     "w1_stages": partial(losses.by_stage, "w1_survival_original_3e3"),
-    "w1_activations": partial(losses.activations, "w1_survival_original_3e3"),
+    "w1_activations": partial(activations.grown_by_step, "w1_survival_original_3e3"),
+    "activation_rates": activations.grown_by_rate,
     **{study: partial(long_curves, study) for study in WHY if study in ("w6_long", "w6_confirm")},
 }

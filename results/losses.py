@@ -14,15 +14,13 @@ from fnostab.health import stage_losses
 from fnostab.health.parts import lost_at_end
 from fnostab.report.axes import new_figure, tidy
 from fnostab.study.text import number
+from results.activations import DEEPEST, growth
 from results.cells import share, table
-from results.panels import COLOURS
 from results.runs import Run, median, read_runs
 from results.survival import compared
 
 #: Lower shares are drawn here.
 _LOWEST: Final = 1e-8
-#: The stage at the coarsest grid, whose output the first stage of the decoder gets.
-_DEEPEST: Final = "bottleneck"
 #: Steps before a loss in which its gradient is looked for.
 _BEFORE: Final = 50
 
@@ -42,7 +40,7 @@ def stages(study: str) -> str:
     """An arm a row: how many runs lost a stage, when, which first, and how they did; then every two arms by that."""
     head = ("arm", "lost a stage", "the first at step, median and range", "which")
     head += (f"largest gradient norm of the {_BEFORE} steps before, over the median of the run",)
-    head += (f"largest deviation of what {_DEEPEST} gives, times the first",)
+    head += (f"largest deviation of what {DEEPEST} gives, times the first",)
     head += ("median val_loss with a loss", "without")
     runs = read_runs(study)
     rows, counts = [], {}
@@ -57,7 +55,7 @@ def stages(study: str) -> str:
             f"{np.median(steps):.0f} ({min(steps)} to {max(steps)})" if steps else "–",
             ", ".join(f"{stage} ({count})" for stage, count in which.most_common()) or "–",
             _spread([_peak(run, step) for run, _, step in first]),
-            _spread([float(np.nanmax(_growth(run))) for run, _ in of_one]),
+            _spread([float(np.nanmax(growth(run.watched))) for run, _ in of_one]),
         )
         losses = [_middle([run for run, lost in of_one if bool(lost) is has]) for has in (True, False)]
         rows.append((arm, *cells, *losses))
@@ -94,36 +92,6 @@ def by_stage(study: str) -> Figure:
     beside = figure.axes[min(1, len(runs) - 1)]
     beside.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.02))
     return figure
-
-
-def activations(study: str) -> Figure:
-    """By step, how far the deepest activations of every run have grown, and where its first stage was lost."""
-    figure = new_figure(8, 4.2)
-    axes = figure.subplots()
-    named: set[str] = set()
-    for run in read_runs(study):
-        steps, grown, lost = run.watched["step"], _growth(run), next(iter(lost_stages(run).values()), None)
-        colour, label = COLOURS[run.arm], None if run.arm in named else run.arm
-        axes.plot(steps, grown, color=colour, lw=1.1, alpha=0.8, label=label)
-        if lost is not None:
-            axes.plot([lost], [grown[steps.index(lost)]], "o", color=colour, mec="black", ms=5.5, zorder=3)
-        named.add(run.arm)
-    axes.plot([], [], "o", color="white", mec="black", ms=5.5, label="a stage is lost from here on")
-    axes.set_yscale("log")
-    axes.set_xscale("symlog", linthresh=100)
-    axes.set_xlim(left=0)
-    axes.set_xticks([0, 50, 100, 200, 400, 800], ["0", "50", "100", "200", "400", "800"])
-    tidy(axes)
-    axes.set_xlabel("optimizer steps", fontsize=9)
-    axes.set_ylabel(f"deviation of what {_DEEPEST} gives,\ntimes that before the first step", fontsize=9)
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
-    return figure
-
-
-def _growth(run: Run) -> NDArray[np.float64]:
-    """At each watched step the deviation of the deepest stage's output, times that before the first step."""
-    deviation = np.array(run.watched[f"act_std/{_DEEPEST}"], float)
-    return deviation / deviation[0]
 
 
 def _peak(run: Run, step: int) -> float:

@@ -15,7 +15,19 @@ from pathlib import Path
 from typing import Final
 
 from fnostab.report.axes import to_png
-from results import causes, early_warning, ensemble, groups, losses, power, precision, questions, stability, survival
+from results import (
+    activations,
+    causes,
+    early_warning,
+    ensemble,
+    groups,
+    losses,
+    power,
+    precision,
+    questions,
+    stability,
+    survival,
+)
 from results.figures import FIGURES
 from results.runs import STUDIES, WHY
 
@@ -59,6 +71,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     **{study: partial(_why(study), study) for study in WHY if not study.startswith(("w3_", "w6_rates"))},
     **{f"{study}_stages": partial(losses.stages, study) for study in WHY if study.startswith("w1_")},
     **{f"{study}_outcome": partial(questions.outcome, study) for study in WHY if study.startswith("w1_")},
+    "activation_rates": activations.by_rate,
     "w3_epsilon": causes.epsilon,
     "w6_rates": causes.chosen_rates,
     "power": power.power,

@@ -9,7 +9,7 @@ import pytest
 
 from fnostab.ranking.exact_tests import failure_rate_test, rank_test
 from fnostab.report.axes import to_rgb
-from results import causes, losses, power, runs, survival
+from results import activations, causes, losses, power, runs, survival
 
 _STAGES = ("lifter", "encoder.0", "bottleneck", "output")
 
@@ -109,6 +109,45 @@ def test_a_stage_is_lost_from_the_step_on_after_which_it_never_came_back(shipped
     other = _cells(losses.stages("w1"), "b")
     assert (other[2:5], other[6]) == (["–"] * 3, "–")
     assert "| a, b | 2 of 4 | 0 of 1 |" in losses.stages("w1")
+
+
+def _grown(arm, rate, seed, times, dead_from=None):
+    run = _run("q5_lr", f"{arm}-lr{rate}", seed, params={"optim.lr": str(rate)}, dead_from=dead_from)
+    run["history"]["health"] = {"act_std/bottleneck": [0.5, 0.5 * times, "NaN", 0.6]}
+    return run
+
+
+def test_the_growth_of_activations_is_told_by_arm_and_rate_with_what_failed(shipped):
+    dies = {("control", 0.01): 30}
+    lines = [
+        _grown(arm, rate, seed, times + seed, dead_from=dies.get((arm, rate)))
+        for (arm, rate), times in {
+            ("control", 0.001): 10,
+            ("control", 0.01): 1e6,
+            ("stable", 0.001): 1,
+            ("stable", 0.01): 7,
+        }.items()
+        for seed in range(5)
+    ]
+    shipped("q5_lr", lines)
+    assert _cells(activations.by_rate(), "control") == ["control", "12", "1e+06, 5 of 5 failed"]
+    assert _cells(activations.by_rate(), "stable") == ["stable", "3", "9"]
+    (axes,) = activations.grown_by_rate().axes
+    crosses = [line for line in axes.get_lines() if line.get_marker() == "x" and len(line.get_xdata())]
+    assert [len(line.get_xdata()) for line in crosses] == [5]
+    assert min(crosses[0].get_ydata()) == pytest.approx(1e6)
+
+
+def test_growth_by_step_is_drawn_from_where_it_began_and_marks_the_loss_of_a_stage(shipped):
+    line = _run("w1", "control", 1, watched=True)
+    watched = line["history"]["watched"]
+    watched["act_std/bottleneck"] = [1.0 * 2**place for place in range(11)]
+    watched["middle_std/bottleneck"] = [0.4, 0.8, 1.6] + [1e-3] * 8
+    shipped("w1", [line])
+    (axes,) = activations.grown_by_step("w1").axes
+    grown, lost = axes.get_lines()[:2]
+    assert list(grown.get_ydata()) == [2.0**place for place in range(11)]
+    assert (list(lost.get_xdata()), list(lost.get_ydata())) == ([30], [8.0])
 
 
 def test_numbers_of_deaths_are_compared_by_boschloo_corrected_for_all_pairs(shipped):
