@@ -9,7 +9,7 @@ from fnostab.ranking import probability_of_improvement
 from fnostab.ranking.claims import holm
 from fnostab.ranking.exact_tests import failure_rate_test, rank_test, smallest_p
 from fnostab.ranking.pairs import p_text
-from results import better_arm, ensemble, words
+from results import better_arm, ensemble, losses, words
 from results.phrases import (
     Pieces,
     arm_runs,
@@ -275,6 +275,7 @@ ANSWERS: Final[Mapping[str, Callable[[], Pieces]]] = {
     "docs/results/better-arm.md": better_arm.pieces,
     "docs/results/carry-over.md": carry_over,
     "docs/results/ensemble.md": ensemble.pieces,
+    "docs/results/survival.md": losses.pieces,
     "docs/results/verdicts.md": verdicts,
     "docs/results/stage-a-quick.md": stage_a_quick,
 }

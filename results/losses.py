@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from fnostab.health import stage_losses
 from fnostab.health.parts import lost_at_end
+from fnostab.ranking.pairs import p_text
 from fnostab.report.axes import new_figure, tidy
 from fnostab.study.text import number
 from results.activations import DEEPEST, growth
 from results.cells import share, table
+from results.phrases import Pieces, ends
 from results.runs import Run, median, read_runs
-from results.survival import compared
+from results.survival import compared, p_values
 
 #: Lower shares are drawn here.
 _LOWEST: Final = 1e-8
@@ -43,11 +45,10 @@ def stages(study: str) -> str:
     head += (f"largest deviation of what {DEEPEST} gives, times the first",)
     head += ("median val_loss with a loss", "without")
     runs = read_runs(study)
-    rows, counts = [], {}
-    for arm in dict.fromkeys(run.arm for run in runs):
+    rows, counts = [], _counts(runs)
+    for arm in counts:
         of_one = [(run, lost_stages(run)) for run in runs if run.arm == arm]
         first = [(run, *next(iter(lost.items()))) for run, lost in of_one if lost]
-        counts[arm] = (len(first), len(of_one))
         steps = [step for _, _, step in first]
         which = Counter(stage for _, stage, _ in first)
         cells = (
@@ -55,11 +56,31 @@ def stages(study: str) -> str:
             f"{np.median(steps):.0f} ({min(steps)} to {max(steps)})" if steps else "–",
             ", ".join(f"{stage} ({count})" for stage, count in which.most_common()) or "–",
             _spread([_peak(run, step) for run, _, step in first]),
-            _spread([float(np.nanmax(growth(run.watched))) for run, _ in of_one]),
+            _spread([_most_grown(run) for run, _ in of_one]),
         )
         losses = [_middle([run for run, lost in of_one if bool(lost) is has]) for has in (True, False)]
         rows.append((arm, *cells, *losses))
     return f"{table(head, rows)}\n\n{compared(counts, 'lost a stage')}"
+
+
+def pieces() -> Pieces:
+    """What docs/findings.md and docs/results/survival.md say of them in words."""
+    high, low = (read_runs(f"w1_survival_original_{rate}") for rate in ("3e3", "1e3"))
+    lost = {
+        bare: [bool(lost_stages(run)) for run in high if (run.arm in ("control", "plain")) is bare]
+        for bare in (True, False)
+    }
+    yield f"{sum(lost[True])} of {len(lost[True])} runs whose blocks have no norm"
+    yield f"in {sum(lost[False])} of {len(lost[False])} whose blocks end with one"
+    counts = _counts(high)
+    yield f"({p_text(p_values(counts)['control', 'stable_norm'][1])}"
+    yield f"{'All' if all(run.verdict == 'converged' for run in high) else 'Not all'} {len(high)} converged"
+    grown = {bare: [_most_grown(run) for run in high if (run.arm in ("control", "plain")) is bare] for bare in lost}
+    yield f"{ends(grown[True])} times without a norm"
+    yield f"at most {max(grown[False]):.0f} times with one"
+    yield f"{('none', 'one')[sum(bool(lost_stages(run)) for run in low)]} of {len(low)} runs"
+    died = [run for run in read_runs("q5_lr") if run.rate == 0.01 and run.verdict == "collapsed"]
+    yield f"{len(died)} runs that died at"
 
 
 def at_the_end(runs: Sequence[Run]) -> str:
@@ -92,6 +113,19 @@ def by_stage(study: str) -> Figure:
     beside = figure.axes[min(1, len(runs) - 1)]
     beside.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.02))
     return figure
+
+
+def _counts(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
+    """By arm, how many runs lost a stage, of how many."""
+    counts: dict[str, tuple[int, int]] = {}
+    for run in runs:
+        count, of = counts.get(run.arm, (0, 0))
+        counts[run.arm] = (count + bool(lost_stages(run)), of + 1)
+    return counts
+
+
+def _most_grown(run: Run) -> float:
+    return float(np.nanmax(growth(run.watched)))
 
 
 def _peak(run: Run, step: int) -> float:

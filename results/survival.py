@@ -90,10 +90,9 @@ def comparisons(runs: Sequence[Run]) -> str:
 
 def compared(counts: Mapping[str, tuple[int, int]], happened: str) -> str:
     """Every two arms of the `counts`: of how many runs of each it `happened`, of how many, and the p-value of that."""
-    pairs = list(combinations(counts, 2))
-    ps = [failure_rate_test(*counts[a], *counts[b]) for a, b in pairs]
+    pairs = p_values(counts)
     rows = []
-    for (a, b), p, corrected in zip(pairs, ps, holm(ps), strict=True):
+    for (a, b), (p, corrected) in pairs.items():
         text = p_text(corrected)
         cells = [f"{count} of {of}" for count, of in (counts[a], counts[b])]
         rows.append((f"{a}, {b}", *cells, p_text(p), f"**{text}**" if corrected <= ALPHA else text))
@@ -101,6 +100,13 @@ def compared(counts: Mapping[str, tuple[int, int]], happened: str) -> str:
     clear = "Bold is clear" if any("**" in row[-1] for row in rows) else "Nothing here is clear"
     many = f"{len(pairs)} comparison{'s' * (len(pairs) > 1)}"
     return f"{table(head, rows)}\n\nCorrected by Holm's procedure for the {many}. {clear} (p at most {ALPHA:g})."
+
+
+def p_values(counts: Mapping[str, tuple[int, int]]) -> dict[tuple[str, str], tuple[float, float]]:
+    """By pair of arms the p-value of Boschloo's exact test of their `counts`, and that corrected for all pairs."""
+    pairs = list(combinations(counts, 2))
+    ps = [failure_rate_test(*counts[a], *counts[b]) for a, b in pairs]
+    return dict(zip(pairs, zip(ps, holm(ps), strict=True), strict=True))
 
 
 def survival(study: str) -> str:
