@@ -10,6 +10,7 @@ from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure
 from fnostab.study.text import number
 from results.cells import against, failed, family, loss, metric, share, stitched, table
 from results.losses import at_the_end
+from results.paired import paired, side_by_side
 from results.runs import Run, median, of_arm, ranked, read_runs, row_of
 
 #: Two by two: block and clipping, and what the effects of either are called.
@@ -20,6 +21,7 @@ _EFFECTS: Final = (
     ("stable block, clipped", "stable_norm", "control"),
 )
 _BY: Final = ("best_val_loss", "r_stitched")
+_EPSILON: Final = "w3_epsilon"
 #: The rule by which the original's later runs were called crashed.
 CRASH_SSIM: Final = 0.5
 CRASH_LOSS: Final = 0.15
@@ -58,9 +60,7 @@ def blocks(study: str) -> str:
 
 def epsilon() -> str:
     """Question 3: every arm at both epsilons, and how far pre is ahead of the others at either."""
-    study = "w3_epsilon"
-    arms = list(dict.fromkeys(run.base_arm for run in read_runs(study)))
-    names = {(arm, eps): _of_epsilon(study, arm, eps) for arm in arms for eps in (1e-8, 1e-12)}
+    study, names = _EPSILON, _epsilons()
     head = ("arm", "eps", "failed", "median best val_loss", "lower at 1e-12", "stitched R-factor, median")
     head += ("lower by it", "pre's median val_loss is under it by", "lost a stage")
     rows = []
@@ -73,10 +73,25 @@ def epsilon() -> str:
     return f"{table(head, rows)}\n\n{family(study)}"
 
 
-def _of_epsilon(study: str, arm: str, eps: float) -> str:
-    """The name that the grid gave to `arm` with this epsilon."""
-    runs = (run for run in read_runs(study) if run.base_arm == arm)
-    return next(run.arm for run in runs if float(run.stored.params["optim.eps"]) == eps)
+def epsilon_pairs() -> str:
+    """Question 3: the same seed at both epsilons, an arm a row."""
+    return paired(_EPSILON, _both_epsilons(), "1e-12 over 1e-8", "at 1e-12")
+
+
+def epsilon_figure() -> Figure:
+    """Question 3: every run, by loss and by object."""
+    return side_by_side(_EPSILON, _both_epsilons(), "1e-8 | 1e-12")
+
+
+def _both_epsilons() -> dict[str, tuple[str, str]]:
+    names = _epsilons()
+    return {arm: (names[arm, 1e-8], names[arm, 1e-12]) for arm, eps in names if eps == 1e-8}
+
+
+def _epsilons() -> dict[tuple[str, float], str]:
+    """By arm and epsilon, 1e-8 first, the name that the grid gave."""
+    found = {(run.base_arm, float(run.stored.params["optim.eps"])): run.arm for run in read_runs(_EPSILON)}
+    return {(arm, eps): found[arm, eps] for arm in dict.fromkeys(arm for arm, _ in found) for eps in (1e-8, 1e-12)}
 
 
 def remedies(study: str) -> str:

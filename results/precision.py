@@ -2,15 +2,13 @@
 
 from typing import Final
 
-import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import bootstrap
 
-from fnostab.report.axes import new_figure
-from fnostab.study.text import interval, number
+from fnostab.study.text import number
 from results.cells import against, failed, family, loss, stitched, table
-from results.panels import COLOURS, LABELS, column, drawn, scale
-from results.runs import Run, median, of_arm, read_runs, row_of
+from results.paired import paired, side_by_side
+from results.panels import LABELS
+from results.runs import Run, median, of_arm, row_of
 
 STUDY: Final = "precision"
 ARMS: Final = ("control", "agc", "stable", "pre")
@@ -35,25 +33,9 @@ def precision() -> str:
     return f"{table(head, rows)}\n\n{family(STUDY)}"
 
 
-def paired() -> str:
-    """The same seed, so the same weights at first and the same order of patches, in both precisions: an arm a row."""
-    head = ("arm", "pairs", "val_loss, bf16 over single", "lower in bf16", "R, bf16 over single", "lower in bf16")
-    rows = []
-    for arm in (*ARMS, "all"):
-        cells: list[str] = []
-        for by in LABELS:
-            ratios = [ratio for one in ARMS if arm in (one, "all") for ratio in _ratios(one, by)]
-            resampled = bootstrap((ratios,), np.median, axis=0, method="percentile", rng=np.random.default_rng(0))
-            low, high = resampled.confidence_interval
-            cells += [f"{median(ratios):.3f} {interval(low, high, '.3f')}", f"{sum(ratio < 1 for ratio in ratios)}"]
-        rows.append((arm, str(len(ratios)), *cells))
-    return table(head, rows)
-
-
-def _ratios(arm: str, by: str) -> list[float]:
-    """What `by` is in bfloat16 over what it is in single precision, of every seed that both have."""
-    single, other = ({run.stored.seed: drawn(run, by) for run in of_arm(STUDY, of)} for of in (arm, mixed(arm)))
-    return [other[seed] / single[seed] for seed in sorted(single.keys() & other.keys())]
+def pairs() -> str:
+    """The same seed in both precisions: an arm a row."""
+    return paired(STUDY, {arm: (arm, mixed(arm)) for arm in ARMS}, "bf16 over single", "in bf16")
 
 
 def _drawdowns(runs: list[Run]) -> str:
@@ -68,12 +50,4 @@ def dead_blocks(runs: list[Run]) -> int:
 
 def figure() -> Figure:
     """Every run, by loss and by object: each arm in single precision and, to its right, in bfloat16."""
-    drawing = new_figure(10.5, 3.8)
-    for axes, by in zip(drawing.subplots(1, 2), LABELS, strict=True):
-        scale(axes, read_runs(STUDY), by)
-        for place, arm in enumerate(ARMS):
-            for side, of in ((-0.2, arm), (0.2, mixed(arm))):
-                column(axes, place + side, 0.24, of_arm(STUDY, of), row_of(STUDY, of), COLOURS[arm], by)
-        axes.set_xticks(range(len(ARMS)), [f"{arm}\nsingle | bf16" for arm in ARMS], fontsize=8.5)
-        axes.set_ylabel(LABELS[by], fontsize=9)
-    return drawing
+    return side_by_side(STUDY, {arm: (arm, mixed(arm)) for arm in ARMS}, "single | bf16")

@@ -63,7 +63,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "ensemble": ensemble.calibration,
     "ensemble_stitched": ensemble.stitched,
     "precision": precision.precision,
-    "precision_pairs": precision.paired,
+    "precision_pairs": precision.pairs,
     "overlap": partial(questions.schedules, "q6_overlap"),
     "longer": partial(questions.schedules, "q6_longer"),
     "start_sgd": partial(questions.by_rate, "q3_start_sgd"),
@@ -73,6 +73,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     **{f"{study}_outcome": partial(questions.outcome, study) for study in WHY if study.startswith("w1_")},
     "activation_rates": activations.by_rate,
     "w3_epsilon": causes.epsilon,
+    "w3_epsilon_pairs": causes.epsilon_pairs,
     "w6_rates": causes.chosen_rates,
     "power": power.power,
 }

@@ -221,6 +221,19 @@ def test_epsilons_are_compared_within_an_arm_and_pre_with_the_others_at_the_same
     assert rows[1][5].strip(" *").startswith("1.00 [1.00, 1.00], p < 0.0001")
 
 
+def test_epsilons_are_compared_seed_by_seed(shipped):
+    shipped(
+        "w3_epsilon",
+        [
+            _run("w3_epsilon", f"{arm}-eps{eps}", seed, (0.2, loss), params={"optim.eps": eps})
+            for (arm, eps), loss in {("plain", "1e-08"): 0.06, ("plain", "1e-12"): 0.045}.items()
+            for seed in range(4)
+        ],
+    )
+    for arm in ("plain", "all"):
+        assert _cells(causes.epsilon_pairs(), arm)[1:4] == ["4", "0.750 [0.750, 0.750]", "4"]
+
+
 @pytest.mark.parametrize(
     ("losses", "ssim", "is_crash"),
     [
