@@ -41,7 +41,9 @@ LABELS: Final = {"best_val_loss": "best val_loss (R-factor)", "r_stitched": "R o
 
 def drawn(run: Run, by: str) -> float:
     """The number of a run that is drawn where arms are ranked `by` a column: that which its row has the median of."""
-    return run.metrics.get("val/r_stitched", run.metrics["test/r_factor"]) if by == "r_stitched" else run.metrics[by]
+    if by != "r_stitched":
+        return run.metrics[by]
+    return run.metrics["val/r_stitched" if "val/r_stitched" in run.metrics else "test/r_factor"]
 
 
 def by_both(studies: Sequence[str], columns: int, size: tuple[float, float]) -> Figure:
