@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from benchmarks.table import Row, faster
-from benchmarks.timing import in_turn
+from benchmarks.timing import in_alternating_order
 from benchmarks.waiting import in_a_process
 from fnostab.io.huge_pages import TUNABLES
 
@@ -25,7 +25,7 @@ def measure(turns: int, width: int, repeats: int, threads: int) -> dict[str, lis
         pages: partial(in_a_process, environment, threads, width, repeats)
         for pages, environment in environments.items()
     }
-    return in_turn(measures, turns)
+    return in_alternating_order(measures, turns)
 
 
 def rows(turns: int, widths: tuple[int, ...], repeats: int) -> Iterator[Row]:

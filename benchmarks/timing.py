@@ -45,7 +45,7 @@ def by_turns(
     return times
 
 
-def in_turn(measures: Mapping[Key, Callable[[], float]], turns: int) -> dict[Key, list[float]]:
+def in_alternating_order(measures: Mapping[Key, Callable[[], float]], turns: int) -> dict[Key, list[float]]:
     """What each of the `measures` gives, one after the other, `turns` times; every second turn goes the other way."""
     found: dict[Key, list[float]] = {key: [] for key in measures}
     for turn in range(turns):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import lightning
 import torch
 
-from benchmarks.timing import in_turn
+from benchmarks.timing import in_alternating_order
 from fnostab.config import ArmConfig, resolve_config
 from fnostab.dataset import load_or_build
 from fnostab.health.history import History
@@ -66,7 +66,7 @@ def ms_by_turns(
     _quieten()
     configs = {name: resolve_config({**case.keys, **keys}) for name, keys in variants.items()}
     timed: dict[str, Callable[[], float]] = {name: _trains(config) for name, config in configs.items()}
-    return in_turn(timed | dict(others or {}), case.turns)
+    return in_alternating_order(timed | dict(others or {}), case.turns)
 
 
 def _trains(config: ArmConfig) -> Callable[[], float]:

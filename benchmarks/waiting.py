@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.step import training_step
 from benchmarks.table import Row, faster
-from benchmarks.timing import by_turns, in_turn
+from benchmarks.timing import by_turns, in_alternating_order
 from fnostab.config import ModelConfig
 from fnostab.io.openmp import OPENMP_CHOICES
 from fnostab.models import build_generator
@@ -50,7 +50,7 @@ def measure(turns: int, width: int, repeats: int, threads: int = 2) -> dict[tupl
         with _busy_processes(max(1, (os.cpu_count() or 1) - 1)) if busy else contextlib.nullcontext():
             return in_a_process(_waiting(how), threads, width, repeats)
 
-    return in_turn({case: partial(step, *case) for case in product((False, True), (_SPIN, _SLEEP))}, turns)
+    return in_alternating_order({case: partial(step, *case) for case in product((False, True), (_SPIN, _SLEEP))}, turns)
 
 
 def _waiting(how: str) -> dict[str, str]:

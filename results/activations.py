@@ -27,6 +27,11 @@ def growth(series: Mapping[str, Sequence[float | str]]) -> NDArray[np.float64]:
     return deviation / deviation[0]
 
 
+def most_grown(series: Mapping[str, Sequence[float | str]]) -> float:
+    """The largest `growth` that was seen."""
+    return float(np.nanmax(growth(series)))
+
+
 def by_rate() -> str:
     """The study of learning rates: an arm a row, a rate a column: median of the largest growth, and what failed."""
     arms = rate_arms(_RATES)
@@ -40,12 +45,8 @@ def by_rate() -> str:
 
 def _cell(runs: Sequence[Run]) -> str:
     lost = sum(run.failed for run in runs)
-    told = number(median([_largest(run) for run in runs]), ".2g")
+    told = number(median([most_grown(run.health) for run in runs]), ".2g")
     return f"{told}" + (f", {lost} of {len(runs)} failed" if lost else "")
-
-
-def _largest(run: Run) -> float:
-    return float(np.nanmax(growth(run.health)))
 
 
 def grown_by_rate() -> Figure:
@@ -58,7 +59,7 @@ def grown_by_rate() -> Figure:
             runs = [run for run in read_runs(_RATES) if run.arm in of.values() and run.failed is failed]
             at = [run.rate * 1.09 ** (place - (len(arms) - 1) / 2) for run in runs]
             style = {"ms": 5, "alpha": 0.8, "color": COLOURS[arm], "ls": "none"}
-            axes.plot(at, [_largest(run) for run in runs], marker, label=None if failed else arm, **style)
+            axes.plot(at, [most_grown(run.health) for run in runs], marker, label=None if failed else arm, **style)
     axes.plot([], [], "kx", ms=5, label="failed")
     axes.set_xscale("log")
     axes.set_yscale("log")

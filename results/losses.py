@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fnostab.health import stage_losses
-from fnostab.health.parts import lost_at_end
+from fnostab.health.parts import lost_at_end, names_of
 from fnostab.ranking.pairs import p_text
 from fnostab.report.axes import new_figure, tidy
 from fnostab.study.text import number
-from results.activations import DEEPEST, growth
+from results.activations import DEEPEST, most_grown
 from results.cells import share, table
 from results.phrases import Pieces, ends
 from results.runs import Run, median, read_runs
@@ -34,8 +34,8 @@ def lost_stages(run: Run) -> dict[str, int]:
 
 def _deviations(watched: Mapping[str, Sequence[float]]) -> dict[str, list[NDArray[np.float64]]]:
     """By stage: the deviation of its output over patterns, in the middle of its images, and its whole deviation."""
-    names = [name.partition("/")[2] for name in watched if name.startswith("middle_std/")]
-    return {stage: [np.array(watched[f"{of}/{stage}"], float) for of in ("middle_std", "act_std")] for stage in names}
+    kinds = ("middle_std", "act_std")
+    return {of: [np.array(watched[f"{kind}/{of}"], float) for kind in kinds] for of in names_of(watched, kinds[0])}
 
 
 def stages(study: str) -> str:
@@ -56,7 +56,7 @@ def stages(study: str) -> str:
             f"{np.median(steps):.0f} ({min(steps)} to {max(steps)})" if steps else "–",
             ", ".join(f"{stage} ({count})" for stage, count in which.most_common()) or "–",
             _spread([_peak(run, step) for run, _, step in first]),
-            _spread([_most_grown(run) for run, _ in of_one]),
+            _spread([most_grown(run.watched) for run, _ in of_one]),
         )
         losses = [_middle([run for run, lost in of_one if bool(lost) is has]) for has in (True, False)]
         rows.append((arm, *cells, *losses))
@@ -66,18 +66,15 @@ def stages(study: str) -> str:
 def pieces() -> Pieces:
     """What docs/findings.md and docs/results/survival.md say of them in words."""
     high, low = (read_runs(f"w1_survival_original_{rate}") for rate in ("3e3", "1e3"))
-    lost = {
-        bare: [bool(lost_stages(run)) for run in high if (run.arm in ("control", "plain")) is bare]
-        for bare in (True, False)
-    }
-    yield f"{sum(lost[True])} of {len(lost[True])} runs whose blocks have no norm"
-    yield f"in {sum(lost[False])} of {len(lost[False])} whose blocks end with one"
+    bare, normed = ([run for run in high if (run.arm in ("control", "plain")) is is_bare] for is_bare in (True, False))
+    lost, lost_normed = (sum(bool(lost_stages(run)) for run in runs) for runs in (bare, normed))
+    yield f"{lost} of {len(bare)} runs whose blocks have no norm"
+    yield f"in {lost_normed} of {len(normed)} whose blocks end with one"
     counts = _counts(high)
     yield f"({p_text(p_values(counts)['control', 'stable_norm'][1])}"
     yield f"{'All' if all(run.verdict == 'converged' for run in high) else 'Not all'} {len(high)} converged"
-    grown = {bare: [_most_grown(run) for run in high if (run.arm in ("control", "plain")) is bare] for bare in lost}
-    yield f"{ends(grown[True])} times without a norm"
-    yield f"at most {max(grown[False]):.0f} times with one"
+    yield f"{ends(most_grown(run.watched) for run in bare)} times without a norm"
+    yield f"at most {max(most_grown(run.watched) for run in normed):.0f} times with one"
     yield f"{('none', 'one')[sum(bool(lost_stages(run)) for run in low)]} of {len(low)} runs"
     died = [run for run in read_runs("q5_lr") if run.rate == 0.01 and run.verdict == "collapsed"]
     yield f"{len(died)} runs that died at"
@@ -122,10 +119,6 @@ def _counts(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
         count, of = counts.get(run.arm, (0, 0))
         counts[run.arm] = (count + bool(lost_stages(run)), of + 1)
     return counts
-
-
-def _most_grown(run: Run) -> float:
-    return float(np.nanmax(growth(run.watched)))
 
 
 def _peak(run: Run, step: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fnostab.health.config import DEFAULTS, HealthConfig
-from fnostab.health.parts import stays
+from fnostab.health.parts import names_of
 from fnostab.health.reading import mapping, series
 
 
@@ -44,7 +44,7 @@ def death(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> Death 
     """
     watched = mapping(history.get("watched"))
     steps = series(watched, "step")
-    place = stays(series(watched, "object_std_ratio")[: len(steps)] < config.dead_ratio)
+    place = _stays(series(watched, "object_std_ratio")[: len(steps)] < config.dead_ratio)
     if place is None or place >= len(steps) or not math.isfinite(steps[place]):
         return None
     loss, norms = series(watched, "loss"), series(history, "grad_norm_preclip")
@@ -80,15 +80,21 @@ def death_evidence(history: Mapping[str, Any], config: HealthConfig) -> dict[str
 def _first_dead(watched: Mapping[str, Any], at: int, config: HealthConfig) -> str | None:
     """The stage that died first, given the place `at` which the network died."""
     found: dict[str, tuple[bool, int]] = {}
-    for name in watched:
-        stage = name.removeprefix("middle_std/")
-        of_patterns, of_all = series(watched, name), series(watched, f"act_std/{stage}")
-        if name == stage or len(of_patterns) != len(of_all) or len(of_all) <= at:
+    for stage in names_of(watched, "middle_std"):
+        of_patterns, of_all = (series(watched, f"{kind}/{stage}") for kind in ("middle_std", "act_std"))
+        if len(of_patterns) != len(of_all) or len(of_all) <= at:
             continue
         is_dead = of_patterns <= config.dead_stage * of_all
-        if (place := stays(is_dead[: at + 1])) is not None:
+        if (place := _stays(is_dead[: at + 1])) is not None:
             found[stage] = (not is_dead[at:].all(), place)
     return min(found, key=lambda stage: found[stage], default=None)
+
+
+def _stays(is_so: NDArray[np.bool_]) -> int | None:
+    """The first place from which on `is_so` holds to the end; None if it does not hold there."""
+    if not is_so.size or not is_so[-1]:
+        return None
+    return 0 if is_so.all() else int(len(is_so) - np.argmin(is_so[::-1]))
 
 
 def _at(values: NDArray[np.float64], place: int) -> float:

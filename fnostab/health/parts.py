@@ -83,13 +83,6 @@ def lost_at_end(history: Mapping[str, Any], config: HealthConfig = DEFAULTS) -> 
     return list(stage_losses(history, config)) if lost is None and mapping(history.get("watched")) else lost
 
 
-def stays(is_so: NDArray[np.bool_]) -> int | None:
-    """The first place from which on `is_so` holds to the end; None if it does not hold there."""
-    if not is_so.size or not is_so[-1]:
-        return None
-    return 0 if is_so.all() else int(len(is_so) - np.argmin(is_so[::-1]))
-
-
 def names_of(health: Mapping[str, Any], kind: str) -> list[str]:
     """The blocks or stages of which there is a series `kind/<name>`."""
     return [name.removeprefix(f"{kind}/") for name in health if name.startswith(f"{kind}/")]

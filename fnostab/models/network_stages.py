@@ -69,7 +69,7 @@ def stage_statistics(network: nn.Module, run: Callable[[], object]) -> dict[str,
     found: dict[str, dict[str, Tensor]] = {}
 
     def watch(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if _is_batch(output):
+        if output.dim() > 1 and (output.is_floating_point() or output.is_complex()):
             found[name] = _of_output(as_real(output).float()) | {"weight_norm": _weight_norm(layer, output.device)}
 
     with watching(find_stages(network).items(), watch):
@@ -86,21 +86,11 @@ def pattern_shares(network: nn.Module, run: Callable[[], object]) -> dict[str, f
     constant. Some tenths are usual, and 0 says that the stage gives the same for every pattern where the light is, so
     that nothing after it can learn from it. NaN for a batch of one. One copy from the device.
     """
-    shares: dict[str, Tensor] = {}
-
-    def watch(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if _is_batch(output):
-            found = _of_output(as_real(output).float())
-            shares[name] = torch.where(found["act_std"] > 0, found["middle_std"] / found["act_std"], 0.0)
-
-    with watching(find_stages(network).items(), watch):
-        run()
-    values = torch.stack(list(shares.values())).tolist() if shares else []
-    return {f"pattern_share/{name}": value for name, value in zip(shares, values, strict=True)}
-
-
-def _is_batch(output: Tensor) -> bool:
-    return output.dim() > 1 and (output.is_floating_point() or output.is_complex())
+    found = stage_statistics(network, run)
+    whole = {name.removeprefix("act_std/"): value for name, value in found.items() if name.startswith("act_std/")}
+    shares = [torch.where(of_all > 0, found[f"middle_std/{stage}"] / of_all, 0.0) for stage, of_all in whole.items()]
+    values = torch.stack(shares).tolist() if shares else []
+    return {f"pattern_share/{stage}": value for stage, value in zip(whole, values, strict=True)}
 
 
 def _of_output(output: Tensor) -> dict[str, Tensor]:
