@@ -9,7 +9,7 @@ from fnostab.ranking import probability_of_improvement
 from fnostab.ranking.claims import holm
 from fnostab.ranking.exact_tests import failure_rate_test, rank_test, smallest_p
 from fnostab.ranking.pairs import p_text
-from results import better_arm, ensemble, losses, words
+from results import better_arm, causes, ensemble, losses, words
 from results.phrases import (
     Pieces,
     arm_runs,
@@ -75,6 +75,7 @@ def original() -> Pieces:
     zero = [run for arm in ("gamma_0", "gamma_0_nobias", "gamma_0_rms") for run in of_arm("q3_start", arm)]
     yield f"and {failed(zero)} with a zero start"
     yield from words.accident()
+    yield from causes.clipping_pieces()
     (thrown,) = of_arm("full_size", "stable")
     yield f"a norm of {largest_gradient(thrown):,.0f}"
     others = [run for run in read_runs("full_size") if run.arm != "stable"]
@@ -276,6 +277,7 @@ ANSWERS: Final[Mapping[str, Callable[[], Pieces]]] = {
     "docs/results/carry-over.md": carry_over,
     "docs/results/ensemble.md": ensemble.pieces,
     "docs/results/survival.md": losses.pieces,
+    "docs/results/block-and-clipping.md": causes.block_pieces,
     "docs/results/verdicts.md": verdicts,
     "docs/results/stage-a-quick.md": stage_a_quick,
 }

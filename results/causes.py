@@ -10,7 +10,8 @@ from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure
 from fnostab.study.text import number
 from results.cells import against, failed, family, loss, metric, share, stitched, table
 from results.losses import at_the_end
-from results.paired import paired, side_by_side
+from results.paired import paired, seed_ratios, side_by_side
+from results.phrases import Pieces, rose
 from results.runs import Run, median, of_arm, ranked, read_runs, row_of
 
 #: Two by two: block and clipping, and what the effects of either are called.
@@ -20,6 +21,8 @@ _EFFECTS: Final = (
     ("stable block, without clipping", "stable", "plain"),
     ("stable block, clipped", "stable_norm", "control"),
 )
+#: By block the arm without clipping and the one with it.
+_CLIPPING: Final = {"control": ("plain", "control"), "stable": ("stable", "stable_norm")}
 _BY: Final = ("best_val_loss", "r_stitched")
 _EPSILON: Final = "w3_epsilon"
 #: The rule by which the original's later runs were called crashed.
@@ -56,6 +59,45 @@ def blocks(study: str) -> str:
     ]
     head_2 = ("effect", "arms", "median val_loss", "the first is better", "the first is better by R")
     return f"{table(head, rows)}\n\n{table(head_2, effects)}\n\n{family(study)}"
+
+
+def block_pairs(study: str) -> str:
+    """Question 2: seed by seed, clipping in either block, then the stable block with and without clipping."""
+    by_clipping = paired(study, _CLIPPING, "clipped over not", "clipped")
+    by_block = {"not clipped": ("plain", "stable"), "clipped": ("control", "stable_norm")}
+    return f"{by_clipping}\n\n{paired(study, by_block, 'stable block over the other', 'with it')}"
+
+
+def block_figure(study: str) -> Figure:
+    """Question 2: every run, by loss and by object."""
+    return side_by_side(study, _CLIPPING, "none | norm 1.0")
+
+
+def block_pieces(study: str = "w2_block_clip_defocused") -> Pieces:
+    """What docs/results/block-and-clipping.md says of question 2 in words."""
+    changes = [_change(study, arm, other) for _, arm, other in _EFFECTS]
+    yield f"{changes[0]} in the block of control and {changes[1]} in the stable one"
+    yield f"{changes[2]} without clipping and {changes[3]} with it"
+    yield from clipping_pieces(study)
+    free, clipped = _by_clipping(study)
+    norms = [[run.metrics["grad/norm_median"] for run in of] for of in (free, clipped)]
+    yield f"from {median(norms[0]):.1f} to {median(norms[1]):.1f}"
+    yield f"at least {min(norms[1]):.1f} in every run that clips"
+
+
+def clipping_pieces(study: str = "w2_block_clip_defocused") -> Pieces:
+    """What it, docs/findings.md and the page of the original's outcome say of clipping on the original's setting."""
+    free, clipped = _by_clipping(study)
+    ratios = [ratio for both in _CLIPPING.values() for ratio in seed_ratios(study, *both, "best_val_loss")]
+    yield f"{sum(ratio > 1 for ratio in ratios)} of {len(ratios)} pairs of runs with the same seed"
+    yield f"{rose(clipped, 1.1)} runs that clip"
+    yield f"{rose(free, 1.1)} that do not"
+
+
+def _by_clipping(study: str) -> tuple[list[Run], list[Run]]:
+    """Runs of both blocks without clipping, and with it."""
+    free, clipped = ([run for both in _CLIPPING.values() for run in of_arm(study, both[place])] for place in (0, 1))
+    return free, clipped
 
 
 def epsilon() -> str:

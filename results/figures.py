@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure, tidy
 from results import activations, ensemble, losses, precision, survival
-from results.causes import epsilon_figure, long_curves
+from results.causes import block_figure, epsilon_figure, long_curves
 from results.groups import groups
 from results.panels import COLOURS, LABELS, by_both, column, dots_of_arms, drawn, scale
 from results.runs import (
@@ -254,6 +254,7 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     **({"w1_survival": survival.alive} if survival.existing() else {}),
     "w1_stages": partial(losses.by_stage, "w1_survival_original_3e3"),
     "w1_activations": partial(activations.grown_by_step, "w1_survival_original_3e3"),
+    **{study: partial(block_figure, study) for study in WHY if study.startswith("w2_")},
     "w3_epsilon": epsilon_figure,
     "activation_rates": activations.grown_by_rate,
     **{study: partial(long_curves, study) for study in WHY if study in ("w6_long", "w6_confirm")},

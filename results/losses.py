@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fnostab.health import stage_losses
 from fnostab.health.parts import lost_at_end, names_of
 from fnostab.ranking.pairs import p_text
-from fnostab.report.axes import new_figure, tidy
+from fnostab.report.axes import in_order, new_figure, tidy
 from fnostab.study.text import number
 from results.activations import DEEPEST, most_grown
 from results.cells import share, table
@@ -98,8 +97,7 @@ def by_stage(study: str) -> Figure:
     for axes, run in zip(panels, runs, strict=False):
         watched = run.watched
         of_stages = _deviations(watched)
-        for place, (stage, (told, whole)) in enumerate(of_stages.items()):
-            colour = colormaps["turbo"](0.05 + 0.9 * place / max(len(of_stages) - 1, 1))
+        for colour, (stage, (told, whole)) in zip(in_order(len(of_stages)), of_stages.items(), strict=True):
             axes.plot(watched["step"], np.maximum(told / whole, _LOWEST), color=colour, lw=1.1, label=stage)
         lost = ", ".join(f"{stage} from step {step}" for stage, step in lost_stages(run).items())
         axes.set_title(f"{run.arm}: {f'lost {lost}' if lost else 'lost no stage'}", fontsize=9.5)

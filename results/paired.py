@@ -24,7 +24,7 @@ def paired(study: str, arms: Mapping[str, tuple[str, str]], over: str, lower: st
     for label, pairs in {**{label: [both] for label, both in arms.items()}, "all": list(arms.values())}.items():
         cells: list[str] = []
         for by in LABELS:
-            ratios = [ratio for first, second in pairs for ratio in _ratios(study, first, second, by)]
+            ratios = [ratio for first, second in pairs for ratio in seed_ratios(study, first, second, by)]
             resampled = bootstrap((ratios,), np.median, axis=0, method="percentile", rng=np.random.default_rng(0))
             low, high = resampled.confidence_interval
             cells += [f"{median(ratios):.3f} {interval(low, high, '.3f')}", f"{sum(ratio < 1 for ratio in ratios)}"]
@@ -32,7 +32,7 @@ def paired(study: str, arms: Mapping[str, tuple[str, str]], over: str, lower: st
     return table(head, rows)
 
 
-def _ratios(study: str, first: str, second: str, by: str) -> list[float]:
+def seed_ratios(study: str, first: str, second: str, by: str) -> list[float]:
     """What `by` is for the `second` arm over what it is for the `first`, of every seed that both have."""
     ours, theirs = ({run.stored.seed: drawn(run, by) for run in of_arm(study, arm)} for arm in (second, first))
     return [ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]

@@ -11,12 +11,8 @@ from results.panels import LABELS
 from results.runs import Run, median, of_arm, row_of
 
 STUDY: Final = "precision"
-ARMS: Final = ("control", "agc", "stable", "pre")
-
-
-def mixed(arm: str) -> str:
-    """The name of `arm` in bfloat16."""
-    return f"{arm}-bf16"
+#: By arm its name in single precision and in bfloat16.
+ARMS: Final = {arm: (arm, f"{arm}-bf16") for arm in ("control", "agc", "stable", "pre")}
 
 
 def precision() -> str:
@@ -24,8 +20,8 @@ def precision() -> str:
     head = ("arm", "precision", "failed", "median best val_loss", "bf16 better", "stitched R-factor, median")
     head += ("bf16 better by it", "drawdown, median and largest", "relapses", "dead blocks")
     rows = []
-    for arm in ARMS:
-        for name, of in (("32-true", arm), ("bf16-mixed", mixed(arm))):
+    for arm, names in ARMS.items():
+        for name, of in zip(("32-true", "bf16-mixed"), names, strict=True):
             row, runs = row_of(STUDY, of), of_arm(STUDY, of)
             by_loss, by_object = (against(STUDY, of, arm, by) for by in LABELS)
             steady = (_drawdowns(runs), str(sum(run.relapses for run in runs)), str(dead_blocks(runs)))
@@ -35,7 +31,7 @@ def precision() -> str:
 
 def pairs() -> str:
     """The same seed in both precisions: an arm a row."""
-    return paired(STUDY, {arm: (arm, mixed(arm)) for arm in ARMS}, "bf16 over single", "in bf16")
+    return paired(STUDY, ARMS, "bf16 over single", "in bf16")
 
 
 def _drawdowns(runs: list[Run]) -> str:
@@ -50,4 +46,4 @@ def dead_blocks(runs: list[Run]) -> int:
 
 def figure() -> Figure:
     """Every run, by loss and by object: each arm in single precision and, to its right, in bfloat16."""
-    return side_by_side(STUDY, {arm: (arm, mixed(arm)) for arm in ARMS}, "single | bf16")
+    return side_by_side(STUDY, ARMS, "single | bf16")

@@ -8,7 +8,6 @@ from itertools import combinations
 from typing import Final
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,7 +15,7 @@ from fnostab.health.death import Death, death
 from fnostab.ranking.claims import ALPHA, holm
 from fnostab.ranking.exact_tests import failure_rate_test
 from fnostab.ranking.pairs import p_text
-from fnostab.report.axes import new_figure, tidy
+from fnostab.report.axes import in_order, new_figure, tidy
 from fnostab.study.text import number
 from results.cells import share, table
 from results.panels import COLOURS
@@ -202,9 +201,8 @@ def _stages(axes: Axes, run: Run) -> None:
     of = "middle_std/" if any(name.startswith("middle_std/") for name in watched) else "pattern_std/"
     series = {name.removeprefix(of): np.array(watched[name], float) for name in watched if name.startswith(of)}
     top = max(float(np.nanmax(values)) for values in series.values())
-    for place, (stage, values) in enumerate(series.items()):
-        colour = colormaps["turbo"](0.05 + 0.9 * place / max(len(series) - 1, 1))
-        lowest = top * 10.0**-_DECADES  # what is 0 lies at the bottom
+    lowest = top * 10.0**-_DECADES  # what is 0 lies at the bottom
+    for colour, (stage, values) in zip(in_order(len(series)), series.items(), strict=True):
         axes.plot(watched["step"], np.maximum(values, lowest), "-", color=colour, lw=1.1, label=stage)
     axes.set_yscale("log")
     tidy(axes)

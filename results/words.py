@@ -7,7 +7,7 @@ questions' pages are in `results.answers`.
 from typing import Final
 
 from fnostab.ranking import probability_of_improvement
-from results import early_warning, losses as lost_stages
+from results import causes, early_warning, losses as lost_stages
 from results.phrases import (
     Pieces,
     arm_runs,
@@ -171,6 +171,7 @@ def findings() -> Pieces:
     for part in (totals, steadiness, objects, original, accident, clipping, zero_start, rates, pre, jumps):
         yield from part()
     yield from lost_stages.pieces()
+    yield from causes.clipping_pieces()
     yield f"({p_value('q1_curved_nophase', 'stable', 'control')})"
     yield f"{rose(arm_runs('pre', SMALL), 1.2)} of pre"
     yield f"with phase ({p_value('q1_curved_phase', 'control', 'agc', 'r_stitched')})"

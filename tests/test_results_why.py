@@ -204,6 +204,17 @@ def test_effects_of_block_and_clipping_are_given_each_with_the_other_fixed(shipp
     assert "the study's 6 comparisons" in text
 
 
+def test_block_and_clipping_are_compared_seed_by_seed_each_with_the_other_fixed(shipped):
+    _two_by_two(shipped)
+    text = causes.block_pairs("w2")
+    assert _cells(text, "control")[1:4] == ["10", "1.200 [1.200, 1.200]", "0"]
+    assert _cells(text, "not clipped")[1:4] == ["10", "1.020 [1.020, 1.020]", "0"]
+    assert text.count("| all | 20 |") == 2
+    pieces = list(causes.block_pieces("w2"))
+    assert "+20.0 % in the block of control and +37.3 % in the stable one" in pieces
+    assert "0 of 20 runs that clip" in pieces
+
+
 def test_epsilons_are_compared_within_an_arm_and_pre_with_the_others_at_the_same(shipped):
     medians = {("plain", "1e-08"): 0.06, ("plain", "1e-12"): 0.05, ("pre", "1e-08"): 0.048, ("pre", "1e-12"): 0.048}
     shipped(

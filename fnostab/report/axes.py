@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -42,6 +43,11 @@ def colours(arms: Sequence[str]) -> dict[str, str]:
     taken = {OWN_COLOURS[arm] for arm in arms if arm in OWN_COLOURS}
     free = [colour for colour in OTHER_COLOURS if colour not in taken]
     return {arm: OWN_COLOURS.get(arm) or free[others.index(arm) % len(free)] for arm in arms}
+
+
+def in_order(count: int) -> list[tuple[float, ...]]:
+    """`count` colours for what has an order, as the stages of a network: blue first, then green, red last."""
+    return [colormaps["turbo"](0.05 + 0.9 * place / max(count - 1, 1)) for place in range(count)]
 
 
 def label(name: str, length: int = 24) -> str:

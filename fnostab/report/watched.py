@@ -3,14 +3,13 @@
 from typing import Final
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fnostab.health import death, stage_losses
 from fnostab.health.history import History
-from fnostab.report.axes import label, new_grid, tidy
+from fnostab.report.axes import in_order, label, new_grid, tidy
 
 #: Stages that the legend has room for.
 _MOST_NAMED: Final = 26
@@ -62,8 +61,8 @@ def _lines(axes: Axes, steps: NDArray[np.float64], series: dict[str, list[float]
         axes.axhline(bottom, color="0.6", linestyle=":", linewidth=0.8)
         axes.annotate("0", (0.002, bottom), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
     dots = "." if len(steps) < 40 else ""
-    for place, (name, one) in enumerate(values.items()):
-        colour = colormaps["turbo"](0.05 + 0.9 * place / max(len(values) - 1, 1)) if sequential else f"C{place}"
+    colours = in_order(len(values)) if sequential else [f"C{place}" for place in range(len(values))]
+    for colour, (name, one) in zip(colours, values.items(), strict=True):
         axes.plot(steps, np.maximum(one, bottom), dots + "-", color=colour, linewidth=1, label=label(name, 30))
     named = list(zip(*axes.get_legend_handles_labels(), strict=True))[:_MOST_NAMED]
     handles, texts = zip(*named, strict=True)
