@@ -26,6 +26,8 @@ from results.phrases import (
 )
 from results.runs import (
     DATA,
+    WHY,
+    Run,
     clipped_fraction,
     depth_arm,
     median,
@@ -74,6 +76,10 @@ def original() -> Pieces:
     yield f"({failed(arm_runs('stable', _QUESTION_1))} runs failed here"
     zero = [run for arm in ("gamma_0", "gamma_0_nobias", "gamma_0_rms") for run in of_arm("q3_start", arm)]
     yield f"and {failed(zero)} with a zero start"
+    zero = _zero_starts()
+    gone = [run for run in zero if run.verdict in ("stagnated", "collapsed")]
+    yield f"{'None' if not gone else len(gone)} of {len(zero)} runs whose norm weights begin at 0"
+    yield f"{failed(zero)} diverged"
     yield from words.accident()
     yield from causes.clipping_pieces()
     (thrown,) = of_arm("full_size", "stable")
@@ -83,6 +89,14 @@ def original() -> Pieces:
     yield f"rose to {ends((run.drawdown or 0 for run in others), '.2f')} times the lowest before"
     coarsest = thrown.health["act_std/encoder.3.0"]
     yield f"from a deviation of {coarsest[34]:.1f} to {coarsest[35]:,.0f}"
+
+
+def _zero_starts() -> list[Run]:
+    """Runs of all studies whose norm weights begin at 0, trained with Adam at 1e-3 to 3e-3."""
+    runs = [run for study in (*words.ADAM, *WHY) for run in read_runs(study) if 1e-3 <= run.rate <= 3e-3]
+    params = [run.stored.params for run in runs]
+    is_zero = [p["model.arch"].startswith("stable") and not float(p.get("model.gamma_init", 0)) for p in params]
+    return [run for run, zero in zip(runs, is_zero, strict=True) if zero]
 
 
 def depth() -> Pieces:
