@@ -26,6 +26,7 @@ from results.phrases import (
 )
 from results.runs import (
     DATA,
+    LATER,
     WHY,
     Run,
     clipped_fraction,
@@ -93,7 +94,7 @@ def original() -> Pieces:
 
 def _zero_starts() -> list[Run]:
     """Runs of all studies whose norm weights begin at 0, trained with Adam at 1e-3 to 3e-3."""
-    runs = [run for study in (*words.ADAM, *WHY) for run in read_runs(study) if 1e-3 <= run.rate <= 3e-3]
+    runs = [run for study in (*words.ADAM, *LATER, *WHY) for run in read_runs(study) if 1e-3 <= run.rate <= 3e-3]
     params = [run.stored.params for run in runs]
     is_zero = [p["model.arch"].startswith("stable") and not float(p.get("model.gamma_init", 0)) for p in params]
     return [run for run, zero in zip(runs, is_zero, strict=True) if zero]

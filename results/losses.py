@@ -73,7 +73,7 @@ def pieces() -> Pieces:
     yield f"({p_text(p_values(counts)['control', 'stable_norm'][1])}"
     yield f"{'All' if all(run.verdict == 'converged' for run in high) else 'Not all'} {len(high)} converged"
     yield f"{ends(most_grown(run.watched) for run in bare)} times without a norm"
-    yield f"at most {max(most_grown(run.watched) for run in normed):.0f} times with one"
+    yield f"at most {max(most_grown(run.watched) for run in normed):.1f} times with one"
     yield f"{('none', 'one')[sum(bool(lost_stages(run)) for run in low)]} of {len(low)} runs"
     died = [run for run in read_runs("q5_lr") if run.rate == 0.01 and run.verdict == "collapsed"]
     yield f"{len(died)} runs that died at"
