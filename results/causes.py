@@ -174,15 +174,16 @@ def crashes(study: str = "w5_layerscale") -> str:
 def long_runs(study: str, reference: str = "pre_cosine") -> str:
     """Question 6: outcome and steadiness of long trainings, each arm beside the `reference`."""
     head = ("arm", "failed", "median best val_loss", f"better than {reference}", "stitched R-factor, median")
-    head += ("better by it", "largest rise of val_loss, median", "highest", "relapses", "last val_loss, median")
-    head += ("lost a stage",)
+    head += ("better by it", "largest rise of val_loss, median", "highest", "in the second half of the epochs, highest")
+    head += ("relapses", "last val_loss, median", "lost a stage")
     rows = []
     for row in ranked(study).table:
         runs = of_arm(study, row["arm"])
         by_loss, by_object = (against(study, row["arm"], reference, by) for by in _BY)
         cells = (failed(row), loss(row), by_loss, stitched(row), by_object, _rise(study, row["arm"]))
         last = median(_number(run.history["val_loss"][-1]) for run in runs)
-        steady = (_highest(runs), str(sum(run.relapses for run in runs)))
+        late = number(max(map(_late_rise, runs)), ".2f")
+        steady = (_highest(runs), late, str(sum(run.relapses for run in runs)))
         rows.append((row["arm"], *cells, *steady, number(last, ".4f"), at_the_end(runs)))
     return f"{table(head, rows)}\n\n{family(study)}"
 
@@ -252,6 +253,13 @@ def _rise(study: str, arm: str) -> str:
 
 def _highest(runs: list[Run]) -> str:
     return number(max((run.drawdown for run in runs if run.drawdown is not None), default=math.nan), ".2f")
+
+
+def _late_rise(run: Run) -> float:
+    """The largest ratio of a val_loss in the second half of the epochs to the lowest before it."""
+    losses = [math.inf if (loss := _number(value)) is None else loss for value in run.history["val_loss"]]
+    late = range(max(1, len(losses) // 2), len(losses))
+    return max((losses[epoch] / min(losses[:epoch]) for epoch in late), default=math.nan)
 
 
 def _ssim(study: str, arm: str) -> str:

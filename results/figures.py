@@ -216,23 +216,23 @@ def curves() -> Figure:
     return figure
 
 
-def five_arms() -> Figure:
-    """The original's five arms: every run's validation loss by epoch, and its object."""
+def every_run(study: str) -> Figure:
+    """Every run's validation loss by epoch, and its object."""
     figure = new_figure(10.5, 3.8)
     loss, by_object = figure.subplots(1, 2)
-    runs = read_runs("original_five")
+    runs = read_runs(study)
     every = [value for run in runs for value in run.history["val_loss"]]
     log_axis(loss, min(every), max(every))
     for run in runs:
         losses = run.history["val_loss"]
         loss.plot(range(1, 1 + len(losses)), losses, color=COLOURS[run.arm], lw=1)
-    for row in ranked("original_five").table:
+    for row in ranked(study).table:
         loss.plot([], [], color=COLOURS[row["arm"]], label=row["arm"])
     loss.axhline(runs[0].history["val_loss_constant"], color="0.5", lw=0.8, ls="--")
     loss.set_xlabel("epoch", fontsize=9)
     loss.set_ylabel("val_loss, every seed; dashed: best constant object", fontsize=8.5)
     loss.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=5, columnspacing=1)
-    dots_of_arms(by_object, "original_five", ranked("original_five"), "r_stitched")
+    dots_of_arms(by_object, study, ranked(study), "r_stitched")
     return figure
 
 
@@ -248,7 +248,7 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "q7_carry_over": carry_over,
     "gridsize": partial(groups, "gridsize"),
     "gridsize_scan": partial(groups, "gridsize_scan"),
-    "original_five": five_arms,
+    "original_five": partial(every_run, "original_five"),
     "ensemble": ensemble.figure,
     "precision": precision.figure,
     **({"w1_survival": survival.alive} if survival.existing() else {}),
@@ -257,5 +257,6 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     **{study: partial(block_figure, study) for study in WHY if study.startswith("w2_")},
     "w3_epsilon": epsilon_figure,
     "activation_rates": activations.grown_by_rate,
+    **{study: partial(every_run, study) for study in WHY if study.startswith("w5_")},
     **{study: partial(long_curves, study) for study in WHY if study in ("w6_long", "w6_confirm")},
 }

@@ -22,6 +22,7 @@ COLOURS: Final = {
     "cnn": "#888888",
     "baseline": "#882255",
     "stable_norm": "#44AA99",
+    "layerscale": "#DDCC77",
 }
 TITLES: Final = {
     "q1_curved_phase": "curved probe, phase",

@@ -287,7 +287,8 @@ def test_long_trainings_are_told_with_their_rises_and_drawn_by_epoch_and_by_minu
     arms = {"pre_cosine": (0.2, 0.1, 0.04), "pre": (0.2, 0.05, 0.06)}
     shipped("w6_long", [_run("w6_long", arm, seed, of) for arm, of in arms.items() for seed in range(1, 11)])
     text = causes.long_runs("w6_long")
-    assert _cells(text, "pre")[6:9] == ["1.20", "1.20", "0"]
+    assert _cells(text, "pre")[6:10] == ["1.20", "1.20", "1.20", "0"]
+    assert _cells(text, "pre_cosine")[6:10] == ["1.00", "1.00", "0.50", "0"]
     epochs, minutes = causes.long_curves("w6_long").axes
     assert [line.get_label() for line in epochs.get_lines()] == ["pre_cosine", "pre"]
     assert list(minutes.get_lines()[0].get_xdata()) == pytest.approx([32 * k / 60 for k in (1, 2, 3)])
