@@ -291,6 +291,7 @@ ANSWERS: Final[Mapping[str, Callable[[], Pieces]]] = {
     "docs/results/better-arm.md": better_arm.pieces,
     "docs/results/carry-over.md": carry_over,
     "docs/results/ensemble.md": ensemble.pieces,
+    "docs/results/long-trainings.md": causes.long_pieces,
     "docs/results/survival.md": losses.pieces,
     "docs/results/block-and-clipping.md": causes.block_pieces,
     "docs/results/verdicts.md": verdicts,

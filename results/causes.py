@@ -11,7 +11,7 @@ from fnostab.study.text import number
 from results.cells import against, failed, family, loss, metric, share, stitched, table
 from results.losses import at_the_end
 from results.paired import paired, seed_ratios, side_by_side
-from results.phrases import Pieces, rose
+from results.phrases import Pieces, ends, rose
 from results.runs import Run, median, of_arm, ranked, read_runs, row_of
 
 #: Two by two: block and clipping, and what the effects of either are called.
@@ -186,6 +186,34 @@ def long_runs(study: str, reference: str = "pre_cosine") -> str:
         steady = (_highest(runs), late, str(sum(run.relapses for run in runs)))
         rows.append((row["arm"], *cells, *steady, number(last, ".4f"), at_the_end(runs)))
     return f"{table(head, rows)}\n\n{family(study)}"
+
+
+def long_pieces(study: str = "w6_long") -> Pieces:
+    """What docs/results/long-trainings.md says of question 6 in words."""
+    runs, arms = read_runs(study), ("pre_cosine", "control_cosine")
+    yield f"{sum(run.verdict == 'converged' for run in runs)} of {len(runs)} runs converged"
+    rises = [_rise(study, arm) for arm in arms]
+    yield f"by a factor of {rises[1]} in the median at most"
+    yield f"that of pre_cosine by {rises[0]}"
+    objects = [row_of(study, arm)["median_r_stitched"] for arm in arms]
+    yield f"R {objects[0]:.3f} against {objects[1]:.3f}"
+    constant, falling = ([run for run in runs if run.arm.endswith("_cosine") is has] for has in (False, True))
+    yield f"at most {max(map(_late_rise, falling)):.2f} times with a cosine"
+    yield f"{ends(map(_late_rise, constant), '.2f')} times at a constant rate"
+
+
+def risen_pieces(study: str = "w6_long") -> Pieces:
+    """What docs/model-card.md says of question 6 in words."""
+    ours, theirs = (of_arm(study, arm) for arm in ("pre_cosine", "control_cosine"))
+    objects = [row_of(study, runs[0].arm)["median_r_stitched"] for runs in (ours, theirs)]
+    yield f"R {objects[0]:.3f} against {objects[1]:.3f}"
+    yield highest_rises(study)
+
+
+def highest_rises(study: str = "w6_long") -> str:
+    """What it and docs/findings.md say of the rises of val_loss over long trainings."""
+    ours, theirs = (_highest(of_arm(study, arm)) for arm in ("pre_cosine", "control_cosine"))
+    return f"up to {ours} times its lowest, where control's rises to {theirs} times"
 
 
 def chosen_rates(study: str = "w6_rates", common: str = "w6_long") -> str:

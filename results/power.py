@@ -18,9 +18,9 @@ from fnostab.ranking.claims import ALPHA
 from fnostab.ranking.exact_tests import POWER, failure_rate_test, rank_test
 from results.cells import table
 
-#: Seeds an arm, and numbers of comparisons, of the table: of two arms, of two by two arms, of five.
+#: Seeds an arm, and numbers of comparisons, of the table: of two arms, of two by two arms, of five, of six.
 SEEDS: Final = (5, 10, 20)
-COMPARISONS: Final = (1, 6, 10)
+COMPARISONS: Final = (1, 6, 10, 15)
 #: Simulated studies for each probability of improvement, and the random generator's seed.
 _STUDIES: Final = 2000
 _SEED: Final = 20260128

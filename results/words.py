@@ -172,6 +172,7 @@ def findings() -> Pieces:
         yield from part()
     yield from lost_stages.pieces()
     yield from causes.clipping_pieces()
+    yield causes.highest_rises()
     yield f"({p_value('q1_curved_nophase', 'stable', 'control')})"
     yield f"{rose(arm_runs('pre', SMALL), 1.2)} of pre"
     yield f"with phase ({p_value('q1_curved_phase', 'control', 'agc', 'r_stitched')})"
@@ -227,5 +228,6 @@ def model_card() -> Pieces:
     constant = [schedule_arm(arm, "constant") for arm in ("pre", "control")]
     yield f"({loss(study, constant[0])})"
     yield f"leaves it open ({p_value(study, *constant)})"
+    yield from causes.risen_pieces()
     (full,) = of_arm("full_size", "pre")
     yield f"rose {full.drawdown:.2f} times"
