@@ -22,6 +22,7 @@ from results import (
     ensemble,
     groups,
     losses,
+    planned,
     power,
     precision,
     questions,
@@ -77,6 +78,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "w3_epsilon_pairs": causes.epsilon_pairs,
     "w6_rates": causes.chosen_rates,
     "power": power.power,
+    "planned": planned.progress,
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fnostab.ranking.exact_tests import failure_rate_test, rank_test
 from fnostab.report.axes import to_rgb
-from results import activations, causes, losses, power, runs, survival
+from results import activations, causes, losses, planned, power, runs, survival
 
 _STAGES = ("lifter", "encoder.0", "bottleneck", "output")
 
@@ -336,3 +336,16 @@ def test_what_can_be_shown_comes_nearer_with_more_seeds_and_lies_farther_with_mo
     assert power.shown_probability(3) is None  # the least p-value of three seeds is 0.1
     assert power.shown_rate(0.0, 10) == pytest.approx(0.48, abs=0.02)
     assert power.shown_rate(0.1, 5, 10) is None
+
+
+def test_what_is_planned_is_told_with_what_has_run_and_the_hours_left(shipped, tmp_path, monkeypatch):
+    (tmp_path / "studies").mkdir()
+    table = "study: w6_long\nseeds: [1, 2, 3]\narms: [{name: a}, {name: b}]\ngrid: {lr: [1, 2], eps: [1, 2]}\n"
+    (tmp_path / "studies" / "w6_long.yaml").write_text(table)
+    (tmp_path / "studies" / "w1_survival_width32.yaml").write_text("seeds: 20\narms: [{name: a}]\n")
+    monkeypatch.setattr(planned, "DATA", tmp_path / "data")
+    monkeypatch.setattr(planned, "WHY", ("w6_long",))
+    shipped("w6_long", [_run("w6_long", "a", seed) for seed in range(2)])
+    text = planned.progress()
+    assert _cells(text, "`w6_long`") == ["`w6_long`", "24", "2", f"{22 * planned.MINUTES['w6'] / 120:.1f}"]
+    assert _cells(text, "`w1_survival_width32`")[1:] == ["20", "0", "on a GPU"]
