@@ -80,7 +80,8 @@ def original() -> Pieces:
     zero = _zero_starts()
     gone = [run for run in zero if run.verdict in ("stagnated", "collapsed")]
     yield f"{'None' if not gone else len(gone)} of {len(zero)} runs whose norm weights begin at 0"
-    yield f"{failed(zero)} diverged"
+    for verdict, text in (("diverged", "diverged"), ("inconsistent", "are inconsistent")):
+        yield f"{sum(run.verdict == verdict for run in zero)} of {len(zero)} {text}"
     yield from words.accident()
     yield from causes.clipping_pieces()
     (thrown,) = of_arm("full_size", "stable")

@@ -253,6 +253,7 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "precision": precision.figure,
     **({"w1_survival": survival.alive} if survival.existing() else {}),
     "w1_stages": partial(losses.by_stage, "w1_survival_original_3e3"),
+    **{study: partial(losses.by_stage, study) for study in WHY if study.startswith("w4_")},
     "w1_activations": partial(activations.grown_by_step, "w1_survival_original_3e3"),
     **{study: partial(block_figure, study) for study in WHY if study.startswith("w2_")},
     "w3_epsilon": epsilon_figure,

@@ -94,6 +94,8 @@ def by_stage(study: str) -> Figure:
     runs = list({run.arm: run for run in reversed(read_runs(study))}.values())[::-1]
     figure = new_figure(11, 0.6 + 2.9 * -(-len(runs) // 2))
     panels = figure.subplots(-(-len(runs) // 2), 2, sharex=True, sharey=True, squeeze=False).flat
+    for axes in panels[len(runs) :]:
+        axes.remove()
     for axes, run in zip(panels, runs, strict=False):
         watched = run.watched
         of_stages = _deviations(watched)
@@ -120,8 +122,8 @@ def _counts(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
 
 
 def _peak(run: Run, step: int) -> float:
-    """The largest gradient norm shortly before `step`, as a multiple of the median of all steps."""
-    norms = np.array(run.history["grad_norm_preclip"], dtype=float)
+    """The largest gradient norm shortly before `step`, as a multiple of the median of all; NaN without them."""
+    norms = np.array(run.history.get("grad_norm_preclip", ()), dtype=float)
     shortly = norms[max(0, step - _BEFORE) : step]
     return float(np.nanmax(shortly) / np.nanmedian(norms)) if len(shortly) else math.nan
 

@@ -70,7 +70,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "start_sgd": partial(questions.by_rate, "q3_start_sgd"),
     "clipping_sgd": partial(questions.by_rate, "q4_clip_sgd"),
     **{study: partial(_why(study), study) for study in WHY if not study.startswith(("w3_", "w6_rates"))},
-    **{f"{study}_stages": partial(losses.stages, study) for study in WHY if study.startswith("w1_")},
+    **{f"{study}_stages": partial(losses.stages, study) for study in WHY if study.startswith(("w1_", "w4_"))},
     **{f"{study}_outcome": partial(questions.outcome, study) for study in WHY if study.startswith("w1_")},
     **{f"{study}_pairs": partial(causes.block_pairs, study) for study in WHY if study.startswith("w2_")},
     "activation_rates": activations.by_rate,
