@@ -9,7 +9,7 @@ from fnostab.ranking import probability_of_improvement
 from fnostab.ranking.claims import holm
 from fnostab.ranking.exact_tests import failure_rate_test, rank_test, smallest_p
 from fnostab.ranking.pairs import p_text
-from results import better_arm, causes, ensemble, losses, words
+from results import better_arm, ensemble, losses, why, words
 from results.phrases import (
     Pieces,
     arm_runs,
@@ -83,7 +83,7 @@ def original() -> Pieces:
     for verdict, text in (("diverged", "diverged"), ("inconsistent", "are inconsistent")):
         yield f"{sum(run.verdict == verdict for run in zero)} of {len(zero)} {text}"
     yield from words.accident()
-    yield from causes.clipping_pieces()
+    yield from why.clipping()
     (thrown,) = of_arm("full_size", "stable")
     yield f"a norm of {largest_gradient(thrown):,.0f}"
     others = [run for run in read_runs("full_size") if run.arm != "stable"]
@@ -292,9 +292,11 @@ ANSWERS: Final[Mapping[str, Callable[[], Pieces]]] = {
     "docs/results/better-arm.md": better_arm.pieces,
     "docs/results/carry-over.md": carry_over,
     "docs/results/ensemble.md": ensemble.pieces,
-    "docs/results/long-trainings.md": causes.long_pieces,
     "docs/results/survival.md": losses.pieces,
-    "docs/results/block-and-clipping.md": causes.block_pieces,
+    "docs/results/block-and-clipping.md": why.blocks,
+    "docs/results/accident.md": why.accident,
+    "docs/results/later-runs.md": why.later_runs,
+    "docs/results/long-trainings.md": why.long_trainings,
     "docs/results/verdicts.md": verdicts,
     "docs/results/stage-a-quick.md": stage_a_quick,
 }

@@ -10,12 +10,12 @@ from fnostab.report.axes import OTHER_COLOURS, log_axis, new_figure
 from fnostab.study.text import number
 from results.cells import against, failed, family, loss, metric, share, stitched, table
 from results.losses import at_the_end
-from results.paired import paired, seed_ratios, side_by_side
-from results.phrases import Pieces, ends, rose
+from results.paired import paired, side_by_side
+from results.phrases import rose
 from results.runs import Run, median, of_arm, ranked, read_runs, row_of
 
 #: Two by two: block and clipping, and what the effects of either are called.
-_EFFECTS: Final = (
+EFFECTS: Final = (
     ("clipping, block of control", "control", "plain"),
     ("clipping, stable block", "stable_norm", "stable"),
     ("stable block, without clipping", "stable", "plain"),
@@ -23,8 +23,10 @@ _EFFECTS: Final = (
     ("the original's two: both at once", "control", "stable"),
 )
 #: By block the arm without clipping and the one with it.
-_CLIPPING: Final = {"control": ("plain", "control"), "stable": ("stable", "stable_norm")}
-_BY: Final = ("best_val_loss", "r_stitched")
+CLIPPING: Final = {"control": ("plain", "control"), "stable": ("stable", "stable_norm")}
+#: By whether it clips the arm with the block of control and the one with the stable block.
+BLOCK: Final = {"not clipped": ("plain", "stable"), "clipped": ("control", "stable_norm")}
+BY: Final = ("best_val_loss", "r_stitched")
 _EPSILON: Final = "w3_epsilon"
 #: The rule by which the original's later runs were called crashed.
 CRASH_SSIM: Final = 0.5
@@ -51,11 +53,11 @@ def blocks(study: str) -> str:
     for row in ranked(study).table:
         runs = of_arm(study, row["arm"])
         norm = median(run.metrics["grad/norm_median"] for run in runs)
-        cells = (_rise(study, row["arm"]), rose(runs, 1.2), number(norm, ".1f"), _ssim(study, row["arm"]))
+        cells = (median_rise(study, row["arm"]), rose(runs, 1.2), number(norm, ".1f"), _ssim(study, row["arm"]))
         rows.append((row["arm"], failed(row), loss(row), stitched(row), *cells, at_the_end(runs)))
     effects = [
-        (what, f"{arm} against {other}", _change(study, arm, other), *(against(study, arm, other, by) for by in _BY))
-        for what, arm, other in _EFFECTS
+        (what, f"{arm} against {other}", change(study, arm, other), *(against(study, arm, other, by) for by in BY))
+        for what, arm, other in EFFECTS
     ]
     head_2 = ("effect", "arms", "median val_loss", "the first is better", "the first is better by R")
     return f"{table(head, rows)}\n\n{table(head_2, effects)}\n\n{family(study)}"
@@ -63,41 +65,13 @@ def blocks(study: str) -> str:
 
 def block_pairs(study: str) -> str:
     """Question 2: seed by seed, clipping in either block, then the stable block with and without clipping."""
-    by_clipping = paired(study, _CLIPPING, "clipped over not", "clipped")
-    by_block = {"not clipped": ("plain", "stable"), "clipped": ("control", "stable_norm")}
-    return f"{by_clipping}\n\n{paired(study, by_block, 'stable block over the other', 'with it')}"
+    by_clipping = paired(study, CLIPPING, "clipped over not", "clipped")
+    return f"{by_clipping}\n\n{paired(study, BLOCK, 'stable block over the other', 'with it')}"
 
 
 def block_figure(study: str) -> Figure:
     """Question 2: every run, by loss and by object."""
-    return side_by_side(study, _CLIPPING, "none | norm 1.0")
-
-
-def block_pieces(study: str = "w2_block_clip_defocused") -> Pieces:
-    """What docs/results/block-and-clipping.md says of question 2 in words."""
-    changes = [_change(study, arm, other) for _, arm, other in _EFFECTS]
-    yield f"{changes[0]} in the block of control and {changes[1]} in the stable one"
-    yield f"{changes[2]} without clipping and {changes[3]} with it"
-    yield from clipping_pieces(study)
-    free, clipped = _by_clipping(study)
-    norms = [[run.metrics["grad/norm_median"] for run in of] for of in (free, clipped)]
-    yield f"from {median(norms[0]):.1f} to {median(norms[1]):.1f}"
-    yield f"at least {min(norms[1]):.1f} in every run that clips"
-
-
-def clipping_pieces(study: str = "w2_block_clip_defocused") -> Pieces:
-    """What it, docs/findings.md and the page of the original's outcome say of clipping on the original's setting."""
-    free, clipped = _by_clipping(study)
-    ratios = [ratio for both in _CLIPPING.values() for ratio in seed_ratios(study, *both, "best_val_loss")]
-    yield f"{sum(ratio > 1 for ratio in ratios)} of {len(ratios)} pairs of runs with the same seed"
-    yield f"{rose(clipped, 1.2)} runs that clip"
-    yield f"{rose(free, 1.2)} that do not"
-
-
-def _by_clipping(study: str) -> tuple[list[Run], list[Run]]:
-    """Runs of both blocks without clipping, and with it."""
-    free, clipped = ([run for both in _CLIPPING.values() for run in of_arm(study, both[place])] for place in (0, 1))
-    return free, clipped
+    return side_by_side(study, CLIPPING, "none | norm 1.0")
 
 
 def epsilon() -> str:
@@ -108,7 +82,7 @@ def epsilon() -> str:
     rows = []
     for (arm, eps), name in names.items():
         row, small = row_of(study, name), eps == 1e-12
-        better_by = [against(study, name, names[arm, 1e-8], by) if small else "" for by in _BY]
+        better_by = [against(study, name, names[arm, 1e-8], by) if small else "" for by in BY]
         lead = "" if arm == "pre" else _under(study, names["pre", eps], name)
         told = (failed(row), loss(row), better_by[0], stitched(row), better_by[1], lead)
         rows.append((arm, f"{eps:g}", *told, at_the_end(of_arm(study, name))))
@@ -148,7 +122,7 @@ def remedies(study: str) -> str:
         ratios = [run.metrics["grad/norm_max"] / run.metrics["grad/norm_median"] for run in runs]
         peaks = (number(median(ratios), ".3g"), number(max(ratios), ".3g"))
         beside = against(study, row["arm"], "none") if study == "w4_accident" else ""
-        cells = (failed(row), share(thrown, len(runs)), _rise(study, row["arm"]), _highest(runs), *peaks)
+        cells = (failed(row), share(thrown, len(runs)), median_rise(study, row["arm"]), highest_rise(runs), *peaks)
         rows.append((row["arm"], *cells, loss(row), beside, stitched(row), at_the_end(runs)))
     return f"{table(head, rows)}\n\n{family(study)}"
 
@@ -165,9 +139,8 @@ def crashes(study: str = "w5_layerscale") -> str:
         last = median(_number(run.history["val_loss"][-1]) for run in runs)
         ssim = median(_number(run.metrics.get("test/amp_ssim")) for run in runs)
         cells = (str(sum(run.failed for run in lost)), loss(row), number(last, ".4f"), number(ssim, ".3f"))
-        rows.append(
-            (row["arm"], failed(row), share(len(lost), len(runs)), *cells, _rise(study, row["arm"]), at_the_end(runs))
-        )
+        cells += (median_rise(study, row["arm"]), at_the_end(runs))
+        rows.append((row["arm"], failed(row), share(len(lost), len(runs)), *cells))
     return table(head, rows)
 
 
@@ -179,41 +152,13 @@ def long_runs(study: str, reference: str = "pre_cosine") -> str:
     rows = []
     for row in ranked(study).table:
         runs = of_arm(study, row["arm"])
-        by_loss, by_object = (against(study, row["arm"], reference, by) for by in _BY)
-        cells = (failed(row), loss(row), by_loss, stitched(row), by_object, _rise(study, row["arm"]))
+        by_loss, by_object = (against(study, row["arm"], reference, by) for by in BY)
+        cells = (failed(row), loss(row), by_loss, stitched(row), by_object, median_rise(study, row["arm"]))
         last = median(_number(run.history["val_loss"][-1]) for run in runs)
-        late = number(max(map(_late_rise, runs)), ".2f")
-        steady = (_highest(runs), late, str(sum(run.relapses for run in runs)))
+        late = number(max(map(late_rise, runs)), ".2f")
+        steady = (highest_rise(runs), late, str(sum(run.relapses for run in runs)))
         rows.append((row["arm"], *cells, *steady, number(last, ".4f"), at_the_end(runs)))
     return f"{table(head, rows)}\n\n{family(study)}"
-
-
-def long_pieces(study: str = "w6_long") -> Pieces:
-    """What docs/results/long-trainings.md says of question 6 in words."""
-    runs, arms = read_runs(study), ("pre_cosine", "control_cosine")
-    yield f"{sum(run.verdict == 'converged' for run in runs)} of {len(runs)} runs converged"
-    rises = [_rise(study, arm) for arm in arms]
-    yield f"by a factor of {rises[1]} in the median at most"
-    yield f"that of pre_cosine by {rises[0]}"
-    objects = [row_of(study, arm)["median_r_stitched"] for arm in arms]
-    yield f"R {objects[0]:.3f} against {objects[1]:.3f}"
-    constant, falling = ([run for run in runs if run.arm.endswith("_cosine") is has] for has in (False, True))
-    yield f"at most {max(map(_late_rise, falling)):.2f} times with a cosine"
-    yield f"{ends(map(_late_rise, constant), '.2f')} times at a constant rate"
-
-
-def risen_pieces(study: str = "w6_long") -> Pieces:
-    """What docs/model-card.md says of question 6 in words."""
-    ours, theirs = (of_arm(study, arm) for arm in ("pre_cosine", "control_cosine"))
-    objects = [row_of(study, runs[0].arm)["median_r_stitched"] for runs in (ours, theirs)]
-    yield f"R {objects[0]:.3f} against {objects[1]:.3f}"
-    yield highest_rises(study)
-
-
-def highest_rises(study: str = "w6_long") -> str:
-    """What it and docs/findings.md say of the rises of val_loss over long trainings."""
-    ours, theirs = (_highest(of_arm(study, arm)) for arm in ("pre_cosine", "control_cosine"))
-    return f"up to {ours} times its lowest, where control's rises to {theirs} times"
 
 
 def chosen_rates(study: str = "w6_rates", common: str = "w6_long") -> str:
@@ -275,15 +220,15 @@ def _patches(run: Run) -> float:
     return float(run.stored.params["data.max_train_patches"])
 
 
-def _rise(study: str, arm: str) -> str:
+def median_rise(study: str, arm: str) -> str:
     return number(median(run.drawdown for run in of_arm(study, arm)), ".2f")
 
 
-def _highest(runs: list[Run]) -> str:
+def highest_rise(runs: list[Run]) -> str:
     return number(max((run.drawdown for run in runs if run.drawdown is not None), default=math.nan), ".2f")
 
 
-def _late_rise(run: Run) -> float:
+def late_rise(run: Run) -> float:
     """The largest ratio of a val_loss in the second half of the epochs to the lowest before it."""
     losses = [math.inf if (loss := _number(value)) is None else loss for value in run.history["val_loss"]]
     late = range(max(1, len(losses) // 2), len(losses))
@@ -294,7 +239,7 @@ def _ssim(study: str, arm: str) -> str:
     return metric(study, arm, "test/amp_ssim", ".3f")
 
 
-def _change(study: str, arm: str, other: str) -> str:
+def change(study: str, arm: str, other: str) -> str:
     """By how many per cent the median val_loss of `arm` is over or under that of `other`."""
     ours, theirs = (row_of(study, name)["median_best_val_loss"] for name in (arm, other))
     return f"{100 * (ours / theirs - 1):+.1f} %" if math.isfinite(ours) and math.isfinite(theirs) else "–"

@@ -7,7 +7,7 @@ questions' pages are in `results.answers`.
 from typing import Final
 
 from fnostab.ranking import probability_of_improvement
-from results import causes, early_warning, losses as lost_stages
+from results import early_warning, losses as lost_stages, why
 from results.phrases import (
     Pieces,
     arm_runs,
@@ -171,8 +171,8 @@ def findings() -> Pieces:
     for part in (totals, steadiness, objects, original, accident, clipping, zero_start, rates, pre, jumps):
         yield from part()
     yield from lost_stages.pieces()
-    yield from causes.clipping_pieces()
-    yield causes.highest_rises()
+    yield from why.clipping()
+    yield why.highest_rises()
     yield f"({p_value('q1_curved_nophase', 'stable', 'control')})"
     yield f"{rose(arm_runs('pre', SMALL), 1.2)} of pre"
     yield f"with phase ({p_value('q1_curved_phase', 'control', 'agc', 'r_stitched')})"
@@ -228,6 +228,7 @@ def model_card() -> Pieces:
     constant = [schedule_arm(arm, "constant") for arm in ("pre", "control")]
     yield f"({loss(study, constant[0])})"
     yield f"leaves it open ({p_value(study, *constant)})"
-    yield from causes.risen_pieces()
+    yield why.long_objects()
+    yield why.highest_rises()
     (full,) = of_arm("full_size", "pre")
     yield f"rose {full.drawdown:.2f} times"

@@ -9,7 +9,7 @@ import pytest
 
 from fnostab.ranking.exact_tests import failure_rate_test, rank_test
 from fnostab.report.axes import to_rgb
-from results import activations, causes, losses, planned, power, runs, survival
+from results import activations, causes, losses, planned, power, runs, survival, why
 
 _STAGES = ("lifter", "encoder.0", "bottleneck", "output")
 
@@ -204,13 +204,14 @@ def test_effects_of_block_and_clipping_are_given_each_with_the_other_fixed(shipp
     assert "the study's 6 comparisons" in text
 
 
-def test_block_and_clipping_are_compared_seed_by_seed_each_with_the_other_fixed(shipped):
+def test_block_and_clipping_are_compared_seed_by_seed_each_with_the_other_fixed(shipped, monkeypatch):
     _two_by_two(shipped)
     text = causes.block_pairs("w2")
     assert _cells(text, "control")[1:4] == ["10", "1.200 [1.200, 1.200]", "0"]
     assert _cells(text, "not clipped")[1:4] == ["10", "1.020 [1.020, 1.020]", "0"]
     assert text.count("| all | 20 |") == 2
-    pieces = list(causes.block_pieces("w2"))
+    monkeypatch.setattr(why, "_BLOCKS", "w2")
+    pieces = list(why.blocks())
     assert "+20.0 % in the block of control and +37.3 % in the stable one" in pieces
     assert "0 of 20 runs that clip" in pieces
 
@@ -340,9 +341,13 @@ def test_what_can_be_shown_comes_nearer_with_more_seeds_and_lies_farther_with_mo
 
 def test_what_is_planned_is_told_with_what_has_run_and_the_hours_left(shipped, tmp_path, monkeypatch):
     (tmp_path / "studies").mkdir()
-    table = "study: w6_long\nseeds: [1, 2, 3]\narms: [{name: a}, {name: b}]\ngrid: {lr: [1, 2], eps: [1, 2]}\n"
+    table = "study: w6_long\npreset: quick\nseeds: [1, 2, 3]\n"
+    table += "arms: [{name: a, arch: hybrid}, {name: b, arch: stable_hybrid}]\n"
+    table += "grid: {lr: [0.1, 0.2], optim.eps: [0.1, 0.2]}\n"
     (tmp_path / "studies" / "w6_long.yaml").write_text(table)
-    (tmp_path / "studies" / "w1_survival_width32.yaml").write_text("seeds: 20\narms: [{name: a}]\n")
+    (tmp_path / "studies" / "w1_survival_width32.yaml").write_text(
+        "preset: seed_study\nseeds: 20\narms: [{name: a, arch: hybrid}]\n"
+    )
     monkeypatch.setattr(planned, "DATA", tmp_path / "data")
     monkeypatch.setattr(planned, "WHY", ("w6_long",))
     shipped("w6_long", [_run("w6_long", "a", seed) for seed in range(2)])

@@ -1,0 +1,103 @@
+"""Pieces of sentences of the pages of why it came out as it did, like those of `results.words` and `results.answers`.
+
+Those of who dies are in `results.losses`.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from results import causes
+from results.activations import most_grown
+from results.causes import CLIPPING, EFFECTS
+from results.losses import lost_stages
+from results.paired import seed_ratios
+from results.phrases import Pieces, ends, rose
+from results.runs import Run, median, of_arm, read_runs, row_of
+
+_BLOCKS: Final = "w2_block_clip_defocused"
+_ACCIDENT: Final = "w4_relative"
+_LATER: Final = "w5_layerscale"
+_LONG: Final = "w6_long"
+#: What was expected to be the steadiest, and what it is measured by.
+_RIVALS: Final = ("pre_cosine", "control_cosine")
+
+
+def blocks() -> Pieces:
+    """docs/results/block-and-clipping.md."""
+    changes = [causes.change(_BLOCKS, arm, other) for _, arm, other in EFFECTS]
+    yield f"{changes[0]} in the block of control and {changes[1]} in the stable one"
+    yield f"{changes[2]} without clipping and {changes[3]} with it"
+    yield from clipping()
+    raised = {by: [_raised(pairs.values(), by) for pairs in (CLIPPING, causes.BLOCK)] for by in causes.BY}
+    yield f"and R in {raised['r_stitched'][0]}"
+    yield f"raised val_loss in {raised['best_val_loss'][1]}, by less, and R in {raised['r_stitched'][1]}"
+    free, clipped = _by_clipping()
+    norms = [[run.metrics["grad/norm_median"] for run in of] for of in (free, clipped)]
+    yield f"from {median(norms[0]):.1f} to {median(norms[1]):.1f}"
+    yield f"at least {min(norms[1]):.1f} in every run that clips"
+
+
+def clipping() -> Pieces:
+    """What it, docs/findings.md and the page of the original's outcome say of clipping on the original's setting."""
+    free, clipped = _by_clipping()
+    yield f"{_raised(CLIPPING.values(), 'best_val_loss')} pairs of runs with the same seed"
+    yield f"{rose(clipped, 1.2)} runs that clip"
+    yield f"{rose(free, 1.2)} that do not"
+
+
+def _raised(pairs: Iterable[tuple[str, str]], by: str) -> str:
+    """In how many pairs of runs with the same seed the second arm's value is the higher one."""
+    ratios = [ratio for both in pairs for ratio in seed_ratios(_BLOCKS, *both, by)]
+    return f"{sum(ratio > 1 for ratio in ratios)} of {len(ratios)}"
+
+
+def _by_clipping() -> tuple[list[Run], list[Run]]:
+    """Runs of both blocks without clipping, and with it."""
+    free, clipped = ([run for both in CLIPPING.values() for run in of_arm(_BLOCKS, both[place])] for place in (0, 1))
+    return free, clipped
+
+
+def accident() -> Pieces:
+    """docs/results/accident.md."""
+    runs = read_runs(_ACCIDENT)
+    lost = [stages for run in runs if (stages := lost_stages(run))]
+    yield f"{'All' if len(lost) == len(runs) else 'Not all'} {len(runs)} lost a stage of the decoder"
+    yield f"by step {max(min(stages.values()) for stages in lost)} at the latest"
+    yield f"{sum(run.failed for run in runs)} of {len(runs)} failed"
+    yield f"grows {ends(most_grown(run.watched) for run in runs)} times"
+    yield f"ups.1 in {sum('ups.1' in stages for stages in lost)} of {len(runs)}"
+
+
+def later_runs() -> Pieces:
+    """docs/results/later-runs.md."""
+    ours, theirs = (of_arm(_LATER, arm) for arm in ("layerscale", "original"))
+    yield f"was over {max(max(run.history['val_loss'][4:]) for run in ours):.3f} again"
+    yield f"amplitude SSIM of {min(run.metrics['test/amp_ssim'] for run in ours):.3f}"
+    objects = [ends((run.metrics["val/r_stitched"] for run in runs), ".3f") for runs in (theirs, ours)]
+    yield f"(R {objects[0]} against {objects[1]})"
+    yield f"one of its runs rose {causes.highest_rise(theirs)} times"
+
+
+def long_trainings() -> Pieces:
+    """docs/results/long-trainings.md."""
+    runs = read_runs(_LONG)
+    yield f"{sum(run.verdict == 'converged' for run in runs)} of {len(runs)} runs converged"
+    rises = [causes.median_rise(_LONG, arm) for arm in _RIVALS]
+    yield f"by a factor of {rises[1]} in the median at most"
+    yield f"that of pre_cosine by {rises[0]}"
+    yield long_objects()
+    constant, falling = ([run for run in runs if run.arm.endswith("_cosine") is has] for has in (False, True))
+    yield f"at most {max(map(causes.late_rise, falling)):.2f} times with a cosine"
+    yield f"{ends(map(causes.late_rise, constant), '.2f')} times at a constant rate"
+
+
+def long_objects() -> str:
+    """What it and docs/model-card.md say of the objects."""
+    ours, theirs = (row_of(_LONG, arm)["median_r_stitched"] for arm in _RIVALS)
+    return f"R {ours:.3f} against {theirs:.3f}"
+
+
+def highest_rises() -> str:
+    """What docs/model-card.md and docs/findings.md say of the rises of val_loss on the way."""
+    ours, theirs = (causes.highest_rise(of_arm(_LONG, arm)) for arm in _RIVALS)
+    return f"up to {ours} times its lowest, where control's rises to {theirs} times"
