@@ -53,7 +53,7 @@ def blocks(study: str) -> str:
     for row in ranked(study).table:
         runs = of_arm(study, row["arm"])
         norm = median(run.metrics["grad/norm_median"] for run in runs)
-        cells = (median_rise(study, row["arm"]), rose(runs, 1.2), number(norm, ".1f"), _ssim(study, row["arm"]))
+        cells = (median_rise(runs), rose(runs, 1.2), number(norm, ".1f"), _ssim(study, row["arm"]))
         rows.append((row["arm"], failed(row), loss(row), stitched(row), *cells, at_the_end(runs)))
     effects = [
         (what, f"{arm} against {other}", change(study, arm, other), *(against(study, arm, other, by) for by in BY))
@@ -122,7 +122,7 @@ def remedies(study: str) -> str:
         ratios = [run.metrics["grad/norm_max"] / run.metrics["grad/norm_median"] for run in runs]
         peaks = (number(median(ratios), ".3g"), number(max(ratios), ".3g"))
         beside = against(study, row["arm"], "none") if study == "w4_accident" else ""
-        cells = (failed(row), share(thrown, len(runs)), median_rise(study, row["arm"]), highest_rise(runs), *peaks)
+        cells = (failed(row), share(thrown, len(runs)), median_rise(runs), highest_rise(runs), *peaks)
         rows.append((row["arm"], *cells, loss(row), beside, stitched(row), at_the_end(runs)))
     return f"{table(head, rows)}\n\n{family(study)}"
 
@@ -139,7 +139,7 @@ def crashes(study: str = "w5_layerscale") -> str:
         last = median(_number(run.history["val_loss"][-1]) for run in runs)
         ssim = median(_number(run.metrics.get("test/amp_ssim")) for run in runs)
         cells = (str(sum(run.failed for run in lost)), loss(row), number(last, ".4f"), number(ssim, ".3f"))
-        cells += (median_rise(study, row["arm"]), at_the_end(runs))
+        cells += (median_rise(runs), at_the_end(runs))
         rows.append((row["arm"], failed(row), share(len(lost), len(runs)), *cells))
     return table(head, rows)
 
@@ -153,7 +153,7 @@ def long_runs(study: str, reference: str = "pre_cosine") -> str:
     for row in ranked(study).table:
         runs = of_arm(study, row["arm"])
         by_loss, by_object = (against(study, row["arm"], reference, by) for by in BY)
-        cells = (failed(row), loss(row), by_loss, stitched(row), by_object, median_rise(study, row["arm"]))
+        cells = (failed(row), loss(row), by_loss, stitched(row), by_object, median_rise(runs))
         last = median(_number(run.history["val_loss"][-1]) for run in runs)
         late = number(max(map(late_rise, runs)), ".2f")
         steady = (highest_rise(runs), late, str(sum(run.relapses for run in runs)))
@@ -162,10 +162,10 @@ def long_runs(study: str, reference: str = "pre_cosine") -> str:
 
 
 def chosen_rates(study: str = "w6_rates", common: str = "w6_long") -> str:
-    """Question 6: each arm's median stitched validation R-factor by learning rate, on the seeds of `study`.
+    """Question 6: by learning rate each arm's median stitched validation R-factor, and the median of its largest rises.
 
-    Those at the common rate are the runs of the study `common` with the same seeds; the lowest is bold, where none of
-    the runs failed.
+    On the seeds of `study`; those at the common rate are the runs of the study `common` with the same seeds. The lowest
+    R is bold, where none of the runs failed.
     """
     seeds = {run.stored.seed for run in read_runs(study)}
     runs = [*read_runs(study), *(run for run in read_runs(common) if run.stored.seed in seeds)]
@@ -182,8 +182,9 @@ def chosen_rates(study: str = "w6_rates", common: str = "w6_long") -> str:
 
 
 def _rate_cell(runs: list[Run], value: float, best: float) -> str:
-    text = f"{number(value, '.3f')}, {len(runs)} runs"
-    return f"**{text}**" if math.isfinite(best) and value == best else text
+    text = number(value, ".3f")
+    told = f"**{text}**" if math.isfinite(best) and value == best else text
+    return f"{told}, {median_rise(runs)} ({len(runs)} runs)"
 
 
 def _stitched_median(runs: list[Run]) -> float:
@@ -220,8 +221,8 @@ def _patches(run: Run) -> float:
     return float(run.stored.params["data.max_train_patches"])
 
 
-def median_rise(study: str, arm: str) -> str:
-    return number(median(run.drawdown for run in of_arm(study, arm)), ".2f")
+def median_rise(runs: list[Run]) -> str:
+    return number(median(run.drawdown for run in runs), ".2f")
 
 
 def highest_rise(runs: list[Run]) -> str:

@@ -82,7 +82,7 @@ def long_trainings() -> Pieces:
     """docs/results/long-trainings.md."""
     runs = read_runs(_LONG)
     yield f"{sum(run.verdict == 'converged' for run in runs)} of {len(runs)} runs converged"
-    rises = [causes.median_rise(_LONG, arm) for arm in _RIVALS]
+    rises = [causes.median_rise(of_arm(_LONG, arm)) for arm in _RIVALS]
     yield f"by a factor of {rises[1]} in the median at most"
     yield f"that of pre_cosine by {rises[0]}"
     yield long_objects()
