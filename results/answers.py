@@ -294,6 +294,7 @@ ANSWERS: Final[Mapping[str, Callable[[], Pieces]]] = {
     "docs/results/ensemble.md": ensemble.pieces,
     "docs/results/survival.md": losses.pieces,
     "docs/results/block-and-clipping.md": why.blocks,
+    "docs/results/epsilon.md": why.epsilon,
     "docs/results/accident.md": why.accident,
     "docs/results/later-runs.md": why.later_runs,
     "docs/results/long-trainings.md": why.long_trainings,

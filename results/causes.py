@@ -91,15 +91,16 @@ def epsilon() -> str:
 
 def epsilon_pairs() -> str:
     """Question 3: the same seed at both epsilons, an arm a row."""
-    return paired(_EPSILON, _both_epsilons(), "1e-12 over 1e-8", "at 1e-12")
+    return paired(_EPSILON, both_epsilons(), "1e-12 over 1e-8", "at 1e-12")
 
 
 def epsilon_figure() -> Figure:
     """Question 3: every run, by loss and by object."""
-    return side_by_side(_EPSILON, _both_epsilons(), "1e-8 | 1e-12")
+    return side_by_side(_EPSILON, both_epsilons(), "1e-8 | 1e-12")
 
 
-def _both_epsilons() -> dict[str, tuple[str, str]]:
+def both_epsilons() -> dict[str, tuple[str, str]]:
+    """Question 3: by arm its names at 1e-8 and at 1e-12."""
     names = _epsilons()
     return {arm: (names[arm, 1e-8], names[arm, 1e-12]) for arm, eps in names if eps == 1e-8}
 

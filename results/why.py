@@ -11,10 +11,11 @@ from results.activations import most_grown
 from results.causes import CLIPPING, EFFECTS
 from results.losses import lost_stages
 from results.paired import seed_ratios
-from results.phrases import Pieces, ends, rose
+from results.phrases import Pieces, ends, rose, under
 from results.runs import Run, median, of_arm, read_runs, row_of
 
 _BLOCKS: Final = "w2_block_clip_defocused"
+_EPSILON: Final = "w3_epsilon"
 _ACCIDENT: Final = "w4_relative"
 _LATER: Final = "w5_layerscale"
 _LONG: Final = "w6_long"
@@ -55,6 +56,37 @@ def _by_clipping() -> tuple[list[Run], list[Run]]:
     """Runs of both blocks without clipping, and with it."""
     free, clipped = ([run for both in CLIPPING.values() for run in of_arm(_BLOCKS, both[place])] for place in (0, 1))
     return free, clipped
+
+
+def epsilon() -> Pieces:
+    """docs/results/epsilon.md."""
+    arms = causes.both_epsilons()
+    for other in ("plain", "control"):
+        leads = [under(_EPSILON, *names) for names in zip(arms["pre"], arms[other], strict=True)]
+        yield f"from {leads[0]:.0f} to {leads[1]:.0f} % over {other}"
+    losses, objects = (
+        {arm: [100 * (ratio - 1) for ratio in seed_ratios(_EPSILON, *both, by)] for arm, both in arms.items()}
+        for by in causes.BY
+    )
+    yield f"({max(abs(median(losses[arm])) for arm in ('plain', 'control')):.1f} % in the median, either way)"
+    higher = sum(change > 0 for change in losses["pre"])
+    yield f"loses, {median(losses['pre']):.0f} %, in {higher} of {len(losses['pre'])} pairs"
+    others = ("control", "plain", "stable_1")
+    falls = [f"{-median(objects[arm]):.0f}" for arm in others]
+    yield f"{_fallen(change for arm in others for change in objects[arm])} pairs of control, plain and stable_1"
+    yield f"by {falls[0]}, {falls[1]} and {falls[2]} % in the median, in {_fallen(objects['pre'])} of pre"
+    runs = read_runs(_EPSILON)
+    yield f"{sum(run.verdict == 'inconsistent' for run in runs)} of {len(runs)} runs are `inconsistent`"
+    without, with_norm = (
+        ends((most_grown(run.health) for run in runs if run.base_arm in names), form)
+        for names, form in ((("plain", "control"), ".0f"), (("pre", "stable_1"), ".1f"))
+    )
+    yield f"{without} times without a norm (plain, control) and {with_norm} times with one"
+
+
+def _fallen(changes: Iterable[float]) -> str:
+    of = list(changes)
+    return f"{sum(change < 0 for change in of)} of {len(of)}"
 
 
 def accident() -> Pieces:
