@@ -1,10 +1,10 @@
-"""What is planned of the studies of why it came out as it did, and how much of it has run: a table of how.md."""
+"""Two tables of how.md: where and when later studies ran, and what is planned of why it came out as it did."""
 
 from typing import Final
 
 from fnostab.study.plan import plan_file
 from results.cells import table
-from results.runs import DATA, WHY, read_runs
+from results.runs import DATA, LATER, WHY, read_runs
 
 #: Minutes that a run takes of one of two cores with a run on each, by the number of the question; measured there.
 MINUTES: Final = {"w1": 4.5, "w2": 2.5, "w3": 3, "w4": 10, "w5": 11, "w6": 11}
@@ -23,3 +23,20 @@ def progress() -> str:
         is_wide = any(arm.model.width >= _WIDE for arm in plan.arms.values())
         rows.append((f"`{path.stem}`", str(of), str(have), "on a GPU" if is_wide else f"{hours:.1f}"))
     return table(head, rows)
+
+
+def later() -> str:
+    """A study a row that came after the seven questions: its runs, arms and seeds, the commits, its page."""
+    rows = []
+    for study in (*LATER, *WHY):
+        runs = read_runs(study)
+        commits = dict.fromkeys(run.stored.tags["git_commit"][:7] for run in runs)
+        told = (len(runs), len({run.arm for run in runs}), len({run.stored.seed for run in runs}), ", ".join(commits))
+        rows.append((f"[`{study}`]({_page(study)})", *map(str, told)))
+    return table(("study", "runs", "arms", "seeds", "commits"), rows)
+
+
+def _page(study: str) -> str:
+    """The page with the table of the `study`."""
+    pages = sorted(DATA.parent.glob("*.md"))
+    return next(path.name for path in pages if f"<!-- table {study}" in path.read_text(encoding="utf-8"))

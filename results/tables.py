@@ -78,6 +78,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "w3_epsilon_pairs": causes.epsilon_pairs,
     "w6_rates": causes.chosen_rates,
     "power": power.power,
+    "later": planned.later,
     "planned": planned.progress,
 }
 

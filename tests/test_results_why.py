@@ -339,6 +339,20 @@ def test_what_can_be_shown_comes_nearer_with_more_seeds_and_lies_farther_with_mo
     assert power.shown_rate(0.1, 5, 10) is None
 
 
+def test_a_later_study_is_told_with_its_commits_and_its_page(shipped, tmp_path, monkeypatch):
+    for page, study in (("epsilon.md", "w3_epsilon"), ("long.md", "w6_long")):
+        (tmp_path / page).write_text(f"<!-- table {study}_pairs: begin -->\n")
+    monkeypatch.setattr(planned, "DATA", tmp_path / "data")
+    monkeypatch.setattr(planned, "LATER", ())
+    monkeypatch.setattr(planned, "WHY", ("w6_long",))
+    commits = {("a", 1): "0123456789", ("a", 2): "0123456789", ("b", 1): "abcdef0123"}
+    lines = [_run("w6_long", *of) for of in commits]
+    for line, commit in zip(lines, commits.values(), strict=True):
+        line["tags"]["git_commit"] = commit
+    shipped("w6_long", lines)
+    assert _cells(planned.later(), "[`w6_long`](long.md)")[1:] == ["3", "2", "2", "0123456, abcdef0"]
+
+
 def test_what_is_planned_is_told_with_what_has_run_and_the_hours_left(shipped, tmp_path, monkeypatch):
     (tmp_path / "studies").mkdir()
     table = "study: w6_long\npreset: quick\nseeds: [1, 2, 3]\n"
