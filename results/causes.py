@@ -163,34 +163,40 @@ def long_runs(study: str, reference: str = "pre_cosine") -> str:
 
 
 def chosen_rates(study: str = "w6_rates", common: str = "w6_long") -> str:
-    """Question 6: by learning rate each arm's median stitched validation R-factor, and the median of its largest rises.
+    """Question 6: each arm of `study` at every learning rate, that of the study `common` too, on the seeds of `study`.
 
-    On the seeds of `study`; those at the common rate are the runs of the study `common` with the same seeds. The lowest
-    R is bold, where none of the runs failed.
+    Bold is the arm's lowest median of the stitched validation R-factor, of the rates at which no run failed.
     """
+    head = ("arm", "learning rate", "failed", "median best val_loss", "stitched R-factor, median")
+    head += ("largest rise of val_loss, median", "highest", "lost a stage")
+    rows = []
+    for arm, rates in by_rate(study, common).items():
+        medians = {rate: _stitched_median(runs) for rate, runs in rates.items()}
+        lowest = min(medians.values())
+        for rate, runs in rates.items():
+            failures = share(sum(run.failed for run in runs), len(runs))
+            best = number(median(run.metrics["best_val_loss"] for run in runs), ".4f")
+            by_object = number(medians[rate], ".3f")
+            by_object = f"**{by_object}**" if medians[rate] == lowest < math.inf else by_object
+            cells = (failures, best, by_object, median_rise(runs), highest_rise(runs), at_the_end(runs))
+            rows.append((arm, f"{rate:g}", *cells))
+    return table(head, rows)
+
+
+def by_rate(study: str = "w6_rates", common: str = "w6_long") -> dict[str, dict[float, list[Run]]]:
+    """Question 6: the runs of each arm of `study` by learning rate, with those of `common` that have the same seeds."""
     seeds = {run.stored.seed for run in read_runs(study)}
     runs = [*read_runs(study), *(run for run in read_runs(common) if run.stored.seed in seeds)]
     rates = sorted({run.rate for run in runs})
-    rows = []
-    for arm in dict.fromkeys(run.base_arm for run in read_runs(study)):
-        of_arm_ = [run for run in runs if run.base_arm == arm]
-        cells = {rate: [run for run in of_arm_ if run.rate == rate] for rate in rates}
-        medians = {rate: _stitched_median(of) for rate, of in cells.items()}
-        best = min(medians.values())
-        texts = [_rate_cell(of, medians[rate], best) for rate, of in cells.items()]
-        rows.append((arm, *texts))
-    return table(("arm", *(f"{rate:g}" for rate in rates)), rows)
-
-
-def _rate_cell(runs: list[Run], value: float, best: float) -> str:
-    text = number(value, ".3f")
-    told = f"**{text}**" if math.isfinite(best) and value == best else text
-    return f"{told}, {median_rise(runs)} ({len(runs)} runs)"
+    arms = dict.fromkeys(run.base_arm for run in read_runs(study))
+    return {
+        arm: {rate: [run for run in runs if (run.base_arm, run.rate) == (arm, rate)] for rate in rates} for arm in arms
+    }
 
 
 def _stitched_median(runs: list[Run]) -> float:
-    values = [math.inf if run.failed else run.metrics["val/r_stitched"] for run in runs]
-    return statistics.median(values) if values and math.inf not in values else math.inf
+    """Of runs of which none failed; else infinite."""
+    return math.inf if any(run.failed for run in runs) else median(run.metrics["val/r_stitched"] for run in runs)
 
 
 def long_curves(study: str) -> Figure:

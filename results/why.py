@@ -6,6 +6,7 @@ Those of who dies are in `results.losses`.
 from collections.abc import Iterable
 from typing import Final
 
+from fnostab.health.parts import lost_at_end
 from results import causes
 from results.activations import most_grown
 from results.causes import CLIPPING, EFFECTS
@@ -121,6 +122,23 @@ def long_trainings() -> Pieces:
     constant, falling = ([run for run in runs if run.arm.endswith("_cosine") is has] for has in (False, True))
     yield f"at most {max(map(causes.late_rise, falling)):.2f} times with a cosine"
     yield f"{ends(map(causes.late_rise, constant), '.2f')} times at a constant rate"
+    yield from rates()
+
+
+def rates() -> Pieces:
+    """What it says of other learning rates."""
+    arms = causes.by_rate()
+    fast = [_lost_at_end(arms[arm][2e-3]) for arm in (_RIVALS[1], _RIVALS[0], "pre_norm_cosine")]
+    yield f"in {fast[0]} runs of control, {fast[1]} of pre and {fast[2]} of pre clipped at 1.0"
+    slower = [run for of in arms.values() for rate, runs in of.items() if rate < 2e-3 for run in runs]
+    yield f"in {_lost_at_end(slower)} at the lower rates"
+    half, whole = (arms[_RIVALS[0]][rate] for rate in (5e-4, 1e-3))
+    objects = [f"{median(run.metrics['val/r_stitched'] for run in runs):.3f}" for runs in (half, whole)]
+    yield f"pre rises to {causes.highest_rise(half)} times at most, and R is {objects[0]} instead of {objects[1]}"
+
+
+def _lost_at_end(runs: list[Run]) -> str:
+    return f"{sum(bool(lost_at_end(run.history)) for run in runs)} of {len(runs)}"
 
 
 def long_objects() -> str:
