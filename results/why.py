@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from fnostab.health.parts import lost_at_end
+from fnostab.ranking.exact_tests import rank_test
+from fnostab.ranking.pairs import p_text
 from results import causes
 from results.activations import most_grown
 from results.causes import CLIPPING, EFFECTS
 from results.losses import lost_stages
 from results.paired import seed_ratios
-from results.phrases import Pieces, ends, rose, under
+from results.phrases import Pieces, ends, loss, p_value, rose, under
 from results.runs import Run, median, of_arm, read_runs, row_of
 
 _BLOCKS: Final = "w2_block_clip_defocused"
@@ -20,7 +22,8 @@ _EPSILON: Final = "w3_epsilon"
 _ACCIDENT: Final = "w4_relative"
 _LATER: Final = "w5_layerscale"
 _LONG: Final = "w6_long"
-#: What was expected to be the steadiest, and what it is measured by.
+_CONFIRM: Final = "w6_confirm"
+#: The champion, and the arm that `_LONG` chose.
 _RIVALS: Final = ("pre_cosine", "control_cosine")
 
 
@@ -116,13 +119,31 @@ def long_trainings() -> Pieces:
     runs = read_runs(_LONG)
     yield f"{sum(run.verdict == 'converged' for run in runs)} of {len(runs)} runs converged"
     rises = [causes.median_rise(of_arm(_LONG, arm)) for arm in _RIVALS]
-    yield f"by a factor of {rises[1]} in the median at most"
-    yield f"that of pre_cosine by {rises[0]}"
-    yield long_objects()
+    yield f"by a factor of {rises[1]} in the median at most, that of pre_cosine by {rises[0]}"
+    ours, theirs = (row_of(_LONG, arm)["median_r_stitched"] for arm in _RIVALS)
+    yield f"R is {ours:.3f} with pre_cosine and {theirs:.3f} with control_cosine"
     constant, falling = ([run for run in runs if run.arm.endswith("_cosine") is has] for has in (False, True))
     yield f"at most {max(map(causes.late_rise, falling)):.2f} times with a cosine"
     yield f"{ends(map(causes.late_rise, constant), '.2f')} times at a constant rate"
     yield from rates()
+    yield from confirmation()
+
+
+def confirmation() -> Pieces:
+    """What it says of the confirmation."""
+    runs = [of_arm(_CONFIRM, arm) for arm in _RIVALS]
+    both = [run for of in runs for run in of]
+    yield f"{sum(run.verdict == 'converged' for run in both)} of {len(both)} converged"
+    yield f"{_lost_at_end(both)} lost a stage"
+    yield f"val_loss {' against '.join(loss(_CONFIRM, arm) for arm in _RIVALS)}"
+    yield long_objects()
+    rises = [causes.median_rise(of) for of in runs]
+    level = rank_test(*([run.drawdown or 0 for run in of] for of in runs))
+    yield f"{rises[0]} times in the median against {rises[1]} ({p_text(level)})"
+    yield f"over 1.5 times in {rose(runs[0], 1.5)} runs of pre and {rose(runs[1], 1.5)} of control"
+    late = [f"{max(map(causes.late_rise, of)):.2f}" for of in runs]
+    yield f"at most {late[0]} and {late[1]} times"
+    yield highest_rises()
 
 
 def rates() -> Pieces:
@@ -148,12 +169,13 @@ def _lost_at_end(runs: list[Run]) -> str:
 
 
 def long_objects() -> str:
-    """What it and docs/model-card.md say of the objects."""
-    ours, theirs = (row_of(_LONG, arm)["median_r_stitched"] for arm in _RIVALS)
-    return f"R {ours:.3f} against {theirs:.3f}"
+    """What it, docs/findings.md and docs/model-card.md say of the objects, after long trainings."""
+    objects = " against ".join(f"{row_of(_CONFIRM, arm)['median_r_stitched']:.3f}" for arm in _RIVALS)
+    by_loss, by_object = (p_value(_CONFIRM, *_RIVALS, by) for by in causes.BY)
+    return f"R {objects}, {by_object}, by val_loss {by_loss}, {len(of_arm(_CONFIRM, _RIVALS[0]))} seeds"
 
 
 def highest_rises() -> str:
-    """What docs/model-card.md and docs/findings.md say of the rises of val_loss on the way."""
-    ours, theirs = (causes.highest_rise(of_arm(_LONG, arm)) for arm in _RIVALS)
+    """What they say of the rises of val_loss on the way."""
+    ours, theirs = (causes.highest_rise([*of_arm(_LONG, arm), *of_arm(_CONFIRM, arm)]) for arm in _RIVALS)
     return f"up to {ours} times its lowest, where control's rises to {theirs} times"

@@ -173,6 +173,7 @@ def findings() -> Pieces:
     yield from lost_stages.pieces()
     yield from why.clipping()
     yield why.highest_rises()
+    yield why.long_objects()
     yield why.fast_losses()
     yield f"({p_value('q1_curved_nophase', 'stable', 'control')})"
     yield f"{rose(arm_runs('pre', SMALL), 1.2)} of pre"
