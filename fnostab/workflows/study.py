@@ -1,7 +1,7 @@
 """Run a study: one dataset, a parent run, a child per arm and seed; only what is missing is trained."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -97,24 +97,17 @@ def run_study(
         looks = None if until is None else Looks(plan, until, data_sha256, find_parent(identity))
         runs = Runs(plan, where, view, stored, locks / f"{key}.slurm")
         runs.plan_more(looks.all_runs if looks else plan.runs, only_finished=looks is not None)
-        if words:
-            view.look(words)
-        if where.launcher == "slurm" and sqlite_file(store_uri):
-            view.look(_SQLITE)
-        for arm, config in plan.arms.items() if where.seeds_at_once > 1 else ():
-            if reason := trains_alone(config):
-                view.look(f"the seeds of {arm} are trained one by one: {reason}")
-        tags = {"stage": "b" if plan.stage_a else "a", "dataset_sha256": data_sha256, "preset": plan.common.preset}
-        tags |= {"fnostab_version": fnostab.__version__, "git_commit": git_commit()}
-        tags |= {"stage_a": plan.stage_a} if plan.stage_a else {}
-        tags |= {MODEL_NAME: model_name} if model_name else {}
+        for line in (words, *_warnings(plan, where, store_uri)):
+            if line:
+                view.look(line)
+        tags = _tags(plan, data_sha256, model_name) | (looks.tags if looks else {})
         said: dict[str, Any] = {"run_name": run_name, "description": description}
         params = {"arms": ", ".join(plan.arms), "launcher": where.launcher}
         planned = plan.to_mapping() | ({"runs": [], "until": looks.tags} if looks else {})
         with (
             cluster(plan, where, needed=looks is not None or bool(runs.missing)),
             launch.collected_signals(),  # from before there is a parent run, so that no signal leaves it RUNNING
-            open_parent(plan.study, identity, planned, tags | (looks.tags if looks else {}), params, **said) as parent,
+            open_parent(plan.study, identity, planned, tags, params, **said) as parent,
         ):
             conclusion = ""
             series = ArmSeries(parent.run_id)
@@ -130,6 +123,24 @@ def run_study(
             outcome = StudyOutcome(plan, parent.run_id, opened, ends, conclusion)
             _log_failures(outcome, parent)
     return outcome
+
+
+def _warnings(plan: StudyPlan, where: LaunchConfig, store_uri: str) -> Iterator[str]:
+    """What may go otherwise than the user of a study expects, a line each."""
+    if where.launcher == "slurm" and sqlite_file(store_uri):
+        yield _SQLITE
+    if where.seeds_at_once > 1:
+        for arm, config in plan.arms.items():
+            if reason := trains_alone(config):
+                yield f"the seeds of {arm} are trained one by one: {reason}"
+
+
+def _tags(plan: StudyPlan, data_sha256: str, model_name: str | None) -> dict[str, str]:
+    """Tags of the parent run."""
+    tags = {"stage": "b" if plan.stage_a else "a", "dataset_sha256": data_sha256, "preset": plan.common.preset}
+    tags |= {"fnostab_version": fnostab.__version__, "git_commit": git_commit()}
+    tags |= {"stage_a": plan.stage_a} if plan.stage_a else {}
+    return tags | ({MODEL_NAME: model_name} if model_name else {})
 
 
 def _in_the_precision_of(
