@@ -346,6 +346,7 @@ def test_a_crashed_run_is_named_with_its_traceback_and_the_others_have_results(t
         return train_arm(config, *rest, **named)
 
     monkeypatch.setattr(child, "train_arm", crash)
+    monkeypatch.setattr("fnostab.tracking.checkout.uncommitted_code", lambda: "")  # or there is a note of it
     outcome = run_study(plan_file(table, {}, "1,"), LaunchConfig("inline"), _NoView())
     ((run, end),) = outcome.without_result
     assert (run.arm, end.state, end.text) == ("stable", "failed", "RuntimeError: the machine is on fire")
@@ -354,7 +355,7 @@ def test_a_crashed_run_is_named_with_its_traceback_and_the_others_have_results(t
     assert "Traceback" in Path(log).read_text()
     assert len(_runs()) == 1
     found = compare_study("small", register=False)
-    assert "stable, seed 1: planned, and not begun." in found.result.notes
+    assert found.result.notes == ["stable, seed 1: planned, and not begun."]
 
 
 def test_a_second_process_does_not_run_the_same_study(table, tmp_path, monkeypatch, capsys):
