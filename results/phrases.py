@@ -53,10 +53,15 @@ def costs(setting: str) -> float:
     return -under(study, control, plain)
 
 
+def count(found: Iterable[bool]) -> str:
+    """How many are true, of how many."""
+    of = list(found)
+    return f"{sum(of)} of {len(of)}"
+
+
 def failed(runs: Iterable[Run]) -> str:
     """How many of `runs` failed."""
-    of = list(runs)
-    return f"{sum(run.failed for run in of)} of {len(of)}"
+    return count(run.failed for run in runs)
 
 
 def rose(runs: Sequence[Run], over: float) -> str:

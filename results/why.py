@@ -14,7 +14,7 @@ from results.activations import most_grown
 from results.causes import CLIPPING, EFFECTS
 from results.losses import lost_stages
 from results.paired import seed_ratios
-from results.phrases import Pieces, ends, loss, p_value, rose, under
+from results.phrases import Pieces, count, ends, failed, loss, p_value, rose, under
 from results.runs import Run, median, of_arm, read_runs, row_of
 
 _BLOCKS: Final = "w2_block_clip_defocused"
@@ -52,8 +52,7 @@ def clipping() -> Pieces:
 
 def _raised(pairs: Iterable[tuple[str, str]], by: str) -> str:
     """In how many pairs of runs with the same seed the second arm's value is the higher one."""
-    ratios = [ratio for both in pairs for ratio in seed_ratios(_BLOCKS, *both, by)]
-    return f"{sum(ratio > 1 for ratio in ratios)} of {len(ratios)}"
+    return count(ratio > 1 for both in pairs for ratio in seed_ratios(_BLOCKS, *both, by))
 
 
 def _by_clipping() -> tuple[list[Run], list[Run]]:
@@ -73,24 +72,21 @@ def epsilon() -> Pieces:
         for by in causes.BY
     )
     yield f"({max(abs(median(losses[arm])) for arm in ('plain', 'control')):.1f} % in the median, either way)"
-    higher = sum(change > 0 for change in losses["pre"])
-    yield f"loses, {median(losses['pre']):.0f} %, in {higher} of {len(losses['pre'])} pairs"
+    higher = count(change > 0 for change in losses["pre"])
+    yield f"loses, {median(losses['pre']):.0f} %, in {higher} pairs"
     others = ("control", "plain", "stable_1")
     falls = [f"{-median(objects[arm]):.0f}" for arm in others]
-    yield f"{_fallen(change for arm in others for change in objects[arm])} pairs of control, plain and stable_1"
-    yield f"by {falls[0]}, {falls[1]} and {falls[2]} % in the median, in {_fallen(objects['pre'])} of pre"
+    lower = count(change < 0 for arm in others for change in objects[arm])
+    yield f"{lower} pairs of control, plain and stable_1"
+    lower = count(change < 0 for change in objects["pre"])
+    yield f"by {falls[0]}, {falls[1]} and {falls[2]} % in the median, in {lower} of pre"
     runs = read_runs(_EPSILON)
-    yield f"{sum(run.verdict == 'inconsistent' for run in runs)} of {len(runs)} runs are `inconsistent`"
+    yield f"{count(run.verdict == 'inconsistent' for run in runs)} runs are `inconsistent`"
     without, with_norm = (
         ends((most_grown(run.health) for run in runs if run.base_arm in names), form)
         for names, form in ((("plain", "control"), ".0f"), (("pre", "stable_1"), ".1f"))
     )
     yield f"{without} times without a norm (plain, control) and {with_norm} times with one"
-
-
-def _fallen(changes: Iterable[float]) -> str:
-    of = list(changes)
-    return f"{sum(change < 0 for change in of)} of {len(of)}"
 
 
 def accident() -> Pieces:
@@ -99,7 +95,7 @@ def accident() -> Pieces:
     lost = [stages for run in runs if (stages := lost_stages(run))]
     yield f"{'All' if len(lost) == len(runs) else 'Not all'} {len(runs)} lost a stage of the decoder"
     yield f"by step {max(min(stages.values()) for stages in lost)} at the latest"
-    yield f"{sum(run.failed for run in runs)} of {len(runs)} failed"
+    yield f"{failed(runs)} failed"
     yield f"grows {ends(most_grown(run.watched) for run in runs)} times"
     yield f"ups.1 in {sum('ups.1' in stages for stages in lost)} of {len(runs)}"
 
@@ -117,7 +113,7 @@ def later_runs() -> Pieces:
 def long_trainings() -> Pieces:
     """docs/results/long-trainings.md."""
     runs = read_runs(_LONG)
-    yield f"{sum(run.verdict == 'converged' for run in runs)} of {len(runs)} runs converged"
+    yield f"{count(run.verdict == 'converged' for run in runs)} runs converged"
     rises = [causes.median_rise(of_arm(_LONG, arm)) for arm in _RIVALS]
     yield f"by a factor of {rises[1]} in the median at most, that of pre_cosine by {rises[0]}"
     ours, theirs = (row_of(_LONG, arm)["median_r_stitched"] for arm in _RIVALS)
@@ -133,7 +129,7 @@ def confirmation() -> Pieces:
     """What it says of the confirmation."""
     runs = [of_arm(_CONFIRM, arm) for arm in _RIVALS]
     both = [run for of in runs for run in of]
-    yield f"{sum(run.verdict == 'converged' for run in both)} of {len(both)} converged"
+    yield f"{count(run.verdict == 'converged' for run in both)} converged"
     yield f"{_lost_at_end(both)} lost a stage"
     yield f"val_loss {' against '.join(loss(_CONFIRM, arm) for arm in _RIVALS)}"
     yield long_objects()
@@ -165,7 +161,7 @@ def fast_losses() -> str:
 
 
 def _lost_at_end(runs: list[Run]) -> str:
-    return f"{sum(bool(lost_at_end(run.history)) for run in runs)} of {len(runs)}"
+    return count(bool(lost_at_end(run.history)) for run in runs)
 
 
 def long_objects() -> str:
