@@ -18,7 +18,7 @@ from results.activations import DEEPEST, most_grown
 from results.cells import share, table
 from results.phrases import Pieces, ends
 from results.runs import Run, median, read_runs
-from results.survival import compared, p_values
+from results.survival import compared, draw_shares, p_values
 
 #: Lower shares are drawn here.
 _LOWEST: Final = 1e-8
@@ -109,6 +109,20 @@ def by_stage(study: str) -> Figure:
     figure.supylabel("deviation over patterns / whole deviation", fontsize=9)
     beside = figure.axes[min(1, len(runs) - 1)]
     beside.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.02))
+    return figure
+
+
+def kept(study: str) -> Figure:
+    """By arm, the share of its runs in which every stage still tells patterns apart, by step."""
+    runs = read_runs(study)
+    figure = new_figure(7.5, 4.2)
+    axes = figure.subplots()
+    steps: dict[str, list[int | None]] = {}
+    for run in runs:
+        steps.setdefault(run.arm, []).append(min(lost_stages(run).values(), default=None))
+    draw_shares(axes, steps, int(max(run.watched["step"][-1] for run in runs)), "lost a stage")
+    axes.set_ylabel("share of runs that lost no stage", fontsize=9)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.02))
     return figure
 
 

@@ -15,7 +15,7 @@ from fnostab.health.death import Death, death
 from fnostab.ranking.claims import ALPHA, holm
 from fnostab.ranking.exact_tests import failure_rate_test
 from fnostab.ranking.pairs import p_text
-from fnostab.report.axes import in_order, new_figure, tidy
+from fnostab.report.axes import OTHER_COLOURS, in_order, new_figure, tidy
 from fnostab.study.text import number
 from results.cells import share, table
 from results.panels import COLOURS
@@ -140,11 +140,7 @@ def alive() -> Figure:
 
 
 def shares_alive(panels: dict[str, Sequence[Run]]) -> Figure:
-    """Panels by title: by arm, the share of its runs that are alive at each step (Kaplan and Meier 1958).
-
-    All runs are watched to the last step, so nobody leaves before, and the estimate is the plain share. Lines of arms
-    lie a little under each other where they would hide each other.
-    """
+    """Panels by title: by arm, the share of its runs that are alive at each step."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(4.4 * columns, 0.4 + 2.9 * rows)
@@ -152,21 +148,32 @@ def shares_alive(panels: dict[str, Sequence[Run]]) -> Figure:
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     for axis, (title, runs) in zip(axes.flat, panels.items(), strict=False):
-        for place, (arm, of_arm) in enumerate(_by_arm(fates(runs)).items()):
-            steps = sorted(fate.death.step for fate in of_arm if fate.death)
-            shares = 1 - np.arange(len(steps) + 1) / len(of_arm) - 0.012 * place
-            at = [0, *steps, max(fate.last_step for fate in of_arm)]
-            label = f"{arm}: {len(steps)} of {len(of_arm)} died"
-            colour = COLOURS.get(arm, f"C{place}")
-            axis.step(at, [*shares, shares[-1]], where="post", color=colour, lw=1.6, label=label)
-        tidy(axis)
-        axis.set_ylim(-0.06, 1.05)
+        found = fates(runs)
+        steps = {arm: [one.death.step if one.death else None for one in of] for arm, of in _by_arm(found).items()}
+        draw_shares(axis, steps, max(fate.last_step for fate in found), "died")
         axis.set_title(title, fontsize=8.5)
-        axis.set_xlabel("optimizer steps", fontsize=9)
-        axis.legend(fontsize=7.5, frameon=False, loc="lower left")
     for axis in axes[:, 0]:
         axis.set_ylabel("share of runs alive", fontsize=9)
     return figure
+
+
+def draw_shares(axes: Axes, steps: Mapping[str, Sequence[int | None]], last_step: int, happened: str) -> None:
+    """By arm, the share of its runs to which it has not yet `happened`, by step (Kaplan and Meier 1958).
+
+    `steps` has that of each run at which it happened, or None. All runs are watched to the `last_step`, so nobody
+    leaves before, and the estimate is the plain share. Lines of arms lie a little under each other where they would
+    hide each other.
+    """
+    for place, (arm, of_arm) in enumerate(steps.items()):
+        when = sorted(step for step in of_arm if step is not None)
+        shares = 1 - np.arange(len(when) + 1) / len(of_arm) - 0.012 * place
+        label = f"{arm}: {len(when)} of {len(of_arm)} {happened}"
+        colour = COLOURS.get(arm, OTHER_COLOURS[place % len(OTHER_COLOURS)])
+        axes.step([0, *when, last_step], [*shares, shares[-1]], where="post", color=colour, lw=1.6, label=label)
+    tidy(axes)
+    axes.set_ylim(-0.06, 1.05)
+    axes.set_xlabel("optimizer steps", fontsize=9)
+    axes.legend(fontsize=7.5, frameon=False, loc="lower left")
 
 
 def around_death(dying: Run, living: Run) -> Figure:

@@ -108,6 +108,12 @@ def test_a_stage_is_lost_from_the_step_on_after_which_it_never_came_back(shipped
     other = _cells(losses.stages("w1"), "b")
     assert (other[2:5], other[6]) == (["–"] * 3, "–")
     assert "| a, b | 2 of 4 | 0 of 1 |" in losses.stages("w1")
+    (axes,) = losses.kept("w1").axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert set(lines) == {"a: 2 of 4 lost a stage", "b: 0 of 1 lost a stage"}
+    steps, shares = lines["a: 2 of 4 lost a stage"].get_data()
+    assert list(steps) == [0, 50, 60, 100]
+    assert shares[-1] == pytest.approx(0.5)
 
 
 def _grown(arm, rate, seed, times, dead_from=None):
