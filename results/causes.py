@@ -122,7 +122,7 @@ def remedies(study: str) -> str:
         thrown = sum(run.relapses > 0 for run in runs)
         ratios = [run.metrics["grad/norm_max"] / run.metrics["grad/norm_median"] for run in runs]
         peaks = (number(median(ratios), ".3g"), number(max(ratios), ".3g"))
-        beside = against(study, row["arm"], "none") if study == "w4_accident" else ""
+        beside = "" if study == "w4_relative" else against(study, row["arm"], "none")
         cells = (failed(row), share(thrown, len(runs)), median_rise(runs), highest_rise(runs), *peaks)
         rows.append((row["arm"], *cells, loss(row), beside, stitched(row), at_the_end(runs)))
     return f"{table(head, rows)}\n\n{family(study)}"

@@ -37,8 +37,11 @@ def _deviations(watched: Mapping[str, Sequence[float]]) -> dict[str, list[NDArra
     return {of: [np.array(watched[f"{kind}/{of}"], float) for kind in kinds] for of in names_of(watched, kinds[0])}
 
 
-def stages(study: str) -> str:
-    """An arm a row: how many runs lost a stage, when, which first, and how they did; then every two arms by that."""
+def stages(study: str, against: str | None = None) -> str:
+    """An arm a row: how many runs lost a stage, when, which first, and how they did; then every two arms by that.
+
+    Or each beside the arm `against` alone.
+    """
     head = ("arm", "lost a stage", "the first at step, median and range", "which")
     head += (f"largest gradient norm of the {_BEFORE} steps before, over the median of the run",)
     head += (f"largest deviation of what {DEEPEST} gives, times the first",)
@@ -59,7 +62,7 @@ def stages(study: str) -> str:
         )
         losses = [_middle([run for run, lost in of_one if bool(lost) is has]) for has in (True, False)]
         rows.append((arm, *cells, *losses))
-    return f"{table(head, rows)}\n\n{compared(counts, 'lost a stage')}"
+    return f"{table(head, rows)}\n\n{compared(counts, 'lost a stage', against)}"
 
 
 def pieces() -> Pieces:

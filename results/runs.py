@@ -17,7 +17,7 @@ from fnostab.tracking.transfer import judged_anew, read_exported
 
 DATA: Final = Path(__file__).resolve().parent.parent / "docs" / "results" / "data"
 #: Studies that have a page of their own, and came after the seven questions, whose pages count all runs of the others.
-LATER: Final = ("clipping_rules", "gridsize", "gridsize_scan", "original_five", "precision")
+LATER: Final = ("champion_long", "clipping_rules", "gridsize", "gridsize_scan", "original_five", "precision")
 #: All studies whose runs are there.
 _THERE: Final = {path.name.partition(".")[0] for path in DATA.glob("*.jsonl.gz")}
 #: Studies of why it came out as it did, which are called after the number of their question: w1_... to w6_...

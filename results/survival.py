@@ -87,9 +87,12 @@ def comparisons(runs: Sequence[Run]) -> str:
     return compared(counts, "died")
 
 
-def compared(counts: Mapping[str, tuple[int, int]], happened: str) -> str:
-    """Every two arms of the `counts`: of how many runs of each it `happened`, of how many, and the p-value of that."""
-    pairs = p_values(counts)
+def compared(counts: Mapping[str, tuple[int, int]], happened: str, against: str | None = None) -> str:
+    """Every two arms of the `counts`: of how many runs of each it `happened`, of how many, and the p-value of that.
+
+    Or each beside the arm `against` alone, where that was the question beforehand: fewer comparisons to correct for.
+    """
+    pairs = p_values(counts, against)
     rows = []
     for (a, b), (p, corrected) in pairs.items():
         text = p_text(corrected)
@@ -101,9 +104,14 @@ def compared(counts: Mapping[str, tuple[int, int]], happened: str) -> str:
     return f"{table(head, rows)}\n\nCorrected by Holm's procedure for the {many}. {clear} (p at most {ALPHA:g})."
 
 
-def p_values(counts: Mapping[str, tuple[int, int]]) -> dict[tuple[str, str], tuple[float, float]]:
-    """By pair of arms the p-value of Boschloo's exact test of their `counts`, and that corrected for all pairs."""
-    pairs = list(combinations(counts, 2))
+def p_values(
+    counts: Mapping[str, tuple[int, int]], against: str | None = None
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """By pair of arms the p-value of Boschloo's exact test of their `counts`, and that corrected for all pairs.
+
+    The pairs are all, or those that have the arm `against`.
+    """
+    pairs = [pair for pair in combinations(counts, 2) if against is None or against in pair]
     ps = [failure_rate_test(*counts[a], *counts[b]) for a, b in pairs]
     return dict(zip(pairs, zip(ps, holm(ps), strict=True), strict=True))
 

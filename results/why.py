@@ -15,7 +15,7 @@ from results.causes import CLIPPING, EFFECTS
 from results.losses import lost_stages
 from results.paired import seed_ratios
 from results.phrases import Pieces, count, ends, failed, loss, p_value, rose, under
-from results.runs import Run, median, of_arm, read_runs, row_of
+from results.runs import Run, median, of_arm, ranked, read_runs, row_of
 
 _BLOCKS: Final = "w2_block_clip_defocused"
 _EPSILON: Final = "w3_epsilon"
@@ -23,6 +23,7 @@ _ACCIDENT: Final = "w4_relative"
 _LATER: Final = "w5_layerscale"
 _LONG: Final = "w6_long"
 _CONFIRM: Final = "w6_confirm"
+_REGISTERED: Final = "champion_long"
 #: The champion, and the arm that `_LONG` chose.
 _RIVALS: Final = ("pre_cosine", "control_cosine")
 
@@ -110,6 +111,12 @@ def later_runs() -> Pieces:
     yield f"one of its runs rose {causes.highest_rise(theirs)} times"
 
 
+def registered() -> Run:
+    """The run of the long champion that `fnostab compare` registers: the best of the arm that ranks first."""
+    runs = of_arm(_REGISTERED, ranked(_REGISTERED).table[0]["arm"])
+    return min((run for run in runs if not run.failed), key=lambda run: run.metrics["best_val_loss"])
+
+
 def long_trainings() -> Pieces:
     """docs/results/long-trainings.md."""
     runs = read_runs(_LONG)
@@ -123,6 +130,9 @@ def long_trainings() -> Pieces:
     yield f"{ends(map(causes.late_rise, constant), '.2f')} times at a constant rate"
     yield from rates()
     yield from confirmation()
+    run = registered()
+    steadiness = run.stored.tags["stability"]
+    yield f"{run.arm}, seed {run.stored.seed}: R {run.metrics['val/r_stitched']:.4f}, {steadiness}"
 
 
 def confirmation() -> Pieces:

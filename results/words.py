@@ -220,6 +220,9 @@ def model_card() -> Pieces:
     yield f"both clear ({' and '.join(ps)}, corrected for the study's {ranked(study).comparisons} comparisons)"
     ssim = [median(run.metrics["test/amp_ssim"] for run in of_arm(study, arm)) for arm in (name, control)]
     yield f"SSIM {ssim[0]:.2f} against {ssim[1]:.2f}"
+    run = why.registered()
+    best, by_object = run.metrics["best_val_loss"], run.metrics["val/r_stitched"]
+    yield f"seed {run.stored.seed}, best R-factor {best:.4f}, of the object {by_object:.4f}"
     yield f"{'some' if risen(of_arm(study, name), 1.2) else 'no'} val_loss rose over 1.2 times"
     six = [key for key in BETTER if key != "4 blocks, overlap term, cosine"]
     yield f"its val_loss is {ends(under(BETTER[key][0], BETTER[key][2], BETTER[key][1]) for key in six)} % lower"

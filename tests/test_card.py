@@ -43,6 +43,14 @@ def test_a_card_names_the_clipping_rule_with_its_limit():
     assert "clipping agc 0.01;" in _card(clip_algo="agc")
 
 
+def test_a_card_says_how_the_network_was_trained():
+    tags = {"precision": "bf16-mixed", "git_commit": "0123456789"}
+    card = _card(tags, **{"optim.schedule": "cosine", "train.epochs": 40})
+    told = "40 epochs in batches of 16, adam from 0.001 by a cosine to 0, overlap term 0.5, bf16-mixed; commit 0123456."
+    assert f"- **Training:** {told}\n- **How good:**" in card
+    assert "8 epochs in batches of 16, adam at 0.001.\n" in _card(**{"train.overlap_weight": 0})
+
+
 def test_a_card_tells_the_object_of_the_validation_patches_and_how_steadily_the_network_trained():
     numbers = {"val/r_stitched": 0.0712, "val/r_stitched_mean_pattern": 0.161}
     card = _card(tags={"stability": "relapsed"}, measured=numbers)

@@ -166,6 +166,9 @@ def test_numbers_of_deaths_are_compared_by_boschloo_corrected_for_all_pairs(ship
     p = failure_rate_test(0, 10, 8, 10)
     assert _cells(text, "a, b")[1:] == ["0 of 10", "8 of 10", f"p = {p:.2g}", f"p = {3 * p:.2g}"]
     assert "Nothing here is clear" in survival.comparisons([run for run in shipped("w1", lines) if run.arm != "b"])
+    text = survival.compared({"a": (0, 10), "b": (8, 10), "c": (1, 10)}, "died", against="a")
+    assert _cells(text, "a, b")[3:] == [f"p = {p:.2g}", f"p = {2 * p:.2g}"]
+    assert "b, c" not in text
 
 
 def test_a_run_that_was_not_watched_is_refused(shipped):
