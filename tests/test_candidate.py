@@ -59,11 +59,9 @@ def test_the_best_run_that_makes_an_object_is_registered_and_the_better_one_is_n
     assert f"\nBetter, but not registered: run {best}, because its stitched object is no better than" in found.registry
     version = mlflow.MlflowClient().get_model_version_by_alias("fnostab-sewn", "champion")
     assert (version.run_id, version.tags["r_stitched"]) == (second, "0.05")
-    assert (
-        "0.05 of the\n  one object that these patches make together (one mean pattern everywhere: 0.13)"
-        in version.description
-    )
-    assert f"**{'control alone: 0 of 2 runs failed'}.**" in version.description
+    card, _, summary = version.description.partition("\n\n# Study sewn\n")
+    assert "0.05 of the one object that these patches make together (one mean pattern everywhere: 0.13)" in card
+    assert f"**{'control alone: 0 of 2 runs failed'}.**" in summary
 
 
 def test_where_no_run_of_the_first_arm_makes_an_object_nothing_is_registered_and_each_is_named(fresh_store):

@@ -16,11 +16,11 @@ def _card(tags=None, measured=None, **overrides):
 def test_a_card_says_what_goes_in_how_good_it_is_and_how_to_use_it():
     card = _card()
     for part in (
-        "counts, float32 (n, 64, 64), zero frequency\nat index 32",
+        "counts, float32 (n, 64, 64), zero frequency at index 32",
         'mlflow.pyfunc.load_model("models:/fnostab-champion@champion")',
         "**Network:** prenorm_hybrid, width 16, 4 encoder blocks; clipping none; arm pre, seed 2.",
         "**Data:** simulated objects (lines, phase tanh), 1024 patches; probe curved_disk; 1e+09 photons a pattern.",
-        "R-factor 0.0585 on patterns that were not trained on (0: perfect), of the stitched test object\n  0.0503",
+        "R-factor 0.0585 on patterns that were not trained on (0: perfect), of the stitched test object 0.0503",
         "SSIM 0.915, its phase's –.",
         "**Limits:** it knows one probe",
     ):
@@ -54,18 +54,26 @@ def test_a_card_says_how_the_network_was_trained():
 def test_a_card_tells_the_object_of_the_validation_patches_and_how_steadily_the_network_trained():
     numbers = {"val/r_stitched": 0.0712, "val/r_stitched_mean_pattern": 0.161}
     card = _card(tags={"stability": "relapsed"}, measured=numbers)
-    assert "0.0712 of the\n  one object that these patches make together (one mean pattern everywhere: 0.161)," in card
+    assert "0.0712 of the one object that these patches make together (one mean pattern everywhere: 0.161)," in card
     assert (
         "**Stability of its training:** relapsed: its val_loss rose to more than 1.5 times its lowest before." in card
     )
     assert "Stability" not in _card()
 
 
+def test_every_paragraph_of_a_card_is_one_line_since_mlflow_shows_each_end_of_a_line():
+    lines = _card(tags={"stability": "steady"}).splitlines()
+    starts = ("# ", "One diffraction", "    ", "A whole scan: ", "- **")
+    assert all(line.startswith(starts) for line in lines if line)
+    assert lines[4:6] == [
+        '    model = mlflow.pyfunc.load_model("models:/fnostab-champion@champion")',
+        "    patches = model.predict(counts)",
+    ]
+
+
 def test_a_card_says_how_groups_of_patterns_go_in():
     card = _card(**{"data.gridsize": 2})
-    assert (
-        "counts, float32 (n, 4, 64, 64),\nzero frequency at index 32, in a group the two upper patterns first" in card
-    )
+    assert "counts, float32 (n, 4, 64, 64), zero frequency at index 32, in a group the two upper patterns first" in card
     assert "float32 (n, 4, 64, 64, 2)" in card
     assert "One diffraction pattern in" not in card
     assert "Groups of four" not in _card()

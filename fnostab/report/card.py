@@ -1,7 +1,8 @@
 """The model card of a registered version: what it does, what it was trained on, how good it is, and its limits."""
 
+import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from fnostab.report.templates import render
 from fnostab.study.names import METRIC
@@ -16,9 +17,9 @@ def model_card(name: str, run: StoredRun) -> str:
     quality = {name: run.metrics.get(METRIC[name]) for name in _QUALITY}
     stability = run.tags.get("stability")
     if run.is_foreign:
-        return render("foreign_card.md.j2", name=name, run=run, stability=stability, **quality)
+        return _card("foreign_card", name=name, run=run, stability=stability, **quality)
     of_run = {"run": run, "params": run.params, "N": int(run.params["data.N"]), "stability": stability}
-    return render("card.md.j2", name=name, **of_run, **quality)
+    return _card("card", name=name, **of_run, **quality)
 
 
 def ensemble_card(name: str, run: StoredRun, members: Sequence[StoredRun]) -> str:
@@ -27,4 +28,9 @@ def ensemble_card(name: str, run: StoredRun, members: Sequence[StoredRun]) -> st
     quality |= {key: run.metrics.get(f"val/{key}") for key in ("deviation", "error_over_deviation")}
     params = members[0].params
     of_run = {"run": run, "params": params, "N": int(params["data.N"]), "members": members}
-    return render("ensemble_card.md.j2", name=name, **of_run, **quality)
+    return _card("ensemble_card", name=name, **of_run, **quality)
+
+
+def _card(template: str, **data: Any) -> str:
+    """The filled template, each paragraph and each point of a list on one line: MLflow shows every end of a line."""
+    return re.sub(r"(?<=\S)\n(?: {2})?(?=[^\s#|-])", " ", render(f"{template}.md.j2", **data)) + "\n"

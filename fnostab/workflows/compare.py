@@ -85,7 +85,7 @@ def compare_study(
                 winner = next(run for run in selection.runs if run.run_id == candidate.run_id)
                 model = model_name or (home and home.tags.get(MODEL_NAME)) or model_of(study)
                 card = model_card(model, winner)
-                done = register_winner(candidate, card + summary_markdown(result), promote=promote, model=model)
+                done = register_winner(candidate, f"{card}\n{summary_markdown(result)}", promote=promote, model=model)
                 registry = f"{done.text}\n{registry}".rstrip()
             run.set_tags(
                 {
