@@ -115,7 +115,7 @@ def remedies(study: str) -> str:
     """Question 4: by rule, how many runs were thrown back, and the largest gradient beside the median."""
     head = ("rule", "failed", "rose over 1.5 times", "largest rise of val_loss, median", "highest")
     head += ("largest gradient over the median one, median", "highest", "median best val_loss", "better than none")
-    head += ("stitched R-factor, median", "lost a stage")
+    head += ("stitched R-factor, median",)
     rows = []
     for row in ranked(study).table:
         runs = of_arm(study, row["arm"])
@@ -124,7 +124,7 @@ def remedies(study: str) -> str:
         peaks = (number(median(ratios), ".3g"), number(max(ratios), ".3g"))
         beside = "" if study == "w4_relative" else against(study, row["arm"], "none")
         cells = (failed(row), share(thrown, len(runs)), median_rise(runs), highest_rise(runs), *peaks)
-        rows.append((row["arm"], *cells, loss(row), beside, stitched(row), at_the_end(runs)))
+        rows.append((row["arm"], *cells, loss(row), beside, stitched(row)))
     return f"{table(head, rows)}\n\n{family(study)}"
 
 

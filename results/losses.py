@@ -16,12 +16,14 @@ from fnostab.report.axes import in_order, new_figure, tidy
 from fnostab.study.text import number
 from results.activations import DEEPEST, most_grown
 from results.cells import share, table
-from results.phrases import Pieces, ends
-from results.runs import Run, median, read_runs
+from results.phrases import Pieces, count, ends
+from results.runs import LATER, WHY, Run, median, read_runs
 from results.survival import compared, draw_shares, p_values
 
 #: Lower shares are drawn here.
 _LOWEST: Final = 1e-8
+#: Learning rates of which the pages say together how many stages were lost: up to the usual one, twice that, and more.
+_RANGES: Final = ((0.0, 1e-3), (2e-3, 2e-3), (3e-3, 5e-3))
 #: Steps before a loss in which its gradient is looked for.
 _BEFORE: Final = 50
 
@@ -29,6 +31,22 @@ _BEFORE: Final = 50
 def lost_stages(run: Run) -> dict[str, int]:
     """`stage_losses` of the run. Raises `ValueError` for a run that was not watched."""
     return stage_losses({"watched": run.watched})
+
+
+def lost_by_arm(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
+    """By arm, how many runs lost a stage, of how many."""
+    counts: dict[str, tuple[int, int]] = {}
+    for run in runs:
+        lost, of = counts.get(run.arm, (0, 0))
+        counts[run.arm] = (lost + bool(lost_stages(run)), of + 1)
+    return counts
+
+
+def peak_before(run: Run, step: int) -> float:
+    """The largest gradient norm shortly before `step`, as a multiple of the median of all; NaN without them."""
+    norms = np.array(run.history.get("grad_norm_preclip", ()), dtype=float)
+    shortly = norms[max(0, step - _BEFORE) : step]
+    return float(np.nanmax(shortly) / np.nanmedian(norms)) if len(shortly) else math.nan
 
 
 def _deviations(watched: Mapping[str, Sequence[float]]) -> dict[str, list[NDArray[np.float64]]]:
@@ -47,7 +65,7 @@ def stages(study: str, against: str | None = None) -> str:
     head += (f"largest deviation of what {DEEPEST} gives, times the first",)
     head += ("median val_loss with a loss", "without")
     runs = read_runs(study)
-    rows, counts = [], _counts(runs)
+    rows, counts = [], lost_by_arm(runs)
     for arm in counts:
         of_one = [(run, lost_stages(run)) for run in runs if run.arm == arm]
         first = [(run, *next(iter(lost.items()))) for run, lost in of_one if lost]
@@ -56,8 +74,8 @@ def stages(study: str, against: str | None = None) -> str:
         cells = (
             share(*counts[arm]),
             f"{np.median(steps):.0f} ({min(steps)} to {max(steps)})" if steps else "–",
-            ", ".join(f"{stage} ({count})" for stage, count in which.most_common()) or "–",
-            _spread([_peak(run, step) for run, _, step in first]),
+            ", ".join(f"{stage} ({of_it})" for stage, of_it in which.most_common()) or "–",
+            _spread([peak_before(run, step) for run, _, step in first]),
             _spread([most_grown(run.watched) for run, _ in of_one]),
         )
         losses = [_middle([run for run, lost in of_one if bool(lost) is has]) for has in (True, False)]
@@ -72,14 +90,23 @@ def pieces() -> Pieces:
     lost, lost_normed = (sum(bool(lost_stages(run)) for run in runs) for runs in (bare, normed))
     yield f"{lost} of {len(bare)} runs whose blocks have no norm"
     yield f"in {lost_normed} of {len(normed)} whose blocks end with one"
-    counts = _counts(high)
+    counts = lost_by_arm(high)
     yield f"({p_text(p_values(counts)['control', 'stable_norm'][1])}"
     yield f"{'All' if all(run.verdict == 'converged' for run in high) else 'Not all'} {len(high)} converged"
     yield f"{ends(most_grown(run.watched) for run in bare)} times without a norm"
     yield f"at most {max(most_grown(run.watched) for run in normed):.1f} times with one"
     yield f"{('none', 'one')[sum(bool(lost_stages(run)) for run in low)]} of {len(low)} runs"
+    yield from threshold()
     died = [run for run in read_runs("q5_lr") if run.rate == 0.01 and run.verdict == "collapsed"]
     yield f"{len(died)} runs that died at"
+
+
+def threshold() -> Pieces:
+    """What these pages, README.md and docs/results/README.md say of lost stages by learning rate."""
+    by_rate = [(rate, lost) for rate, blocks in lost_by_rate().items() for of in blocks.values() for lost in of]
+    usual, twice, high = (count(lost for rate, lost in by_rate if low <= rate <= top) for low, top in _RANGES)
+    yield f"{usual} runs at 1e-3 and under"
+    yield f"{twice} at 2e-3 and in {high} at 3e-3 to 5e-3"
 
 
 def at_the_end(runs: Sequence[Run]) -> str:
@@ -88,8 +115,32 @@ def at_the_end(runs: Sequence[Run]) -> str:
     if not found:
         return "–"
     which = Counter(stage for lost in found for stage in lost)
-    named = ", ".join(f"{stage} {count}" for stage, count in which.most_common(3))
+    named = ", ".join(f"{stage} {of_it}" for stage, of_it in which.most_common(3))
     return f"{sum(map(bool, found))} of {len(found)}" + (f" ({named})" if named else "")
+
+
+def by_rate() -> str:
+    """A learning rate a row: how many runs of all studies whose series can tell lost a stage, by block."""
+    rows = []
+    for rate, blocks in lost_by_rate().items():
+        of_both = [lost for of in blocks.values() for lost in of]
+        cells = [share(sum(lost), len(lost)) if lost else "–" for lost in (blocks[False], blocks[True], of_both)]
+        rows.append((f"{rate:g}", *cells))
+    return table(("learning rate", "blocks without a norm", "blocks with one", "both"), rows)
+
+
+def lost_by_rate() -> dict[float, dict[bool, list[bool]]]:
+    """By learning rate and by whether blocks have a norm, of each run whose series can tell whether it lost a stage.
+
+    Of one that was watched for good, by its steps; of another at its last epoch.
+    """
+    found: dict[float, dict[bool, list[bool]]] = {}
+    for run in (run for study in (*LATER, *WHY) for run in read_runs(study)):
+        lost = lost_stages(run) if run.history.get("watched") else lost_at_end(run.history)
+        if lost is not None:
+            has_norm = not run.stored.params["model.arch"].startswith("hybrid")
+            found.setdefault(run.rate, {False: [], True: []})[has_norm].append(bool(lost))
+    return dict(sorted(found.items()))
 
 
 def by_stage(study: str) -> Figure:
@@ -127,22 +178,6 @@ def kept(study: str) -> Figure:
     axes.set_ylabel("share of runs that lost no stage", fontsize=9)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.02))
     return figure
-
-
-def _counts(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
-    """By arm, how many runs lost a stage, of how many."""
-    counts: dict[str, tuple[int, int]] = {}
-    for run in runs:
-        count, of = counts.get(run.arm, (0, 0))
-        counts[run.arm] = (count + bool(lost_stages(run)), of + 1)
-    return counts
-
-
-def _peak(run: Run, step: int) -> float:
-    """The largest gradient norm shortly before `step`, as a multiple of the median of all; NaN without them."""
-    norms = np.array(run.history.get("grad_norm_preclip", ()), dtype=float)
-    shortly = norms[max(0, step - _BEFORE) : step]
-    return float(np.nanmax(shortly) / np.nanmedian(norms)) if len(shortly) else math.nan
 
 
 def _spread(values: Sequence[float]) -> str:

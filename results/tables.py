@@ -76,6 +76,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     **{f"{study}_outcome": partial(questions.outcome, study) for study in WHY if study.startswith("w1_")},
     **{f"{study}_pairs": partial(causes.block_pairs, study) for study in WHY if study.startswith("w2_")},
     "activation_rates": activations.by_rate,
+    "lost_by_rate": losses.by_rate,
     "w3_epsilon": causes.epsilon,
     "w3_epsilon_pairs": causes.epsilon_pairs,
     "w6_rates": causes.chosen_rates,

@@ -3,6 +3,7 @@
 Those of who dies are in `results.losses`.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -12,14 +13,17 @@ from fnostab.ranking.pairs import p_text
 from results import causes
 from results.activations import most_grown
 from results.causes import CLIPPING, EFFECTS
-from results.losses import lost_stages
+from results.losses import lost_by_arm, lost_stages, peak_before
 from results.paired import seed_ratios
 from results.phrases import Pieces, count, ends, failed, loss, p_value, rose, under
+from results.power import rate_power, shown_rate
 from results.runs import Run, median, of_arm, ranked, read_runs, row_of
+from results.survival import p_values
 
 _BLOCKS: Final = "w2_block_clip_defocused"
 _EPSILON: Final = "w3_epsilon"
 _ACCIDENT: Final = "w4_relative"
+_DECODER: Final = "w4_decoder"
 _LATER: Final = "w5_layerscale"
 _LONG: Final = "w6_long"
 _CONFIRM: Final = "w6_confirm"
@@ -99,6 +103,42 @@ def accident() -> Pieces:
     yield f"{failed(runs)} failed"
     yield f"grows {ends(most_grown(run.watched) for run in runs)} times"
     yield f"ups.1 in {sum('ups.1' in stages for stages in lost)} of {len(runs)}"
+    yield from decoder()
+
+
+def decoder() -> Pieces:
+    """What it says of remedies for lost stages."""
+    runs = read_runs(_DECODER)
+    yield f"in {lost_decoders('none')} runs without a rule"
+    yield f"in {' and '.join(lost_decoders(arm) for arm in ('norm_10', 'zclip'))} with norm 10 and ZClip"
+    yield f"in {' and '.join(lost_decoders(arm) for arm in ('norm_1', 'agc'))} with norm 1.0 and AGC"
+    yield f"in {' and '.join(lost_decoders(arm) for arm in ('beta2', 'warmup'))} with a beta2 of 0.99 and a warm-up"
+    _, corrected = p_values(lost_by_arm(runs), "none")["none", "weight_1"]
+    yield f"in {lost_decoders('weight_1')} with a norm weight of 1 at first ({p_text(corrected)})"
+    grown = [most_grown(run.watched) for run in runs if run.arm == "weight_1"]
+    grown_else = [most_grown(run.watched) for run in runs if run.arm != "weight_1"]
+    yield f"grows {ends(grown, '.1f')} times there, and {ends(grown_else)} times in the other arms"
+    steps = [min(stages.values()) for run in runs if (stages := lost_stages(run))]
+    yield f"between steps {min(steps)} and {max(steps)}, at {median(steps):.0f} in the median"
+    peaks = [peak_before(run, min(stages.values())) for run in runs if (stages := lost_stages(run))]
+    yield f"was over 10 times the median in {count(peak > 10 for peak in peaks)}"
+    lost, kept = ([run for run in runs if bool(lost_stages(run)) is has] for has in (True, False))
+    yield f"{failed(lost)} runs that lost a stage failed, and {failed(kept)} that lost none"
+    yield from _decoder_power()
+
+
+def _decoder_power() -> Pieces:
+    counts = lost_by_arm(read_runs(_DECODER))
+    (lost, seeds), comparisons = counts["none"], len(counts) - 1
+    yield f"a rate of 0 from one of {100 * (shown_rate(0, seeds, comparisons) or math.nan):.0f} %"
+    chance = rate_power(0, lost / seeds, seeds, comparisons)
+    yield f"of a remedy that never loses one from none, with a chance of {100 * chance:.0f} %"
+
+
+def lost_decoders(arm: str) -> str:
+    """What it and docs/findings.md say of stable at three times the rate: of how many runs of the arm lost a stage."""
+    lost, of = lost_by_arm(read_runs(_DECODER))[arm]
+    return f"{lost} of {of}"
 
 
 def later_runs() -> Pieces:

@@ -175,6 +175,8 @@ def findings() -> Pieces:
     yield why.highest_rises()
     yield why.long_objects()
     yield why.fast_losses()
+    yield f"in {why.lost_decoders('none')} runs without a rule"
+    yield f"with a weight of 1 in {why.lost_decoders('weight_1')}"
     yield f"({p_value('q1_curved_nophase', 'stable', 'control')})"
     yield f"{rose(arm_runs('pre', SMALL), 1.2)} of pre"
     yield f"with phase ({p_value('q1_curved_phase', 'control', 'agc', 'r_stitched')})"
@@ -197,6 +199,7 @@ def readme() -> Pieces:
     far = [run for run in lost if run.stored.tags["study"].endswith("_sgd") or run.stored.tags["study"] == "q5_lr"]
     yield f"Of {len(list(all_runs())):,} runs {len(lost)} failed, {len(far)} of them under SGD or at learning rates"
     yield f"far from 1e-3; {sum(run.verdict == 'collapsed' for run in lost)} died"
+    yield from lost_stages.threshold()
 
 
 def in_short() -> Pieces:

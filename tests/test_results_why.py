@@ -116,6 +116,20 @@ def test_a_stage_is_lost_from_the_step_on_after_which_it_never_came_back(shipped
     assert shares[-1] == pytest.approx(0.5)
 
 
+def test_lost_stages_are_counted_by_learning_rate_and_by_block_where_a_run_can_tell(shipped, monkeypatch):
+    monkeypatch.setattr(losses, "LATER", ())
+    monkeypatch.setattr(losses, "WHY", ("w1",))
+    fast = {"optim.lr": "0.003", "model.arch": "stable_hybrid"}
+    lines = [_run("w1", "slow", seed, watched=True, dead_from=30 if seed < 2 else None) for seed in range(4)]
+    lines += [_run("w1", "fast", seed, watched=True, dead_from=30, params=fast) for seed in range(2)]
+    at_end = _run("w1", "at_end", 1, params=fast)
+    at_end["history"]["health"] = {"pattern_share/ups.0": [0.4, 0.3]}
+    shipped("w1", [*lines, at_end, _run("w1", "nobody_looked", 1)])
+    text = losses.by_rate()
+    assert [cell.partition(" [")[0] for cell in _cells(text, "0.001")] == ["0.001", "2 of 4", "–", "2 of 4"]
+    assert [cell.partition(" [")[0] for cell in _cells(text, "0.003")] == ["0.003", "–", "2 of 3", "2 of 3"]
+
+
 def _grown(arm, rate, seed, times, dead_from=None):
     run = _run("q5_lr", f"{arm}-lr{rate}", seed, params={"optim.lr": str(rate)}, dead_from=dead_from)
     run["history"]["health"] = {"act_std/bottleneck": [0.5, 0.5 * times, "NaN", 0.6]}
@@ -282,12 +296,10 @@ def test_both_rules_for_failure_stand_beside_each_other(shipped):
 
 
 def test_rules_against_the_accident_are_told_with_what_was_thrown_back_and_the_largest_gradient(shipped):
-    lines = [
-        _run("w4_accident", "none", seed, (0.2, 0.05, 0.09, 0.06), **{"grad/norm_max": 700.0}) for seed in range(6)
-    ]
-    lines += [_run("w4_accident", "norm_1", seed, (0.2, 0.05, 0.04, 0.04)) for seed in range(6)]
-    shipped("w4_accident", lines)
-    cells = _cells(causes.remedies("w4_accident"), "none")
+    lines = [_run("w4_rules", "none", seed, (0.2, 0.05, 0.09, 0.06), **{"grad/norm_max": 700.0}) for seed in range(6)]
+    lines += [_run("w4_rules", "norm_1", seed, (0.2, 0.05, 0.04, 0.04)) for seed in range(6)]
+    shipped("w4_rules", lines)
+    cells = _cells(causes.remedies("w4_rules"), "none")
     assert cells[2].startswith("6 of 6")
     assert cells[3:7] == ["1.80", "1.80", "700", "700"]
 
