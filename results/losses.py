@@ -33,13 +33,17 @@ def lost_stages(run: Run) -> dict[str, int]:
     return stage_losses({"watched": run.watched})
 
 
+def first_losses(runs: Sequence[Run]) -> dict[str, list[int | None]]:
+    """By arm, the step at which each of its runs lost its first stage; None for one that lost none."""
+    steps: dict[str, list[int | None]] = {}
+    for run in runs:
+        steps.setdefault(run.arm, []).append(min(lost_stages(run).values(), default=None))
+    return steps
+
+
 def lost_by_arm(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
     """By arm, how many runs lost a stage, of how many."""
-    counts: dict[str, tuple[int, int]] = {}
-    for run in runs:
-        lost, of = counts.get(run.arm, (0, 0))
-        counts[run.arm] = (lost + bool(lost_stages(run)), of + 1)
-    return counts
+    return {arm: (sum(step is not None for step in steps), len(steps)) for arm, steps in first_losses(runs).items()}
 
 
 def peak_before(run: Run, step: int) -> float:
@@ -171,10 +175,7 @@ def kept(study: str) -> Figure:
     runs = read_runs(study)
     figure = new_figure(7.5, 4.2)
     axes = figure.subplots()
-    steps: dict[str, list[int | None]] = {}
-    for run in runs:
-        steps.setdefault(run.arm, []).append(min(lost_stages(run).values(), default=None))
-    draw_shares(axes, steps, int(max(run.watched["step"][-1] for run in runs)), "lost a stage")
+    draw_shares(axes, first_losses(runs), int(max(run.watched["step"][-1] for run in runs)), "lost a stage")
     axes.set_ylabel("share of runs that lost no stage", fontsize=9)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.02))
     return figure

@@ -160,6 +160,7 @@ def shares_alive(panels: dict[str, Sequence[Run]]) -> Figure:
         steps = {arm: [one.death.step if one.death else None for one in of] for arm, of in _by_arm(found).items()}
         draw_shares(axis, steps, max(fate.last_step for fate in found), "died")
         axis.set_title(title, fontsize=8.5)
+        axis.legend(fontsize=7.5, frameon=False, loc="lower left")
     for axis in axes[:, 0]:
         axis.set_ylabel("share of runs alive", fontsize=9)
     return figure
@@ -181,7 +182,6 @@ def draw_shares(axes: Axes, steps: Mapping[str, Sequence[int | None]], last_step
     tidy(axes)
     axes.set_ylim(-0.06, 1.05)
     axes.set_xlabel("optimizer steps", fontsize=9)
-    axes.legend(fontsize=7.5, frameon=False, loc="lower left")
 
 
 def around_death(dying: Run, living: Run) -> Figure:

@@ -118,12 +118,12 @@ def decoder() -> Pieces:
     grown = [most_grown(run.watched) for run in runs if run.arm == "weight_1"]
     grown_else = [most_grown(run.watched) for run in runs if run.arm != "weight_1"]
     yield f"grows {ends(grown, '.1f')} times there, and {ends(grown_else)} times in the other arms"
-    steps = [min(stages.values()) for run in runs if (stages := lost_stages(run))]
+    lost = [(run, min(stages.values())) for run in runs if (stages := lost_stages(run))]
+    steps = [step for _, step in lost]
     yield f"between steps {min(steps)} and {max(steps)}, at {median(steps):.0f} in the median"
-    peaks = [peak_before(run, min(stages.values())) for run in runs if (stages := lost_stages(run))]
-    yield f"was over 10 times the median in {count(peak > 10 for peak in peaks)}"
-    lost, kept = ([run for run in runs if bool(lost_stages(run)) is has] for has in (True, False))
-    yield f"{failed(lost)} runs that lost a stage failed, and {failed(kept)} that lost none"
+    yield f"was over 10 times the median in {count(peak_before(run, step) > 10 for run, step in lost)}"
+    kept = [run for run in runs if not lost_stages(run)]
+    yield f"{failed(run for run, _ in lost)} runs that lost a stage failed, and {failed(kept)} that lost none"
     yield from _decoder_power()
 
 
