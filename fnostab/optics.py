@@ -28,8 +28,9 @@ def far_field_amplitude(
     `|FFT2(probe * patch)|` with orthonormal scaling and zero frequency at the centre, so that the energy of exit wave
     and pattern agree (Parseval). Differentiable in both arguments.
     """
-    field: torch.Tensor = torch.fft.fftshift(torch.fft.fft2(probe * patches, norm="ortho"), dim=(-2, -1))
-    return field.abs()
+    amplitude = torch.fft.fft2(probe * patches, norm="ortho").abs()
+    centred: torch.Tensor = torch.fft.fftshift(amplitude, dim=(-2, -1))  # half the bytes of the complex field
+    return centred
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,16 +13,16 @@ _WIDE: Final = 32
 
 
 def progress() -> str:
-    """A study a row: runs planned, runs shipped, and the hours that the rest takes of two CPU cores."""
-    head = ("study", "runs planned", "have run", "hours left, two runs at once on two CPU cores")
+    """A study a row: runs planned, runs shipped, and the hours that all and the rest take of two CPU cores."""
+    head = ("study", "runs planned", "have run", "hours of all, two runs at once on two CPU cores", "hours left")
     rows = []
     for path in sorted((DATA.parent / "studies").glob("w?_*.yaml")):
         plan = plan_file(path, {})
         of, have = len(plan.runs), len(read_runs(path.stem)) if path.stem in WHY else 0
         minutes = next(minutes for begin, minutes in MINUTES.items() if path.stem.startswith(begin))
-        hours = (of - have) * minutes / 2 / 60
         is_wide = any(arm.model.width >= _WIDE for arm in plan.arms.values())
-        rows.append((f"`{path.stem}`", str(of), str(have), "on a GPU" if is_wide else f"{hours:.1f}"))
+        hours = ("on a GPU",) * 2 if is_wide else (f"{runs * minutes / 2 / 60:.1f}" for runs in (of, of - have))
+        rows.append((f"`{path.stem}`", str(of), str(have), *hours))
     return table(head, rows)
 
 

@@ -390,5 +390,6 @@ def test_what_is_planned_is_told_with_what_has_run_and_the_hours_left(shipped, t
     monkeypatch.setattr(planned, "WHY", ("w6_long",))
     shipped("w6_long", [_run("w6_long", "a", seed) for seed in range(2)])
     text = planned.progress()
-    assert _cells(text, "`w6_long`") == ["`w6_long`", "24", "2", f"{22 * planned.MINUTES['w6'] / 120:.1f}"]
-    assert _cells(text, "`w1_survival_width32`")[1:] == ["20", "0", "on a GPU"]
+    hours = [f"{runs * planned.MINUTES['w6'] / 120:.1f}" for runs in (24, 22)]
+    assert _cells(text, "`w6_long`") == ["`w6_long`", "24", "2", *hours]
+    assert _cells(text, "`w1_survival_width32`")[1:] == ["20", "0", "on a GPU", "on a GPU"]

@@ -1,5 +1,6 @@
 """Whole studies on small data: the same numbers wherever they run, killed and resumed, ranked and registered."""
 
+import gzip
 import json
 import os
 import signal
@@ -188,6 +189,27 @@ def test_a_study_whose_precision_is_auto_goes_on_in_that_of_its_runs_on_a_machin
     assert len(view.finished) == 4
     assert again.run_id == outcome.run_id
     assert view.said == ["train.precision (=auto) is 32-true, as that of 4 runs that the study has"]
+
+
+def test_results_on_another_dataset_do_not_count_and_the_study_says_so(unbroken, tmp_path, monkeypatch):
+    _use(unbroken[0], monkeypatch)
+    assert main(["export", "--study", "small", "--out", str(tmp_path / "small.gz")]) == 0
+    ours = _runs()[0].data.tags["dataset_sha256"]
+    exported = gzip.decompress((tmp_path / "small.gz").read_bytes()).replace(ours.encode(), b"b" * 64)
+    _use(tmp_path, monkeypatch)
+    (tmp_path / "theirs.gz").write_bytes(gzip.compress(exported))
+    assert main(["import", "theirs.gz"]) == 0
+    (tmp_path / "one.yaml").write_text(_TABLE[: _TABLE.index("  - {name: stable")].replace("[1, 2]", "[1]"))
+    view = _NoView()
+    outcome = run_study(plan_file(tmp_path / "one.yaml", {}), LaunchConfig("inline"), view)
+    assert outcome.without_result == []
+    assert view.finished == {}
+    assert [run.data.tags["dataset_sha256"] for run in _runs()].count(ours) == 1
+    assert view.said == [
+        f"warning: finished runs that do not count, since this version makes another dataset ({ours[:12]}) of their"
+        " config than they have (bbbbbbbbbbbb): 1; the version and the cache (FNOSTAB_CACHE) that they were trained"
+        " with go on with them"
+    ]
 
 
 def test_a_run_that_was_finished_since_it_was_planned_is_not_trained_again(unbroken, table, monkeypatch):

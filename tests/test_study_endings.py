@@ -160,7 +160,7 @@ def test_a_lock_that_a_study_waits_for_in_vain_is_not_another_process_that_runs_
     def wait_in_vain(*_, **__):
         raise LockTimeout(workflow.cache_folder() / "other.lock", "77", 1.0)
 
-    monkeypatch.setattr(workflow, "find_results", wait_in_vain)
+    monkeypatch.setattr(workflow, "find_runs", wait_in_vain)
     with pytest.raises(LockTimeout, match=r"another process \(pid 77\) still holds the lock .*other.lock"):
         _run(_plan("s10"))
 

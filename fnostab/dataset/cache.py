@@ -32,7 +32,7 @@ from fnostab.io.files import is_disk_full, open_binary
 from fnostab.io.locks import file_lock
 
 #: Raise this when the same config shall give other data, or the files of an entry change.
-CACHE_FORMAT: Final = 2
+CACHE_FORMAT: Final = 3
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +45,9 @@ def load_or_build(config: DataConfig, *, cache_dir: Path | None = None, progress
     hashes whenever it is read; a damaged one is logged and built anew. Bad input raises ValueError, in one line, before
     anything is written.
 
-    The same config gives the same bytes, whatever the chunks and the number of threads: each object has a seed of its
-    own and NumPy draws its noise in one go. Another version of NumPy or torch, or another processor's FFT, may change
-    the last bit of a rate and with it some counts: then the content hash says so.
+    The same config gives the same bytes, whatever the chunks, the number of threads and the processor's FFT: each
+    object has a seed of its own, NumPy draws its noise in one go, and rates are exact to far more than decides a count.
+    A version of NumPy that draws other numbers from a seed gives other data: then the content hash says so.
     """
     entry = (cache_dir or cache_folder()) / _config_sha256(config)
     if dataset := _load(entry, config):

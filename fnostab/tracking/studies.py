@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,8 +51,18 @@ def find_runs(study: str, **tags: str) -> list[StoredRun]:
 
 def find_results(study: str, data_sha256: str, **tags: str) -> dict[tuple[str, int, str | None], StoredRun]:
     """The newest finished run on these data, `StoredRun.data_sha256`, of each arm, seed and hash of the config."""
-    runs = [run for run in find_runs(study, **tags) if run.data_sha256 == data_sha256]
-    return newest_results(runs, lambda run: (run.arm, run.seed, run.tags.get("config_sha256")))
+    return results_by_data(find_runs(study, **tags)).get(data_sha256, {})
+
+
+def results_by_data(runs: Iterable[StoredRun]) -> dict[str, dict[tuple[str, int, str | None], StoredRun]]:
+    """What `find_results` gives of `runs`, for each of the data that they were trained on."""
+    found = defaultdict(list)
+    for run in runs:
+        found[run.data_sha256].append(run)
+    return {
+        data_sha256: newest_results(on_these, lambda run: (run.arm, run.seed, run.tags.get("config_sha256")))
+        for data_sha256, on_these in found.items()
+    }
 
 
 def find_parents(study: str) -> list[StoredRun]:

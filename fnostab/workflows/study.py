@@ -1,7 +1,7 @@
 """Run a study: one dataset, a parent run, a child per arm and seed; only what is missing is trained."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from fnostab.tracking.artifacts import read_config
 from fnostab.tracking.checkout import git_commit
 from fnostab.tracking.run import how_to_open
 from fnostab.tracking.store import check_store, open_store, sqlite_file
-from fnostab.tracking.studies import MODEL_NAME, StudyFolder, find_parent, find_results, open_parent
+from fnostab.tracking.studies import MODEL_NAME, StudyFolder, find_parent, find_runs, open_parent, results_by_data
 from fnostab.training.checks import check_arm
 from fnostab.training.precision import in_precision, settle_precision
 from fnostab.workflows import build_dataset
@@ -33,6 +33,10 @@ _SQLITE: Final = (
     "warning: the tracking store is a sqlite file, which jobs on several nodes may damage unless its file system locks "
     "files for all of them (NFS often does not): better set MLFLOW_TRACKING_URI to a tracking server"
 )
+
+
+#: Runs with a result, by arm, seed and hash of the config.
+_Results = Collection[tuple[str, int, str | None]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ def run_study(
     plan = replace(plan, arms={arm: warm_start(config).config for arm, config in plan.arms.items()})
     data_sha256 = _build_datasets(plan, data_progress)
     open_store()
-    stored = find_results(plan.study, data_sha256)
+    by_data = results_by_data(find_runs(plan.study))
+    stored = by_data.pop(data_sha256, {})
     plan, words = _in_the_precision_of(stored, plan, asked)
     identity = plan.identity(data_sha256)
     locks = cache_folder() / "studies"
@@ -96,8 +101,10 @@ def run_study(
     with held_alone(locks / f"{key}.lock", f"study {plan.study} is being run"):
         looks = None if until is None else Looks(plan, until, data_sha256, find_parent(identity))
         runs = Runs(plan, where, view, stored, locks / f"{key}.slurm")
-        runs.plan_more(looks.all_runs if looks else plan.runs, only_finished=looks is not None)
-        for line in (words, *_warnings(plan, where, store_uri)):
+        may_run = looks.all_runs if looks else plan.runs
+        runs.plan_more(may_run, only_finished=looks is not None)
+        again = _on_other_data(may_run, stored, by_data, data_sha256)
+        for line in (words, *again, *_warnings(plan, where, store_uri)):
             if line:
                 view.look(line)
         tags = _tags(plan, data_sha256, model_name) | (looks.tags if looks else {})
@@ -125,6 +132,20 @@ def run_study(
     return outcome
 
 
+def _on_other_data(
+    runs: Sequence[Planned], stored: _Results, by_data: Mapping[str, _Results], here: str
+) -> Iterator[str]:
+    """Of `runs` that are not `stored` but have results on other data than those `here`, a line for each such data."""
+    for other, results in by_data.items():
+        identities = ((run.arm, run.seed, run.config.sha256()) for run in runs)
+        if number := sum(identity in results and identity not in stored for identity in identities):
+            yield (
+                f"warning: finished runs that do not count, since this version makes another dataset ({here[:12]}) of "
+                f"their config than they have ({other[:12]}): {number}; the version and the cache (FNOSTAB_CACHE) that "
+                "they were trained with go on with them"
+            )
+
+
 def _warnings(plan: StudyPlan, where: LaunchConfig, store_uri: str) -> Iterator[str]:
     """What may go otherwise than the user of a study expects, a line each."""
     if where.launcher == "slurm" and sqlite_file(store_uri):
@@ -143,9 +164,7 @@ def _tags(plan: StudyPlan, data_sha256: str, model_name: str | None) -> dict[str
     return tags | ({MODEL_NAME: model_name} if model_name else {})
 
 
-def _in_the_precision_of(
-    stored: Collection[tuple[str, int, str | None]], plan: StudyPlan, asked: StudyPlan
-) -> tuple[StudyPlan, str]:
+def _in_the_precision_of(stored: _Results, plan: StudyPlan, asked: StudyPlan) -> tuple[StudyPlan, str]:
     """`plan` in the precision that most of its runs in the store have, if it was `asked` for `auto`; and a line of it.
 
     So a study goes on as it began, on a machine that would begin it otherwise.
