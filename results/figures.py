@@ -255,7 +255,7 @@ FIGURES: Final[Mapping[str, Callable[[], Figure]]] = {
     "w1_stages": partial(losses.by_stage, "w1_survival_original_3e3"),
     "w1_kept": partial(losses.kept, "w1_survival_original_3e3"),
     "w4_relative": partial(losses.by_stage, "w4_relative"),
-    **{study: partial(losses.kept, study) for study in WHY if study == "w4_decoder"},
+    **{study: partial(losses.kept, study) for study in WHY if study in ("w4_decoder", "w4_rate")},
     "w1_activations": partial(activations.grown_by_step, "w1_survival_original_3e3"),
     **{study: partial(block_figure, study) for study in WHY if study.startswith("w2_")},
     "w3_epsilon": epsilon_figure,

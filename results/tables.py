@@ -73,6 +73,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     **{f"{study}_stages": partial(losses.stages, study) for study in WHY if study.startswith("w1_")},
     "w4_relative_stages": partial(losses.stages, "w4_relative"),
     "w4_decoder_stages": partial(losses.stages, "w4_decoder", "none"),
+    "w4_rate_stages": partial(losses.stages, "w4_rate"),
     **{f"{study}_outcome": partial(questions.outcome, study) for study in WHY if study.startswith("w1_")},
     **{f"{study}_pairs": partial(causes.block_pairs, study) for study in WHY if study.startswith("w2_")},
     "activation_rates": activations.by_rate,

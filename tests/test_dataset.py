@@ -173,8 +173,13 @@ def test_validation_patches_are_neighbours_around_the_middle_of_each_object(smal
     )
 
 
-def test_validation_patches_may_be_drawn_as_before_under_the_key_that_they_had(tmp_path: Path) -> None:
+def test_validation_patches_may_be_drawn_as_before_under_the_key_that_they_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = load_or_build(changed(val_choice="random", max_val_patches=5), cache_dir=tmp_path)
+    monkeypatch.setattr(cache, "_SIMULATED_FORMAT", 2)
     drawn = load_or_build(changed(val_choice="random", max_val_patches=5), cache_dir=tmp_path)
+    assert drawn.config_sha256 != now.config_sha256  # other data since then
     assert drawn.config_sha256 == "b757d456f50889d5884a9af2851f2fc7dd43e5ce14988826301d37d3c605f65c"
     assert not neighbours(drawn.val.positions_px, 10)
 

@@ -31,8 +31,9 @@ from fnostab.io.cache import cache_folder
 from fnostab.io.files import is_disk_full, open_binary
 from fnostab.io.locks import file_lock
 
-#: Raise this when the same config shall give other data, or the files of an entry change.
-CACHE_FORMAT: Final = 3
+#: Raise one of these when the same config of that kind shall give other data, or the files of an entry change.
+_SIMULATED_FORMAT: Final = 3
+_MEASURED_FORMAT: Final = 2
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def _build(entry: Path, config: DataConfig, write: Writer, progress: OnPatterns)
             **content,
             "notes": written.notes,
             "warnings": written.warnings,
-            "format": CACHE_FORMAT,
+            "format": _format(config),
             "config": config.model_dump(),
         }
         (partial / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
@@ -156,6 +157,10 @@ def _json_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def _format(config: DataConfig) -> int:
+    return _MEASURED_FORMAT if config.path else _SIMULATED_FORMAT
+
+
 def _config_sha256(config: DataConfig) -> str:
     """The key of the cache: files count by their content, wherever they lie, and `auto` by what it means.
 
@@ -178,7 +183,7 @@ def _config_sha256(config: DataConfig) -> str:
         values["probe"] = _file_sha256(config.probe, "data.probe", f"{', '.join(PROBES)} or ")
     for name in config.left_out:
         del values[name]
-    return _json_sha256({"format": CACHE_FORMAT, "config": values})
+    return _json_sha256({"format": _format(config), "config": values})
 
 
 def _file_sha256(path: str, parameter: str, alternatives: str = "") -> str:
