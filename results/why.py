@@ -24,6 +24,9 @@ _BLOCKS: Final = "w2_block_clip_defocused"
 _EPSILON: Final = "w3_epsilon"
 _ACCIDENT: Final = "w4_relative"
 _DECODER: Final = "w4_decoder"
+_RATE: Final = "w4_rate"
+#: Steps that its runs have.
+_DECODER_STEPS: Final = 384
 _LATER: Final = "w5_layerscale"
 _LONG: Final = "w6_long"
 _CONFIRM: Final = "w6_confirm"
@@ -104,6 +107,31 @@ def accident() -> Pieces:
     yield f"grows {ends(most_grown(run.watched) for run in runs)} times"
     yield f"ups.1 in {sum('ups.1' in stages for stages in lost)} of {len(runs)}"
     yield from decoder()
+    yield from lower_rate()
+
+
+def lower_rate() -> Pieces:
+    """What it says of a lower rate."""
+    yield by_rate()
+    runs = read_runs(_RATE)
+    arms = {arm: of_arm(_RATE, arm) for arm in lost_by_arm(runs)}
+    steps = [min(stages.values()) for run in runs if (stages := lost_stages(run))]
+    late = count(step > _DECODER_STEPS for step in steps)
+    yield f"between steps {min(steps)} and {max(steps)}, {late} after step {_DECODER_STEPS}"
+    grown = [ends(most_grown(run.watched) for run in of) for of in arms.values()]
+    yield f"grows {grown[0]} times at 1e-3 and {grown[1]} times at 3e-3"
+    without = [failed(of) for of in arms.values()]
+    yield f"{without[0]} runs at 1e-3 and {without[1]} at 3e-3 are `inconsistent`"
+    losses, objects = (p_value(_RATE, *arms, by) for by in causes.BY)
+    yield f"by val_loss {losses}, by R {objects}"
+
+
+def by_rate() -> str:
+    """What it, docs/findings.md and docs/results/README.md say of stable at the usual rate and at three times that."""
+    counts = lost_by_arm(read_runs(_RATE))
+    (low, seeds), (high, others) = counts.values()
+    (_, corrected), *_ = p_values(counts).values()
+    return f"{low} of {seeds} runs at 1e-3 and {high} of {others} at 3e-3 ({p_text(corrected)})"
 
 
 def decoder() -> Pieces:

@@ -177,6 +177,7 @@ def findings() -> Pieces:
     yield why.fast_losses()
     yield f"in {why.lost_decoders('none')} runs without a rule"
     yield f"with a weight of 1 in {why.lost_decoders('weight_1')}"
+    yield why.by_rate()
     yield f"({p_value('q1_curved_nophase', 'stable', 'control')})"
     yield f"{rose(arm_runs('pre', SMALL), 1.2)} of pre"
     yield f"with phase ({p_value('q1_curved_phase', 'control', 'agc', 'r_stitched')})"
