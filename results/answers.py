@@ -13,6 +13,7 @@ from results import better_arm, ensemble, losses, why, words
 from results.phrases import (
     Pieces,
     arm_runs,
+    count,
     ends,
     failed,
     largest_gradient,
@@ -80,8 +81,14 @@ def original() -> Pieces:
     zero = _zero_starts()
     gone = [run for run in zero if run.verdict in ("stagnated", "collapsed")]
     yield f"{'None' if not gone else len(gone)} of {len(zero)} runs whose norm weights begin at 0"
-    for verdict, text in (("diverged", "diverged"), ("inconsistent", "are inconsistent")):
-        yield f"{sum(run.verdict == verdict for run in zero)} of {len(zero)} {text}"
+    yield f"{count(run.verdict == 'diverged' for run in zero)} diverged"
+    with_r = [run for run in zero if "val/r_stitched" in run.metrics]
+    apart, together = (
+        [run for run in with_r if (float(run.stored.params["train.overlap_weight"]) > 0) is has]
+        for has in (False, True)
+    )
+    yield f"{count(run.verdict == 'inconsistent' for run in apart)} without the overlap term are inconsistent"
+    yield f"{count(run.verdict == 'inconsistent' for run in together)} with it"
     yield from words.accident()
     yield from why.clipping()
     (thrown,) = of_arm("full_size", "stable")

@@ -53,7 +53,7 @@ class Task(NamedTuple):
     steps: bool = False
 
 
-#: By study, what matters most first: who dies at the original's width, block and clipping at full size, more seeds.
+#: By study, what matters most first: who dies at the original's width, block and clipping at full size, five seeds.
 TASKS: Final[Mapping[str, Task]] = {
     "w1_survival_width32": Task(_STUDIES / "w1_survival_width32.yaml", steps=True),
     "w1_survival_width32_3e3": Task(_STUDIES / "w1_survival_width32_3e3.yaml", steps=True),

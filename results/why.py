@@ -24,9 +24,9 @@ _BLOCKS: Final = "w2_block_clip_defocused"
 _EPSILON: Final = "w3_epsilon"
 _ACCIDENT: Final = "w4_relative"
 _DECODER: Final = "w4_decoder"
-_RATE: Final = "w4_rate"
-#: Steps that its runs have.
+#: Optimizer steps of a run of `_DECODER`.
 _DECODER_STEPS: Final = 384
+_RATE: Final = "w4_rate"
 _LATER: Final = "w5_layerscale"
 _LONG: Final = "w6_long"
 _CONFIRM: Final = "w6_confirm"

@@ -191,7 +191,8 @@ def test_a_study_whose_precision_is_auto_goes_on_in_that_of_its_runs_on_a_machin
     assert view.said == ["train.precision (=auto) is 32-true, as that of 4 runs that the study has"]
 
 
-def test_results_on_another_dataset_do_not_count_and_the_study_says_so(unbroken, tmp_path, monkeypatch):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_results_on_another_dataset_do_not_count_and_the_study_says_so(bf16, unbroken, tmp_path, monkeypatch):
     _use(unbroken[0], monkeypatch)
     assert main(["export", "--study", "small", "--out", str(tmp_path / "small.gz")]) == 0
     ours = _runs()[0].data.tags["dataset_sha256"]
@@ -200,15 +201,16 @@ def test_results_on_another_dataset_do_not_count_and_the_study_says_so(unbroken,
     (tmp_path / "theirs.gz").write_bytes(gzip.compress(exported))
     assert main(["import", "theirs.gz"]) == 0
     (tmp_path / "one.yaml").write_text(_TABLE[: _TABLE.index("  - {name: stable")].replace("[1, 2]", "[1]"))
+    monkeypatch.setattr("fnostab.training.precision.has_bf16", lambda kind: bf16)  # theirs are 32-true
     view = _NoView()
-    outcome = run_study(plan_file(tmp_path / "one.yaml", {}), LaunchConfig("inline"), view)
+    plan = plan_file(tmp_path / "one.yaml", {"train.precision": "auto"})
+    outcome = run_study(plan, LaunchConfig("inline"), view)
     assert outcome.without_result == []
     assert view.finished == {}
     assert [run.data.tags["dataset_sha256"] for run in _runs()].count(ours) == 1
     assert view.said == [
-        f"warning: finished runs that do not count, since this version makes another dataset ({ours[:12]}) of their"
-        " config than they have (bbbbbbbbbbbb): 1; the version and the cache (FNOSTAB_CACHE) that they were trained"
-        " with go on with them"
+        "warning: 1 finished of these runs do not count and are trained again: they have dataset bbbbbbbbbbbb, this"
+        f" study has {ours[:12]} (another version of fnostab made it, or a file has changed)"
     ]
 
 

@@ -47,8 +47,9 @@ def load_or_build(config: DataConfig, *, cache_dir: Path | None = None, progress
     anything is written.
 
     The same config gives the same bytes, whatever the chunks, the number of threads and the processor's FFT: each
-    object has a seed of its own, NumPy draws its noise in one go, and rates are exact to far more than decides a count.
-    A version of NumPy that draws other numbers from a seed gives other data: then the content hash says so.
+    object has a seed of its own, NumPy draws its noise in one go, and rates are in double precision, whose last bit
+    decides one count in 1e16 photons. If it does, or a version of NumPy draws other numbers from a seed, the content
+    hash says so.
     """
     entry = (cache_dir or cache_folder()) / _config_sha256(config)
     if dataset := _load(entry, config):

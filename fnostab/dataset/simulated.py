@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -33,17 +33,17 @@ _MIN_TRAIN_PHOTONS: Final = 100
 class _Plan:
     """What one simulated split is made of, before there are patterns; one noise seed an object."""
 
-    objects: NDArray[Any]
+    objects: NDArray[np.complex64]
     positions_px: NDArray[np.int64]
     object_index: NDArray[np.int64]
     noise_seeds: list[np.random.SeedSequence]
 
-    def patches(self, N: int) -> Iterator[NDArray[Any]]:
+    def patches(self, N: int) -> Iterator[NDArray[np.complex64]]:
         """Chunks of patches in the order of the split."""
         for k in range(len(self.objects)):
             yield from (patches for _, patches in self.patches_of(k, N))
 
-    def patches_of(self, k: int, N: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    def patches_of(self, k: int, N: int) -> Iterator[tuple[int, NDArray[np.complex64]]]:
         """Chunks of the patches of object `k`, each with the place of its first one in the split."""
         places = np.flatnonzero(self.object_index == k)  # without gaps
         chunk = max(1, _CHUNK_PIXELS // N**2)
@@ -70,9 +70,9 @@ def simulated_writer(config: DataConfig) -> Writer:
     if not least <= config.nphotons <= _MAX_PHOTONS:
         raise ValueError(f"`data.nphotons` (={config.nphotons:g}) must be {least:.2g} to {_MAX_PHOTONS:g}")
     # By Parseval the exit wave holds the pattern's energy; `photon_scale` needs no more of a pattern than that.
-    light = np.square(np.abs(probe.astype(np.complex128)))
-    passed = replace(plans["train"], objects=np.square(_magnitudes(plans["train"])))
-    energies = np.concatenate([np.tensordot(shares, light, axes=2) for shares in passed.patches(config.N)])
+    light = np.square(_magnitudes(probe))
+    chunks = plans["train"].patches(config.N)
+    energies = np.concatenate([np.tensordot(np.square(_magnitudes(patches)), light, axes=2) for patches in chunks])
     scale = _settled(optics.photon_scale(np.sqrt(energies)[:, None, None], config.nphotons))
 
     def write(directory: Path, progress: OnPatterns) -> Written:
@@ -119,15 +119,16 @@ def _plans(config: DataConfig) -> dict[str, _Plan]:
 
 def _level(config: DataConfig, train: _Plan) -> float:
     """What the amplitudes of all objects are divided by."""
-    magnitudes = _magnitudes(train)
     if config.object_mean is not None:
-        return float(magnitudes.mean()) / config.object_mean
-    peaks = [patches.max(axis=(1, 2)) for patches in replace(train, objects=magnitudes).patches(config.N)]
+        means = [_magnitudes(one).mean() for one in train.objects]  # one by one, which takes less memory
+        return float(np.mean(means)) / config.object_mean
+    peaks = [_magnitudes(patches).max(axis=(1, 2)) for patches in train.patches(config.N)]
     return float(np.concatenate(peaks).mean())
 
 
-def _magnitudes(plan: _Plan) -> NDArray[np.float64]:
-    return np.abs(plan.objects.astype(np.complex128))
+def _magnitudes(field: NDArray[np.complex64]) -> NDArray[np.float64]:
+    """|field| in double precision."""
+    return np.abs(field.astype(np.complex128))
 
 
 def _settled(value: float) -> float:
@@ -176,12 +177,11 @@ def _patterns(plan: _Plan, probe: NDArray[np.complex64], scale: float) -> Iterat
     last bits then moves no count.
     """
     beam = torch.from_numpy(probe).to(torch.complex128)
-    plan = replace(plan, objects=plan.objects.astype(np.complex128))
 
     def of_object(k: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         rng = np.random.default_rng(plan.noise_seeds[k])
         for place, patches in plan.patches_of(k, len(probe)):
-            amplitudes = optics.far_field_amplitude(torch.from_numpy(patches), beam)
+            amplitudes = optics.far_field_amplitude(torch.from_numpy(patches).to(beam.dtype), beam)
             yield place, optics.poisson_counts(amplitudes, scale, rng)
 
     objects = [of_object(k) for k in range(len(plan.objects))]

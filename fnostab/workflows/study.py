@@ -103,7 +103,7 @@ def run_study(
         runs = Runs(plan, where, view, stored, locks / f"{key}.slurm")
         may_run = looks.all_runs if looks else plan.runs
         runs.plan_more(may_run, only_finished=looks is not None)
-        again = _on_other_data(may_run, stored, by_data, data_sha256)
+        again = _on_other_data(may_run, asked, stored, by_data, data_sha256)
         for line in (words, *again, *_warnings(plan, where, store_uri)):
             if line:
                 view.look(line)
@@ -133,16 +133,23 @@ def run_study(
 
 
 def _on_other_data(
-    runs: Sequence[Planned], stored: _Results, by_data: Mapping[str, _Results], here: str
+    runs: Sequence[Planned], asked: StudyPlan, stored: _Results, by_data: Mapping[str, _Results], here: str
 ) -> Iterator[str]:
-    """Of `runs` that are not `stored` but have results on other data than those `here`, a line for each such data."""
+    """Of `runs` that are not `stored` but have results on other data than those `here`, a line for each such data.
+
+    Those of an arm that was `asked` for in whatever precision count in each.
+    """
+
+    def identities(run: Planned) -> set[tuple[str, int, str | None]]:
+        is_open = asked.arms[run.arm].train.precision == "auto"
+        precisions = ("32-true", "bf16-mixed") if is_open else (run.config.train.precision,)
+        return {(run.arm, run.seed, in_precision(run.config, precision).sha256()) for precision in precisions}
+
     for other, results in by_data.items():
-        identities = ((run.arm, run.seed, run.config.sha256()) for run in runs)
-        if number := sum(identity in results and identity not in stored for identity in identities):
+        if number := sum(any(one in results and one not in stored for one in identities(run)) for run in runs):
             yield (
-                f"warning: finished runs that do not count, since this version makes another dataset ({here[:12]}) of "
-                f"their config than they have ({other[:12]}): {number}; the version and the cache (FNOSTAB_CACHE) that "
-                "they were trained with go on with them"
+                f"warning: {number} finished of these runs do not count and are trained again: they have dataset "
+                f"{other[:12]}, this study has {here[:12]} (another version of fnostab made it, or a file has changed)"
             )
 
 
